@@ -1,0 +1,1 @@
+"""The HTTP gateway in front of the smoothing runtime and the language model."""
