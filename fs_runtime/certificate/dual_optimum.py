@@ -1,0 +1,72 @@
+"""The optimal dual point of the tight bound, by solving its optimality conditions.
+
+Used to build the shipped table and to write down the worst case; nothing that is certified depends on it.
+
+At the optimum of (*) in :mod:`~fs_runtime.certificate.dual_bound` the unit function f ∝ (e^{c (z - x)} - cos B) w +
+sin B w⊥ is a worst case: ⟨w, E[L f]⟩ = 0, so that the angle is θ and not less, and ‖E f‖ = ρ. These are the two
+equations that are solved. The second is written (1 - ‖E f‖) / (1 - ρ) = 1, with 1 - ‖E f‖ as a mean of squares, so
+that it keeps its digits as ρ → 1.
+
+Source: certificate.md section 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import root
+from scipy.special import ndtr
+
+from fs_runtime.certificate._arguments import Array
+from fs_runtime.certificate.dual_bound import ComplexArray, plain_rule, stretched_rule
+from fs_runtime.certificate.dual_table import dual_point
+
+_STRETCH_BELOW = 0.5
+
+
+def solve_dual(reach: float, slack: float, start: tuple[float, float]) -> tuple[float, float]:
+    """The entries of the table at one point.
+
+    Args:
+        reach: Φ⁻¹((1 + ρ) / 2), positive.
+        slack: (1 - c / reach)^(1/4), in (0, 1).
+        start: Location and steepness to start from, for instance those of a neighbour.
+
+    Returns:
+        Location and steepness of the optimal dual point.
+
+    Raises:
+        ArithmeticError: The solver did not converge; start nearer.
+    """
+
+    def residual(entry: Array) -> Array:
+        return _optimality(entry, reach, slack)
+
+    entry = np.asarray(start, dtype=np.float64)
+    for method in ("hybr", "lm"):
+        entry = root(residual, entry, method=method, tol=1e-12).x
+        if np.abs(residual(entry)).max() < 1e-6:
+            return float(entry[0]), float(entry[1])
+    raise ArithmeticError(f"no optimal dual point found at reach {reach}, slack {slack} from {start}")
+
+
+def worst_direction(offset: Array, zeta: complex, ratio: float) -> tuple[Array, Array]:
+    """Components of the worst case along w and w⊥ at offsets z - x; their squares add up to 1."""
+    along = np.expm1(ratio * offset) + 2 * np.sin(ratio * zeta.imag / 2) ** 2
+    across = np.sin(ratio * zeta.imag)
+    length = np.hypot(along, across)
+    return along / length, across / length
+
+
+def _optimality(entry: Array, reach: float, slack: float) -> Array:
+    ratio = np.asarray([reach * (1 - slack**4)])
+    zeta: ComplexArray = dual_point(entry[:1], entry[1:], np.asarray([slack]), ratio)
+    rule = stretched_rule if zeta[0].imag < _STRETCH_BELOW else plain_rule
+    offsets, weights, _ = rule(zeta, ratio)
+    offset, weight = offsets[0], weights[0]
+    along, across = worst_direction(offset, complex(zeta[0]), float(ratio[0]))
+    shifted = weight * np.exp(ratio[0] * offset)  # proportional to the weights of E[L ·]
+    balance = (shifted @ along) / (shifted @ np.abs(along))
+    mean_angle = np.arctan2(weight @ along, weight @ across)
+    angle = np.arctan2(along, across) - mean_angle
+    lost = 2 * (weight @ np.sin(angle / 2) ** 2)  # 1 - ‖E f‖
+    return np.asarray([balance, np.log(lost / (2 * ndtr(-reach)))])

@@ -1,0 +1,81 @@
+"""The interface between a model family's vision part and the smoothing runtime."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image as the encoder reads it, with what the certificate needs to know about how it was made.
+
+    Attributes:
+        pixels: ``(C, H, W)`` float32 in [0, 1] on the host: x of certificate.md, before mean/std normalisation.
+        spectral_norm: ‖A‖₂ of the map from the client's pixels to ``pixels`` (certificate.md section 6).
+        grid: Rows and columns of the token grid, a function of the image's size alone.
+    """
+
+    pixels: Tensor
+    spectral_norm: float
+    grid: tuple[int, int]
+
+
+class VisionEncoder(abc.ABC):
+    """Vision tower and projector of one model family, without its language model.
+
+    Images of one batch share their shape; images of different shapes (families with dynamic resolution) go in
+    different batches. The adapter is a fixed function: evaluation mode, no dropout, no gradient state.
+
+    Attributes:
+        family: The ``model_type`` of the checkpoint, for example ``llava``.
+        fingerprint: SHA-256 over configuration and weights that this adapter read, as ``sha256:<hex>``.
+        device: Where the weights are.
+        dtype: Arithmetic of the encoder.
+        control_tokens: Spellings that the model's tokenizer reads as an image; they are not allowed in plain text.
+    """
+
+    family: str
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    control_tokens: tuple[str, ...]
+
+    @abc.abstractmethod
+    def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
+        """Float preprocessing of one ``(H, W, 3)`` uint8 RGB image. Runs on the host, in any thread."""
+
+    @abc.abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Mean/std normalisation and vision tower.
+
+        Args:
+            x: ``(B, C, H, W)`` pixels around [0, 1], noise included, on ``device``, float32 or ``dtype``.
+
+        Returns:
+            ``(B, T, D)`` token features that the projector reads, in ``dtype``.
+        """
+
+    @abc.abstractmethod
+    def project(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Projector: ``(T, D)`` features of one image to the ``(T', D')`` embeddings of the language model."""
+
+    @abc.abstractmethod
+    def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
+        """What the language model server takes for one image.
+
+        Args:
+            embeddings: ``(T', D')`` from :meth:`project`.
+            image: The image they belong to.
+
+        Returns:
+            ``image_embeds`` and whatever else the family needs beside it, as host arrays.
+
+        Raises:
+            ValueError: Shape or token count are off, or a value is not finite. Such a payload can stop vLLM.
+        """

@@ -1,0 +1,179 @@
+"""LLaVA-1.5 and its kin: one CLIP or SigLIP tower at a fixed resolution, an MLP projector."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.activations import ACT2FN
+from typing_extensions import override
+
+from fs_runtime.encoders.base import PreparedImage, VisionEncoder
+from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
+from fs_runtime.preprocess import ResizeCrop
+
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
+# On disk: `vision_tower.vision_model.…`, with or without a leading `model.`, with or without `vision_model.`.
+_TOWER_KEY = re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?(.+)$")
+_PROJECTOR_KEY = re.compile(r"^(?:model\.)?multi_modal_projector\.(.+)$")
+
+
+class _Projector(nn.Module):
+    """Two linear layers with an activation between (LLaVA-1.5; Liu et al. 2023, section 3)."""
+
+    def __init__(self, config: PreTrainedConfig, width: int) -> None:
+        super().__init__()
+        hidden = config.text_config.hidden_size
+        bias = getattr(config, "multimodal_projector_bias", True)
+        self.linear_1 = nn.Linear(width, hidden, bias=bias)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(hidden, hidden, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(self.act(self.linear_1(features)))
+        return out
+
+
+def _layer_indices(selected: int | list[int], layers: int) -> list[int]:
+    """Indices into the hidden states (0 is the embedding) of the selected layers, as non-negative numbers."""
+    indices = [selected] if isinstance(selected, int) else list(selected)
+    resolved = [index if index >= 0 else layers + 1 + index for index in indices]
+    if not all(0 <= index <= layers for index in resolved):
+        raise CheckpointError(f"vision_feature_layer={selected} does not exist in a tower of {layers} layers")
+    return resolved
+
+
+class LlavaEncoder(VisionEncoder):
+    """Vision tower and projector of a LLaVA checkpoint.
+
+    Layers above the one that the projector reads are neither loaded nor run.
+
+    Args:
+        checkpoint: Where the weights are.
+        device: Where to put them.
+        dtype: Arithmetic of tower and projector.
+
+    Raises:
+        CheckpointError: The checkpoint is not of this family, or is incomplete.
+    """
+
+    family = "llava"
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        raw = checkpoint.config()
+        config = AutoConfig.for_model(**raw)
+        vision = config.vision_config
+        if vision.model_type not in _TOWERS:
+            raise CheckpointError(f"a LLaVA with a {vision.model_type} tower is not supported; use {_TOWERS}")
+        self.device, self.dtype = device, dtype
+        self._geometry, mean, std = _read_processor(checkpoint)
+        side = vision.image_size // vision.patch_size
+        self._grid = (side, side)
+        self._size = (vision.image_size, vision.image_size)
+
+        self._layers = _layer_indices(config.vision_feature_layer, vision.num_hidden_layers)
+        self._single = isinstance(config.vision_feature_layer, int)
+        vision.num_hidden_layers = max(self._layers)
+        self._drop_class_token = config.vision_feature_select_strategy == "default"
+        has_class_token = vision.model_type == "clip_vision_model"
+        if hasattr(vision, "vision_use_head"):
+            vision.vision_use_head = False  # SigLIP's pooling head reads nothing that we use
+        with torch.device("meta"):
+            tower = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                vision, dtype=torch.float32, attn_implementation="sdpa"
+            )
+            projector = _Projector(config, vision.hidden_size * len(self._layers))
+        # The selected hidden states come before this norm, so it is only a cost.
+        inner = getattr(tower, "vision_model", tower)
+        inner.post_layernorm = nn.Identity()
+        prefix = "" if inner is tower else "vision_model."
+
+        def tower_name(key: str) -> str | None:
+            match = _TOWER_KEY.match(key)
+            return prefix + match.group(1) if match else None
+
+        def projector_name(key: str) -> str | None:
+            match = _PROJECTOR_KEY.match(key)
+            return match.group(1) if match else None
+
+        load_weights(tower, checkpoint.tensors(tower_name), "vision tower")
+        load_weights(projector, checkpoint.tensors(projector_name), "projector")
+        _materialise_position_ids(tower)
+        self.fingerprint = fingerprint(
+            {"config": raw, "geometry": repr(self._geometry), "mean": mean, "std": std}, inner, projector
+        )
+        self._tower = tower.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self._projector = projector.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self.tokens = side * side + int(has_class_token) - int(self._drop_class_token)
+        self.embedding_size = int(config.text_config.hidden_size)
+        self.control_tokens = _control_tokens(checkpoint, config)
+
+    @override
+    def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
+        x = self._geometry(image)
+        if x.pixels.shape[1:] != self._size:
+            raise ValueError(f"preprocessing made {x.pixels.shape[1:]}, the encoder reads {self._size}")
+        return PreparedImage(torch.from_numpy(x.pixels), x.spectral_norm, self._grid)
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        pixels = ((x.float() - self._mean) / self._std).to(self.dtype)
+        if self._single:
+            features: Tensor = self._tower(pixel_values=pixels).last_hidden_state  # (B, 1 + T, D)
+        else:
+            states = self._tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+            features = torch.cat([states[index] for index in self._layers], dim=-1)
+        return features[:, 1:] if self._drop_class_token else features
+
+    @override
+    def project(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        projected: Tensor = self._projector(features.to(self.dtype))
+        return projected
+
+    @override
+    def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
+        expected = (self.tokens, self.embedding_size)
+        if tuple(embeddings.shape) != expected:
+            raise ValueError(f"embeddings have shape {tuple(embeddings.shape)}, the language model needs {expected}")
+        if not bool(torch.isfinite(embeddings).all()):
+            raise ValueError("embeddings hold values that are not finite")
+        return {"image_embeds": embeddings.float().cpu().numpy()}
+
+
+def _read_processor(checkpoint: Checkpoint) -> tuple[ResizeCrop, list[float], list[float]]:
+    """Geometry, mean and standard deviation from the image processor's configuration."""
+    config: dict[str, Any] = checkpoint.json("preprocessor_config.json")
+    if not config:  # transformers 5 may keep it inside the processor's own file
+        config = checkpoint.json("processor_config.json").get("image_processor", {})
+    if not config:
+        raise CheckpointError(f"{checkpoint.source} has no preprocessor_config.json")
+    try:
+        geometry = ResizeCrop.from_processor_config(config)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from error
+    if config.get("do_normalize", True):
+        return geometry, list(config["image_mean"]), list(config["image_std"])
+    return geometry, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+
+
+def _materialise_position_ids(tower: nn.Module) -> None:
+    """Gives the non-persistent position indices their values: the meta device left them without."""
+    for module in tower.modules():
+        ids = getattr(module, "position_ids", None)
+        if isinstance(ids, Tensor) and ids.is_meta:
+            module.position_ids = torch.arange(ids.shape[-1]).expand(ids.shape)
+
+
+def _control_tokens(checkpoint: Checkpoint, config: PreTrainedConfig) -> tuple[str, ...]:
+    """The spelling of the image token, from ``tokenizer.json``; ``<image>`` if the checkpoint does not say."""
+    for token in checkpoint.json("tokenizer.json").get("added_tokens", []):
+        if token.get("id") == config.image_token_index:
+            return (str(token["content"]),)
+    return ("<image>",)

@@ -1,0 +1,183 @@
+"""What is proven about one image: the ``robustness`` entry of answers, receipts and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs_runtime.certificate import certified_radius, fcsb, fcsb_radius, score_from_norm, tight_similarity
+from fs_runtime.engine import Granularity, SmoothingResult
+
+Space = Literal["model", "client"]
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateQuery:
+    """What a certificate is asked about.
+
+    Attributes:
+        radius: ℓ2 size of the attack, in pixels of [0, 1].
+        space: Where it is measured: ``client`` on the image as sent, ``model`` on the image the encoder reads.
+        min_similarity: Similarity below which the certificate does not satisfy the caller; None for none.
+    """
+
+    radius: float
+    space: Space = "model"
+    min_similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A certified lower bound and a plug-in estimate of the same quantity; the estimate has no confidence."""
+
+    lower: float
+    estimate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Radius:
+    """One ℓ2 radius, in pixels of [0, 1], on the encoder's image and on the client's."""
+
+    model: float
+    client: float
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """Lower bounds of a cosine similarity; null where nothing is certified.
+
+    Attributes:
+        tight: Best bound that knows only ρ (certificate.md section 3).
+        fcsb: The paper's bound (section 2), for comparison.
+    """
+
+    tight: float | None
+    fcsb: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedRadius:
+    """The largest radius at which a similarity is certified; 0 where none is."""
+
+    similarity: float
+    tight: Radius
+    fcsb: Radius
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """Digests of the weights that f is made of; null for a part that is not there."""
+
+    model: str
+    purifier: str | None
+    mapper: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that the image waited for its first sample, and seconds of the pass."""
+
+    queue_seconds: float
+    smoothing_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRobustness:
+    """The certificate of one image.
+
+    With the stated confidence over the server's own random draws, every image within ``radius`` of the image it
+    received has a smoothed feature whose cosine similarity to this image's smoothed feature is at least ``smoothed``.
+
+    Attributes:
+        certified: Whether ``smoothed.tight`` holds a bound at the asked radius.
+        satisfied: Whether it reaches the asked ``min_similarity``; null if none was asked.
+        sigma: Standard deviation of the noise, in pixels of [0, 1].
+        samples: Noise samples used.
+        confidence: 1 - α.
+        granularity: ``image``: mean over the tokens. ``token``: every token by itself, the worst one reported.
+        stage: Whose output is certified.
+        norm: ρ, the norm of the smoothed unit feature.
+        score: Gaussian robustness score (1 + ρ) / 2.
+        radius: The asked radius in both spaces.
+        smoothed: Certified similarity at that radius of the smoothed features.
+        estimate: The same bounds with the estimate of ρ in place of its lower bound: **not** certified.
+        certified_radius: For similarity 0.5, and for ``min_similarity`` if asked.
+        fingerprints: Digests of model, purifier and mapper.
+        timings: Of this image.
+    """
+
+    certified: bool
+    satisfied: bool | None
+    sigma: float
+    samples: int
+    confidence: float
+    granularity: Granularity
+    stage: Literal["encoder"]
+    norm: Bound
+    score: Bound
+    radius: Radius
+    smoothed: Similarity
+    estimate: Similarity
+    certified_radius: list[CertifiedRadius]
+    fingerprints: Fingerprints
+    timings: Timings
+
+
+def certify(result: SmoothingResult, query: CertificateQuery, fingerprints: Fingerprints) -> ImageRobustness:
+    """Turns the outcome of the smoothing pass into a certificate.
+
+    With token granularity the bound of the worst token is reported: the bounds rise with ρ, and the lower bounds of
+    ρ hold for all tokens at once.
+    """
+    lower = _smallest(result.norm_lower) or 0.0
+    estimate = _smallest(result.norm_estimate)
+    gain = result.spectral_norm
+    radius = (
+        Radius(query.radius * gain, query.radius)
+        if query.space == "client"
+        else Radius(query.radius, query.radius / gain)
+    )
+    smoothed = _similarity(lower, radius.model, result.sigma)
+    wanted = [0.5] if query.min_similarity in (None, 0.5) else [0.5, query.min_similarity]
+    return ImageRobustness(
+        certified=smoothed.tight is not None,
+        satisfied=None if query.min_similarity is None else (smoothed.tight or 0.0) >= query.min_similarity,
+        sigma=result.sigma,
+        samples=result.samples,
+        confidence=result.confidence,
+        granularity=result.granularity,
+        stage="encoder",
+        norm=Bound(lower, estimate),
+        score=Bound(score_from_norm(lower), None if estimate is None else score_from_norm(estimate)),
+        radius=radius,
+        smoothed=smoothed,
+        estimate=_similarity(estimate, radius.model, result.sigma),
+        certified_radius=[
+            _certified_radius(lower, result.sigma, similarity, gain) for similarity in wanted if similarity
+        ],
+        fingerprints=fingerprints,
+        timings=Timings(result.queue_seconds, result.smoothing_seconds),
+    )
+
+
+def _smallest(norm: float | NDArray[np.float64] | None) -> float | None:
+    return None if norm is None else float(np.min(norm))
+
+
+def _similarity(norm: float | None, radius: float, sigma: float) -> Similarity:
+    if norm is None or sigma == 0:
+        return Similarity(None, None)
+    tight = tight_similarity(norm, radius, sigma)
+    paper = fcsb(score_from_norm(norm), radius, sigma)
+    return Similarity(tight or None, paper or None)
+
+
+def _certified_radius(norm: float, sigma: float, similarity: float, gain: float) -> CertifiedRadius:
+    if sigma == 0:
+        return CertifiedRadius(similarity, Radius(0.0, 0.0), Radius(0.0, 0.0))
+    tight = certified_radius(norm, sigma, similarity)
+    paper = fcsb_radius(score_from_norm(norm), sigma, similarity)
+    return CertifiedRadius(similarity, Radius(tight, tight / gain), Radius(paper, paper / gain))

@@ -1,0 +1,47 @@
+"""``POST /v1/certify``: image in, certificate out, no language model."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from server.api.chat import CLIENT_CLOSED_REQUEST
+from server.api.dependencies import ClientGoneError, check_key, check_model, gateway_of, read_body, while_connected
+from server.api.schemas import CertifyRequest, CertifyResponse, ErrorBody
+from server.smoothing import ImageSource
+
+router = APIRouter()
+
+_REQUEST_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": CertifyRequest.model_json_schema()}},
+}
+
+
+@router.post(
+    "/v1/certify",
+    dependencies=[Depends(check_key)],
+    openapi_extra={"requestBody": _REQUEST_BODY},
+    responses={200: {"model": CertifyResponse}, 400: {"model": ErrorBody}, 422: {"model": ErrorBody}},
+    summary="Certify one image.",
+)
+async def certify(request: Request) -> Response:
+    """Smooths and certifies one image."""
+    gateway = gateway_of(request)
+    body, _ = await read_body(request, CertifyRequest)
+    check_model(gateway, body.model)
+    source = ImageSource(body.image, "image")
+    try:
+        _, robustness = await while_connected(request, gateway.smoothing.run([source], body.robustness))
+    except ClientGoneError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    answer = CertifyResponse(
+        id=f"cert-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=gateway.settings.model_name,
+        robustness=robustness,
+    )
+    return JSONResponse(answer.model_dump(mode="json"))

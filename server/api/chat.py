@@ -1,0 +1,227 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from server.api.dependencies import (
+    ClientGoneError,
+    Gateway,
+    check_key,
+    check_model,
+    gateway_of,
+    read_body,
+    request_id_of,
+    while_connected,
+)
+from server.api.schemas import (
+    REFUSED_FIELDS,
+    TEXT_PARTS,
+    ChatCompletionRequest,
+    ContentPart,
+    ErrorBody,
+    Robustness,
+)
+from server.errors import ApiError, invalid
+from server.language_models.base import IMAGE_PART, ChatRequest
+from server.smoothing import ImageSource
+
+router = APIRouter()
+log = structlog.get_logger("server.chat")
+
+CLIENT_CLOSED_REQUEST = 499
+_EXAMPLE = {
+    "model": "fs-reference",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What colour is the circle?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}},
+            ],
+        }
+    ],
+    "robustness": {"sigma": 0.1, "samples": 64, "radius": 0.05},
+}
+_REQUEST_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema(), "example": _EXAMPLE}},
+}
+
+
+@router.post(
+    "/v1/chat/completions",
+    dependencies=[Depends(check_key)],
+    openapi_extra={"requestBody": _REQUEST_BODY},
+    responses={400: {"model": ErrorBody}, 422: {"model": ErrorBody}},
+    summary="Answer a conversation; its images are smoothed and certified first.",
+)
+async def chat_completions(request: Request) -> Response:
+    """OpenAI's chat completions; the answer carries one more object, ``robustness``."""
+    gateway = gateway_of(request)
+    chat, body = await read_body(request, ChatCompletionRequest)
+    check_model(gateway, chat.model)
+    body.pop("robustness", None)
+    _refuse_fields(body, "")
+    sources = _take_images(chat, body, gateway.engine.encoder.control_tokens)
+    try:
+        payloads, robustness = await while_connected(request, gateway.smoothing.run(sources, chat.robustness))
+        language_request = ChatRequest(body, payloads, request_id_of(request))
+        headers = _headers(robustness)
+        if chat.stream:
+            return await _start_stream(gateway, language_request, robustness, headers)
+        start = time.perf_counter()
+        answer = await while_connected(request, gateway.language_model.complete(language_request))
+    except ClientGoneError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except ApiError as error:
+        _count_upstream(gateway, error)
+        raise
+    gateway.metrics.stage_seconds.labels(stage="language_model").observe(time.perf_counter() - start)
+    answer["robustness"] = robustness.model_dump(mode="json")
+    return JSONResponse(answer, headers=headers)
+
+
+async def _start_stream(
+    gateway: Gateway, request: ChatRequest, robustness: Robustness, headers: dict[str, str]
+) -> StreamingResponse:
+    """Waits for the first chunk, so that an early failure is still an ordinary error answer."""
+    start = time.perf_counter()
+    chunks = gateway.language_model.stream(request)
+    try:
+        first = await anext(chunks)
+    except StopAsyncIteration:
+        raise ApiError(502, "the language model sent no answer; try again", code="language_model_broken_off") from None
+    gateway.metrics.stage_seconds.labels(stage="first_token").observe(time.perf_counter() - start)
+
+    async def stream() -> AsyncIterator[str]:
+        async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
+            try:
+                async for chunk in _with_robustness(first, chunks, robustness):
+                    yield _event(chunk)
+            except ApiError as error:
+                _count_upstream(gateway, error)
+                yield _event(error.body())
+            except Exception:
+                log.exception("stream failed")
+                yield _event(
+                    ApiError(500, "internal error; the server's log has the cause", code="internal_error").body()
+                )
+            yield "data: [DONE]\n\n"
+        gateway.metrics.stage_seconds.labels(stage="language_model").observe(time.perf_counter() - start)
+
+    headers = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
+
+
+async def _with_robustness(
+    first: dict[str, Any], rest: AsyncIterator[dict[str, Any]], robustness: Robustness
+) -> AsyncIterator[dict[str, Any]]:
+    """Adds ``robustness`` to the last chunk.
+
+    Only chunks that may be the last (all choices finished, or usage) are held back until the next one is here, so
+    no token is late.
+    """
+    held: dict[str, Any] | None = None
+    async for chunk in _chain(first, rest):
+        if held is not None:
+            yield held
+        held = chunk if all(choice.get("finish_reason") for choice in chunk.get("choices", [])) else None
+        if held is None:
+            yield chunk
+    last = held or {"object": "chat.completion.chunk", "choices": []}
+    yield {**last, "robustness": robustness.model_dump(mode="json")}
+
+
+async def _chain(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _headers(robustness: Robustness) -> dict[str, str]:
+    """The compact form, known before the first token."""
+    if not robustness.images:
+        return {"x-robustness-certified": "none"}
+    worst = min(robustness.images, key=lambda image: image.smoothed.tight or 0.0)
+    return {
+        "x-robustness-certified": str(robustness.certified).lower(),
+        "x-robustness-similarity": f"{worst.smoothed.tight or 0.0:.6f}",
+        "x-robustness-radius": f"{worst.radius.model:.6g}",
+        "x-robustness-sigma": f"{worst.sigma:g}",
+        "x-robustness-samples": str(worst.samples),
+        "x-robustness-confidence": f"{worst.confidence:g}",
+    }
+
+
+def _refuse_fields(fields: dict[str, Any], path: str) -> None:
+    """Refuses pass-through fields that could harm the language model server or smuggle in an image."""
+    for name in sorted(REFUSED_FIELDS & fields.keys()):
+        raise invalid(f"{path}{name} may not be sent to this server; leave it out", f"{path}{name}", "field_refused")
+
+
+def _take_images(
+    chat: ChatCompletionRequest, body: dict[str, Any], control_tokens: tuple[str, ...]
+) -> list[ImageSource]:
+    """Puts placeholders where the images were, in ``body``, and returns the images in order.
+
+    Every content part is checked: a kind that is not known here could be an image that nobody smoothed. The model's
+    own image tokens are defused in text, where they would be taken for further images.
+    """
+    sources: list[ImageSource] = []
+    for m, (message, raw) in enumerate(zip(chat.messages, body["messages"], strict=True)):
+        _refuse_fields(raw, f"messages.{m}.")
+        if isinstance(message.content, str):
+            raw["content"] = _defuse(message.content, control_tokens)
+        if not isinstance(message.content, list):
+            continue
+        for p, part in enumerate(message.content):
+            path = f"messages.{m}.content.{p}"
+            _refuse_fields(raw["content"][p], f"{path}.")
+            if part.type == "image_url":
+                sources.append(ImageSource(_url_of(part, path), f"{path}.image_url.url"))
+                raw["content"][p] = {"type": IMAGE_PART, "index": len(sources) - 1}
+            elif part.type in TEXT_PARTS:
+                for key, value in raw["content"][p].items():
+                    if isinstance(value, str) and key != "type":
+                        raw["content"][p][key] = _defuse(value, control_tokens)
+            else:
+                raise invalid(
+                    f"{path}.type {part.type!r} is not accepted here; use text or image_url",
+                    f"{path}.type",
+                    "field_refused" if part.type == "image_embeds" else "invalid_value",
+                )
+    return sources
+
+
+def _url_of(part: ContentPart, path: str) -> str:
+    extra = set(part.model_extra or {})
+    if part.image_url is None or extra or part.text is not None:
+        raise invalid(
+            f'{path} must have the form {{"type": "image_url", "image_url": {{"url": "data:image/png;base64,…"}}}}',
+            path,
+        )
+    return part.image_url.url
+
+
+def _defuse(text: str, control_tokens: tuple[str, ...]) -> str:
+    for token in control_tokens:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _count_upstream(gateway: Gateway, error: ApiError) -> None:
+    if error.code.startswith("language_model_"):
+        gateway.metrics.upstream_errors.labels(code=error.code).inc()

@@ -1,0 +1,141 @@
+"""What routes share: the gateway's parts, the caller's key, the body, and the caller's patience."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from fs_runtime.engine import SmoothingEngine
+from server.errors import ApiError, from_validation, invalid
+from server.language_models.base import LanguageModel
+from server.metrics import Metrics
+from server.settings import Settings
+from server.smoothing import SmoothingService
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of a running gateway."""
+
+    settings: Settings
+    engine: SmoothingEngine
+    language_model: LanguageModel
+    smoothing: SmoothingService
+    metrics: Metrics
+    started: int
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway that serves this request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def request_id_of(request: Request) -> str:
+    """The id that the middleware gave this request."""
+    return str(request.state.request_id)
+
+
+def check_key(request: Request) -> None:
+    """Lets a request pass if the operator set no keys, or if it carries one of them.
+
+    Raises:
+        ApiError: 401.
+    """
+    keys = gateway_of(request).settings.api_keys
+    if not keys:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not any([_same(given, key) for key in keys]):  # noqa: C419 (no early exit)
+        raise ApiError(
+            401,
+            "missing or wrong API key; send it as 'Authorization: Bearer <key>'",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+
+def _same(given: str, key: SecretStr) -> bool:
+    """Compares digests, so that the time taken tells nothing about the key, its length included."""
+    digests = [hashlib.sha256(text.encode()).digest() for text in (given, key.get_secret_value())]
+    return hmac.compare_digest(*digests)
+
+
+def check_model(gateway: Gateway, model: str | None) -> None:
+    """Raises a 404 for a model that is not served here."""
+    if model is not None and model != gateway.settings.model_name:
+        raise ApiError(
+            404,
+            f"the model {model!r} is not served here; use {gateway.settings.model_name!r}",
+            code="model_not_found",
+            param="model",
+        )
+
+
+async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any]]:
+    """Reads and validates a JSON body.
+
+    Returns:
+        The validated request, and the body as it was sent.
+
+    Raises:
+        ApiError: 400, naming the field at fault.
+    """
+    raw = await request.body()
+
+    def parse() -> tuple[M, dict[str, Any]]:  # off the event loop: bodies can have megabytes
+        try:
+            data = json.loads(raw, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise invalid(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        if not isinstance(data, dict):
+            raise invalid("the body must be a JSON object", code="invalid_json")
+        try:
+            return schema.model_validate(data), data
+        except ValidationError as error:
+            raise from_validation(error) from None
+
+    return await asyncio.to_thread(parse)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Awaits ``work``, and cancels it when the client leaves.
+
+    Raises:
+        ClientGoneError: The client left first.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has left. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

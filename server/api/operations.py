@@ -1,0 +1,47 @@
+"""What operators and their tools read: models, health and metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server.api.dependencies import check_key, gateway_of
+from server.api.schemas import Model, ModelList
+
+router = APIRouter()
+
+
+@router.get("/v1/models", dependencies=[Depends(check_key)], summary="The models that are served here.")
+async def models(request: Request) -> ModelList:
+    """OpenAI's list of models, with the fingerprint that certificates name."""
+    gateway = gateway_of(request)
+    encoder = gateway.engine.encoder
+    name = gateway.settings.model_name
+    return ModelList(
+        data=[Model(id=name, created=gateway.started, fingerprint=encoder.fingerprint, family=encoder.family)]
+    )
+
+
+@router.get("/livez", summary="Whether the process works; restart it if not.")
+async def livez(request: Request) -> Response:
+    """200 while the thread that runs the smoothing passes is alive, else 503."""
+    alive = gateway_of(request).engine.alive
+    return JSONResponse({"live": alive}, status_code=200 if alive else 503)
+
+
+@router.get("/readyz", summary="Whether requests can be answered now.")
+async def readyz(request: Request) -> Response:
+    """200 when the engine is warm and the language model answers its health check, else 503."""
+    gateway = gateway_of(request)
+    parts = {"engine": gateway.engine.alive, "language_model": await gateway.language_model.ready()}
+    ready = all(parts.values())
+    return JSONResponse({"ready": ready, **parts}, status_code=200 if ready else 503)
+
+
+@router.get("/metrics", summary="Prometheus metrics.")
+async def metrics(request: Request) -> Response:
+    """All metrics in Prometheus' text format."""
+    gateway = gateway_of(request)
+    gateway.metrics.queued_samples.set(gateway.engine.queued_samples)
+    return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)

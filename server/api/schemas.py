@@ -1,0 +1,186 @@
+"""Request and answer bodies. Chat requests extend OpenAI's by one object, ``robustness``; the rest passes through."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from fs_runtime.robustness import ImageRobustness
+
+# What could harm the language model server, or make it read an image that was not smoothed (design.md).
+REFUSED_FIELDS = frozenset(
+    {
+        "image_embeds",
+        "prompt_embeds",
+        "uuid",
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "kv_transfer_params",
+        "ec_transfer_params",
+    }
+)
+TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
+
+
+class RobustnessOptions(BaseModel):
+    """What the caller may ask of smoothing and certificate. Every field has an operator's default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sigma: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Noise level in pixels of [0, 1]; 0 is off."
+    )
+    samples: int | None = Field(None, ge=1, strict=True, description="Noise samples for each image.")
+    confidence: float | None = Field(
+        None, gt=0, lt=1, description="Probability that the certificate holds, over the server's draws."
+    )
+    radius: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="l2 size of the attack in pixels of [0, 1]."
+    )
+    space: Literal["model", "client"] = Field(
+        "model", description="Whether the radius is measured on the encoder's image or on the image as sent."
+    )
+    granularity: Literal["image", "token"] = Field(
+        "image", description="One certificate for the mean over tokens, or for every token by itself."
+    )
+    min_similarity: float | None = Field(
+        None, ge=0, le=1, description="Certified similarity that every image must reach."
+    )
+    on_failure: Literal["reject", "flag"] | None = Field(
+        None, description="Below min_similarity: answer 422, or answer and say so."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**64, strict=True, description="Fixes the noise; only where the operator allows it."
+    )
+
+
+class ImageUrl(BaseModel):
+    """Where an image is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(description="data:image/png;base64,…")
+    detail: str | None = None
+
+
+class ContentPart(BaseModel):
+    """One part of a message: text, or an image."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+
+class ChatMessage(BaseModel):
+    """One message of the conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Annotated[str, StringConstraints(min_length=1)]
+    content: str | list[ContentPart] | None = None
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's options of a stream."""
+
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool | None = None
+
+
+class ChatCompletionRequest(BaseModel):
+    """OpenAI's chat completion request, with ``robustness``. Other fields go to the language model untouched."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    robustness: RobustnessOptions = Field(default_factory=RobustnessOptions)
+
+
+class CertifyRequest(BaseModel):
+    """One image to certify, without a language model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="Name of the model; may be left out.")
+    image: str = Field(description="data:image/png;base64,…")
+    robustness: RobustnessOptions = Field(default_factory=RobustnessOptions)
+
+
+class Robustness(BaseModel):
+    """The object that is added to every answer.
+
+    ``certified`` is true when every image has a bound at its radius, false when one has none, and null when there
+    was no image, hence nothing to certify.
+    """
+
+    certified: bool | None
+    satisfied: bool | None = Field(None, description="Whether every image reached min_similarity; null if not asked.")
+    detail: str
+    images: list[ImageRobustness]
+
+    @classmethod
+    def of(cls, images: list[ImageRobustness]) -> Robustness:
+        """Sums up the images of one request."""
+        if not images:
+            return cls(certified=None, detail="nothing to certify: the request holds no image", images=[])
+        failed = [str(index) for index, image in enumerate(images) if not image.certified]
+        if not failed:
+            detail = "every image has a certified similarity at its radius"
+        else:
+            detail = (
+                f"no similarity is certified at the radius for image {', '.join(failed)}: ask for more samples, a "
+                "larger sigma or a smaller radius"
+            )
+        wanted = [image.satisfied for image in images if image.satisfied is not None]
+        return cls(certified=not failed, satisfied=all(wanted) if wanted else None, detail=detail, images=images)
+
+
+class CertifyResponse(BaseModel):
+    """Answer of ``/v1/certify``."""
+
+    id: str
+    object: Literal["certificate"] = "certificate"
+    created: int
+    model: str
+    robustness: Robustness
+
+
+class Model(BaseModel):
+    """One entry of ``/v1/models``."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "fs-serve"
+    fingerprint: str = Field(description="Digest of the vision part that is certified.")
+    family: str
+
+
+class ModelList(BaseModel):
+    """Answer of ``/v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error answer."""
+
+    error: ErrorDetail
+    robustness: dict[str, Any] | None = None

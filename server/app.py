@@ -1,0 +1,106 @@
+"""Assembles the gateway: settings in, ASGI application out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from fs_runtime import __version__
+from fs_runtime.embedded import EmbeddedModel
+from fs_runtime.engine import SmoothingEngine
+from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
+from fs_runtime.reference import reference_model_path
+from server.api import certify, chat, operations
+from server.api.dependencies import Gateway
+from server.errors import install_handlers
+from server.language_models.base import LanguageModel
+from server.language_models.embedded import EmbeddedLanguageModel
+from server.language_models.vllm import VllmLanguageModel
+from server.metrics import Metrics
+from server.middleware import AccessMiddleware, BodyLimitMiddleware, RequestIdMiddleware
+from server.settings import Settings
+from server.smoothing import SmoothingService
+
+
+def checkpoint_of(settings: Settings) -> str:
+    """Folder or hub id of the configured model."""
+    return str(reference_model_path()) if settings.model == "reference" else settings.model
+
+
+def build_engine(settings: Settings) -> SmoothingEngine:
+    """Loads the vision part, starts the engine and warms it up."""
+    engine = load_engine(
+        checkpoint_of(settings),
+        revision=settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        max_queued_samples=settings.max_queued_samples,
+    )
+    engine.warm_up()
+    return engine
+
+
+def build_language_model(settings: Settings) -> LanguageModel:
+    """Loads the embedded language model, or makes the client of the vLLM server."""
+    if settings.language_model == "vllm":
+        return VllmLanguageModel(settings, settings.model_name)
+    device = resolve_device(settings.device)
+    model = EmbeddedModel(
+        checkpoint_of(settings),
+        revision=settings.revision,
+        device=device,
+        dtype=resolve_dtype(settings.dtype, device),
+    )
+    return EmbeddedLanguageModel(settings, model, settings.model_name)
+
+
+def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> FastAPI:
+    """Makes the application.
+
+    Args:
+        settings: The operator's settings.
+        engine: A running engine to share, which the caller closes; None loads one at start and closes it at the end.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
+        language_model = await asyncio.to_thread(build_language_model, settings)
+        app.state.gateway = Gateway(
+            settings=settings,
+            engine=running,
+            language_model=language_model,
+            smoothing=SmoothingService(settings, running, metrics),
+            metrics=metrics,
+            started=int(time.time()),
+        )
+        try:
+            yield
+        finally:
+            await language_model.close()
+            if engine is None:
+                await asyncio.to_thread(running.close)
+
+    app = FastAPI(
+        title="FS-Serve",
+        version=__version__,
+        summary="Certified feature-space smoothing in front of a multimodal language model.",
+        lifespan=lifespan,
+        # No page of ours loads scripts from elsewhere; the document itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+    )
+    for module in (chat, certify, operations):
+        app.include_router(module.router)
+    install_handlers(app)
+    # The last one added sees a request first.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(AccessMiddleware, metrics=metrics)
+    app.add_middleware(RequestIdMiddleware)
+    return app

@@ -1,0 +1,162 @@
+"""The ``fs-serve`` command: ``serve`` and ``ask`` here, the runtime's commands beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fs_runtime import __version__
+from fs_runtime.cli import JsonOption, ModelOption, add_commands
+
+app = typer.Typer(
+    name="fs-serve",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Certified feature-space smoothing in front of a multimodal language model.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Certified feature-space smoothing in front of a multimodal language model."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+# Flags, their help and their order of precedence all come from Settings, so the command takes its arguments raw.
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def serve(context: typer.Context) -> None:
+    """Start the gateway. `fs-serve serve --help` lists every setting; `--config FILE` reads them from YAML."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from server.run import run
+    from server.settings import CONFIG_FILE_VARIABLE, Settings
+
+    arguments = list(context.args)
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            os.environ[CONFIG_FILE_VARIABLE] = arguments[index + 1]
+            del arguments[index : index + 2]
+            break
+        if argument.startswith("--config="):
+            os.environ[CONFIG_FILE_VARIABLE] = argument.partition("=")[2]
+            del arguments[index]
+            break
+    try:
+        settings = Settings(_cli_parse_args=arguments, _cli_prog_name="fs-serve serve")
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            typer.echo(f"setting {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}", err=True)
+        raise typer.Exit(2) from None
+    except (SettingsError, FileNotFoundError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Picture to ask about.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    url: Annotated[
+        str | None, typer.Option(envvar="FS_URL", help="A running gateway; without it the model is loaded here.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="FS_API_KEY", help="Key for that gateway.")] = None,
+    model: ModelOption = "reference",
+    sigma: Annotated[float | None, typer.Option(min=0.0, help="Noise level; 0 switches smoothing off.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Noise samples.")] = None,
+    radius: Annotated[float | None, typer.Option(min=0.0, help="l2 radius to certify at.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask one question about one picture and show the answer with what is certified."""
+    options = {"sigma": sigma, "samples": samples, "radius": radius}
+    suffix = {".jpg": "jpeg", ".jpeg": "jpeg"}.get(image.suffix.lower(), image.suffix.lower().strip(".") or "png")
+    picture = f"data:image/{suffix};base64,{base64.b64encode(image.read_bytes()).decode()}"
+    body: dict[str, Any] = {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}],
+            }
+        ],
+        "temperature": 0,
+        "robustness": {name: value for name, value in options.items() if value is not None},
+    }
+    status, answer = asyncio.run(_ask(body, url, api_key, model))
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    elif status == 200:
+        _show(answer)
+    else:
+        typer.echo(f"error {status}: {answer['error']['message']}", err=True)
+    raise typer.Exit(0 if status == 200 else 1)
+
+
+async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model: str) -> tuple[int, dict[str, Any]]:
+    """Asks a running gateway, or one made for this question alone."""
+    import httpx
+
+    async def post(client: httpx.AsyncClient) -> tuple[int, dict[str, Any]]:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        listed = await client.get("/v1/models", headers=headers)
+        if listed.status_code == 200:
+            body["model"] = listed.json()["data"][0]["id"]
+            listed = await client.post("/v1/chat/completions", json=body, headers=headers)
+        return listed.status_code, listed.json()
+
+    if url:
+        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+            try:
+                return await post(client)
+            except httpx.HTTPError as error:
+                typer.echo(f"no gateway answers at {url}: {error or type(error).__name__}", err=True)
+                raise typer.Exit(1) from None
+
+    from server.app import create_app
+    from server.settings import Settings
+
+    settings = Settings(model=model, language_model="embedded", api_keys=[])
+    application = create_app(settings)
+    async with application.router.lifespan_context(application):
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://fs-serve", timeout=300) as client:
+            return await post(client)
+
+
+def _show(answer: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(answer["choices"][0]["message"]["content"])
+    for certificate in answer["robustness"]["images"]:
+        radius = f"within an ℓ2 radius of {certificate['radius']['model']:.4g} (pixels in [0, 1])"
+        if certificate["certified"]:
+            console.print(
+                f"[dim]With {certificate['confidence']:.1%} confidence the smoothed features of every image {radius} "
+                f"have a cosine similarity of at least {certificate['smoothed']['tight']:.4f} to those of this one "
+                f"(σ = {certificate['sigma']:g}, {certificate['samples']} samples).[/dim]"
+            )
+        else:
+            console.print(f"[dim]No similarity is certified {radius}: take more samples or a smaller radius.[/dim]")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    add_commands(app)
+    app(prog_name="fs-serve")
+
+
+if __name__ == "__main__":
+    main()

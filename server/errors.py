@@ -1,0 +1,109 @@
+"""Errors in OpenAI's shape: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "certificate_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong and what to do about it, for the person who reads it.
+        code: Short name for programs.
+        param: The field at fault, as a path into the request.
+        headers: Additional headers, for example ``Retry-After``.
+        extra: Further top-level objects of the body, for example ``robustness``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+        self.extra = extra or {}
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        kind = _TYPES.get(self.status, "server_error")
+        return {
+            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
+            **self.extra,
+        }
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A 400 that names the field."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """A 400 that names the first field at fault, and how many others there are."""
+    problems = error.errors(include_url=False, include_input=False)
+    # Where a value may be one of several types, the alternative that came furthest tells most.
+    worst = max(problems, key=lambda problem: len(problem["loc"]))
+    path = _path(worst["loc"])
+    others = {other for other in map(_path, (problem["loc"] for problem in problems)) if not path.startswith(other)}
+    message = worst["msg"].removeprefix("Value error, ")
+    more = f" ({len(others)} further fields are invalid)" if others else ""
+    code = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter"}.get(worst["type"], "invalid_value")
+    return ApiError(400, f"{path or 'body'}: {message}{more}", code=code, param=path or None)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """The field as a caller would write it: `str` and `list[…]` name alternatives of a union, not fields."""
+    return ".".join(str(part) for part in location if part != "str" and "[" not in str(part))
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Makes every error of the application leave in OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "unknown_url", 405: "method_not_allowed"}
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        api_error = ApiError(error.status_code, message, code=codes.get(error.status_code, "http_error"))
+        api_error.headers = dict(error.headers or {})
+        return api_error.response()
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        # The cause is in the log; strangers get no inside view.
+        return ApiError(500, "internal error; the server's log has the cause", code="internal_error").response()

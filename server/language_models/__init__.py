@@ -1,0 +1,1 @@
+"""The language model behind the gateway: a vLLM server, or one inside this process."""

@@ -1,0 +1,186 @@
+"""The language model inside this process: no other server needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fs_runtime.embedded import EmbeddedModel, Generation, Piece, Prompt, PromptError
+from server.errors import from_validation, invalid
+from server.language_models.base import IMAGE_PART, ChatRequest
+from server.settings import Settings
+
+T = TypeVar("T")
+
+
+class _Options(BaseModel):
+    """The part of OpenAI's request that this back end understands; the rest must be absent or without effect."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+    def generation(self, default_length: int) -> Generation:
+        """What the model is told."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Generation(
+            max_new_tokens=self.max_completion_tokens or self.max_tokens or default_length,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=self.seed,
+        )
+
+
+class EmbeddedLanguageModel:
+    """Runs :class:`fs_runtime.embedded.EmbeddedModel` on one thread, so that answers are made one after the other.
+
+    Args:
+        settings: Which checkpoint, and the default length of an answer.
+        model: The loaded model.
+        model_name: Name under which answers leave the gateway.
+    """
+
+    def __init__(self, settings: Settings, model: EmbeddedModel, model_name: str) -> None:
+        self._model = model
+        self._model_name = model_name
+        self._default_length = settings.max_new_tokens
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="language-model")
+
+    async def complete(self, request: ChatRequest) -> dict[str, Any]:
+        """See :class:`LanguageModel`."""
+        prompt, options = await self._prepare(request)
+        texts: list[str] = []
+        async for piece in self._pieces(prompt, options):
+            texts.append(piece.text)
+        return {
+            **self._frame("chat.completion"),
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
+                    "finish_reason": piece.finish_reason,
+                    "logprobs": None,
+                }
+            ],
+            "usage": _usage(prompt, piece),
+        }
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
+        """See :class:`LanguageModel`."""
+        prompt, options = await self._prepare(request)
+        frame = self._frame("chat.completion.chunk")
+
+        def chunk(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+            return {**frame, "choices": [choice]}
+
+        yield chunk({"role": "assistant", "content": ""})
+        async for piece in self._pieces(prompt, options):
+            if piece.text:
+                yield chunk({"content": piece.text})
+        yield chunk({}, piece.finish_reason)
+        if (request.body.get("stream_options") or {}).get("include_usage"):
+            yield {**frame, "choices": [], "usage": _usage(prompt, piece)}
+
+    async def ready(self) -> bool:
+        """Always: it was loaded at start."""
+        return True
+
+    async def close(self) -> None:
+        """Waits for the answer in progress."""
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+
+    async def _prepare(self, request: ChatRequest) -> tuple[Prompt, Generation]:
+        body = {key: value for key, value in request.body.items() if key not in ("model", "messages")}
+        try:
+            options = _Options.model_validate(body).generation(self._default_length)
+        except ValidationError as error:
+            api_error = from_validation(error)
+            api_error.message += "; the embedded language model knows " + ", ".join(_Options.model_fields)
+            raise api_error from None
+        try:
+            prompt = await self._on_thread(lambda: self._model.prompt(_template_messages(request), request.images))
+        except PromptError as error:
+            raise invalid(str(error), "messages") from error
+        if prompt.length >= self._model.context_length:
+            raise invalid(
+                f"the conversation has {prompt.length} tokens, the model reads {self._model.context_length - 1}: "
+                "send fewer images or less text",
+                "messages",
+                "context_length_exceeded",
+            )
+        return prompt, options
+
+    async def _pieces(self, prompt: Prompt, options: Generation) -> AsyncIterator[Piece]:
+        """Pieces as they are made; leaving the loop stops the model."""
+        cancelled = threading.Event()
+        pieces = self._model.generate(prompt, options, cancelled)
+        try:
+            while (piece := await self._on_thread(lambda: next(pieces, None))) is not None:
+                yield piece
+        finally:
+            cancelled.set()
+
+    async def _on_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _frame(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._model_name,
+        }
+
+
+def _usage(prompt: Prompt, last: Piece) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt.length,
+        "completion_tokens": last.tokens,
+        "total_tokens": prompt.length + last.tokens,
+    }
+
+
+def _template_messages(request: ChatRequest) -> list[dict[str, Any]]:
+    """Messages as chat templates take them: every content a list of parts.
+
+    Raises:
+        ApiError: A message has something that the embedded model cannot read, such as a tool call.
+    """
+    messages = []
+    for index, message in enumerate(request.body["messages"]):
+        if message["role"] not in ("system", "user", "assistant"):
+            raise invalid(
+                f"messages.{index}.role: the embedded language model knows system, user and assistant",
+                f"messages.{index}.role",
+            )
+        content = message.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        messages.append(
+            {
+                "role": message["role"],
+                "content": [{"type": "image"} if part["type"] == IMAGE_PART else part for part in parts],
+            }
+        )
+    return messages

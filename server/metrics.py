@@ -1,0 +1,83 @@
+"""Prometheus metrics: base units, bounded labels."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from fs_runtime import __version__
+from fs_runtime.robustness import ImageRobustness
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+# Denser towards 1, where certificates live.
+_SIMILARITY = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
+
+
+class Metrics:
+    """All metrics of one gateway, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "fs_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "fs_request_duration_seconds",
+            "Time from the first byte in to the last byte out.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.requests_in_flight = Gauge("fs_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.stage_seconds = Histogram(
+            "fs_stage_duration_seconds",
+            "Time by stage: decode, queue, smoothing, certificate, first_token, language_model.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.images = Counter(
+            "fs_images",
+            "Images smoothed, by whether a similarity was certified.",
+            ["certified"],
+            registry=self.registry,
+        )
+        self.samples = Counter("fs_samples", "Noise samples drawn.", registry=self.registry)
+        self.samples_per_image = Histogram(
+            "fs_samples_per_image",
+            "Noise samples drawn for one image.",
+            buckets=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+            registry=self.registry,
+        )
+        self.similarity = Histogram(
+            "fs_certified_similarity",
+            "Certified cosine similarity at the asked radius; 0 for none.",
+            buckets=_SIMILARITY,
+            registry=self.registry,
+        )
+        self.norm_lower = Histogram(
+            "fs_norm_lower",
+            "Lower bound of rho, the norm of the smoothed feature.",
+            buckets=_SIMILARITY,
+            registry=self.registry,
+        )
+        self.rejections = Counter(
+            "fs_policy_rejections", "Requests answered 422 for want of similarity.", registry=self.registry
+        )
+        self.queued_samples = Gauge("fs_queued_samples", "Noise samples waiting.", registry=self.registry)
+        self.batch_fill = Gauge(
+            "fs_batch_fill_ratio", "Part of the latest batch that was used.", registry=self.registry
+        )
+        self.upstream_errors = Counter(
+            "fs_language_model_errors", "Failures of the language model, by code.", ["code"], registry=self.registry
+        )
+        Info("fs_build", "Version of the gateway.", registry=self.registry).info({"version": __version__})
+
+    def observe_image(self, image: ImageRobustness) -> None:
+        """Counts one certificate."""
+        self.images.labels(certified=str(image.certified).lower()).inc()
+        self.samples.inc(image.samples)
+        self.samples_per_image.observe(image.samples)
+        self.similarity.observe(image.smoothed.tight or 0.0)
+        self.norm_lower.observe(image.norm.lower)
+        self.stage_seconds.labels(stage="queue").observe(image.timings.queue_seconds)
+        self.stage_seconds.labels(stage="smoothing").observe(image.timings.smoothing_seconds)

@@ -1,0 +1,149 @@
+"""Settings, from flags, environment (``FS_…``) and a YAML file, in that order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+CONFIG_FILE_VARIABLE = "FS_CONFIG"
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set. Each field's description says why one would."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FS_", extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 inside a container.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line to write."
+    )
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field(
+        [],
+        description="Keys that clients may send as 'Authorization: Bearer …', separated by commas; none lets all in.",
+    )
+
+    model: str = Field(
+        "reference", description="Checkpoint whose vision part is smoothed: a folder, a hub id, or 'reference'."
+    )
+    revision: str | None = Field(
+        None, description="Revision of a hub checkpoint, so that a restart loads the same one."
+    )
+    served_model_name: str | None = Field(None, description="Name that clients use; by default that of the checkpoint.")
+    device: str = Field("auto", description="Where the encoder runs: auto, cpu, cuda or cuda:<index>.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="Noise samples in one batch; larger fills a GPU better, smaller takes less memory."
+    )
+    max_queued_samples: int = Field(
+        65536, ge=1, description="Noise samples that may wait; above it requests are answered 429."
+    )
+
+    language_model: Literal["embedded", "vllm"] = Field(
+        "embedded", description="Where answers are made: in this process (small models), or by a vLLM server."
+    )
+    vllm_url: AnyHttpUrl = Field(
+        AnyHttpUrl("http://127.0.0.1:8001"), description="Address of the vLLM server; keep it on an internal network."
+    )
+    vllm_model: str | None = Field(
+        None, description="Name of the model at vLLM; by default the first one that it serves."
+    )
+    vllm_api_key: SecretStr | None = Field(None, description="Key that the gateway sends to vLLM, if vLLM wants one.")
+    vllm_connect_timeout: float = Field(
+        5.0, gt=0, description="Seconds to reach vLLM before a request is answered 503."
+    )
+    vllm_read_timeout: float = Field(
+        120.0, gt=0, description="Seconds without a byte from vLLM before a request is answered 504."
+    )
+    max_new_tokens: int = Field(
+        256, ge=1, description="Length of an answer of the embedded language model when the request does not say."
+    )
+
+    sigma: float = Field(
+        0.1, ge=0, allow_inf_nan=False, description="Noise level when the request does not say, in pixels of [0, 1]."
+    )
+    max_sigma: float = Field(1.0, ge=0, allow_inf_nan=False, description="Largest noise level a request may ask for.")
+    samples: int = Field(64, ge=1, description="Noise samples for each image when the request does not say.")
+    max_samples: int = Field(4096, ge=1, description="Most noise samples a request may ask for: they are what costs.")
+    confidence: float = Field(
+        0.999, gt=0, lt=1, description="Probability that a certificate holds, over the server's own draws."
+    )
+    radius: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="l2 radius when the request does not say; by default half of sigma.",
+    )
+    min_similarity: float | None = Field(
+        None, ge=0, le=1, description="Certified similarity that every image must reach when the request does not say."
+    )
+    on_failure: Literal["reject", "flag"] = Field(
+        "flag", description="Below min_similarity: answer 422 (reject), or answer and say so (flag)."
+    )
+    allow_seed: bool = Field(
+        False, description="Let requests fix the seed of the noise. For tests only: known draws can be attacked."
+    )
+
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body; larger ones are answered 413.")
+    max_image_bytes: int = Field(20 * 2**20, ge=64, description="Largest encoded image.")
+    max_image_pixels: int = Field(
+        25_000_000, ge=64, description="Largest image in pixels, checked before it is decoded (decompression bombs)."
+    )
+    min_image_side: int = Field(4, ge=1, description="Smallest side of an image in pixels; less carries no picture.")
+    max_images: int = Field(8, ge=1, description="Most images in one request.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        keys = values.get("api_keys")
+        if isinstance(keys, str):
+            values = {**values, "api_keys": [key.strip() for key in keys.split(",") if key.strip()]}
+        return values
+
+    @model_validator(mode="after")
+    def _defaults_within_limits(self) -> Settings:
+        if self.sigma > self.max_sigma:
+            raise ValueError(f"sigma {self.sigma} is above max_sigma {self.max_sigma}")
+        if self.samples > self.max_samples:
+            raise ValueError(f"samples {self.samples} is above max_samples {self.max_samples}")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use."""
+        if self.served_model_name:
+            return self.served_model_name
+        if self.model == "reference":
+            return "fs-reference"
+        return Path(self.model).name if Path(self.model).exists() else self.model
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags are put in front by pydantic-settings; then come arguments, environment and the file."""
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        if path := os.environ.get(CONFIG_FILE_VARIABLE):
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"settings file {path} does not exist")
+            sources.append(YamlConfigSettingsSource(settings_cls, yaml_file=path))
+        return tuple(sources)

@@ -1,0 +1,412 @@
+"""The gateway with its embedded language model, over real HTTP, with the real client."""
+
+import base64
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from fs_runtime.encoders import load_encoder
+from fs_runtime.engine import SmoothingEngine
+from fs_runtime.smoothing import Smoother
+
+from .gateway import TINY, Gateway, chat, data_url, picture, running_gateway, user
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llava: Path) -> Iterator[SmoothingEngine]:
+    engine = SmoothingEngine(Smoother(load_encoder(str(tiny_llava))), batch_size=16)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(tiny_llava: Path, engine: SmoothingEngine) -> Iterator[Gateway]:
+    with running_gateway(tiny_llava, engine, max_body_bytes=2_000_000, max_image_bytes=1_000_000) as running:
+        yield running
+
+
+def check_certificate(certificate: dict[str, Any], samples: int = 16) -> None:
+    assert certificate["samples"] == samples
+    assert 0 <= certificate["norm"]["lower"] <= certificate["norm"]["estimate"] + 0.2
+    tight = certificate["smoothed"]["tight"]
+    assert certificate["certified"] is (tight is not None)
+    assert tight is None or 0 < tight <= 1
+    assert (certificate["smoothed"]["fcsb"] or 0) <= (tight or 0)
+    assert certificate["fingerprints"]["model"].startswith("sha256:")
+
+
+# --- the client's ordinary life ---------------------------------------------------------------------------------------
+
+
+def test_one_image(gateway: Gateway) -> None:
+    answer = gateway.client().chat.completions.create(**chat(picture(1)))
+    assert isinstance(answer, ChatCompletion)
+    assert answer.model == TINY
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    robustness = answer.model_extra["robustness"]
+    (certificate,) = robustness["images"]
+    check_certificate(certificate)
+
+
+def test_streaming_gives_the_same_text_and_the_certificate_last(gateway: Gateway) -> None:
+    body = chat(
+        picture(1), stream_options={"include_usage": True}, stream=True, extra_body={"robustness": {"sigma": 0}}
+    )
+    chunks = list(gateway.client().chat.completions.create(**body))
+    assert all(isinstance(chunk, ChatCompletionChunk) for chunk in chunks)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    plain = gateway.client().chat.completions.create(**chat(picture(1), extra_body={"robustness": {"sigma": 0}}))
+    assert text == plain.choices[0].message.content
+    assert [bool((chunk.model_extra or {}).get("robustness")) for chunk in chunks] == [False] * (len(chunks) - 1) + [
+        True
+    ]
+    assert chunks[-1].usage == plain.usage
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+
+
+def test_streaming_headers_carry_the_similarity_before_the_first_token(gateway: Gateway) -> None:
+    body = chat(picture(1), stream=True, robustness={"radius": 0.001, "samples": 64, "confidence": 0.9})
+    with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body, timeout=60) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        header = float(response.headers["x-robustness-similarity"])
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    (certificate,) = json.loads(events[-2])["robustness"]["images"]
+    assert header == pytest.approx(certificate["smoothed"]["tight"], abs=1e-6)
+    assert response.headers["x-robustness-certified"] == "true"
+
+
+def test_several_images_and_turns(gateway: Gateway) -> None:
+    messages = [
+        {"role": "system", "content": "You are brief."},
+        user(picture(1), picture(2), text="Compare."),
+        {"role": "assistant", "content": "They differ."},
+        user(picture(3), text="And this?"),
+    ]
+    answer = gateway.post("/v1/chat/completions", chat() | {"messages": messages}).json()
+    assert len(answer["robustness"]["images"]) == 3
+    for certificate in answer["robustness"]["images"]:
+        check_certificate(certificate)
+
+
+def test_text_only_says_that_there_was_nothing_to_certify(gateway: Gateway) -> None:
+    response = gateway.post("/v1/chat/completions", chat(text="Hello"))
+    assert response.json()["robustness"] == {
+        "certified": None,
+        "satisfied": None,
+        "detail": "nothing to certify: the request holds no image",
+        "images": [],
+    }
+    assert response.headers["x-robustness-certified"] == "none"
+
+
+def test_images_matter(gateway: Gateway) -> None:
+    answers = {
+        gateway.post("/v1/chat/completions", chat(picture(seed), robustness={"sigma": 0})).json()["choices"][0][
+            "message"
+        ]["content"]
+        for seed in range(6)
+    }
+    assert len(answers) > 1
+
+
+def test_options_are_honoured(gateway: Gateway) -> None:
+    robustness = {
+        "sigma": 0.3,
+        "samples": 40,
+        "confidence": 0.95,
+        "radius": 0.2,
+        "space": "client",
+        "granularity": "token",
+    }
+    answer = gateway.post("/v1/chat/completions", chat(picture(1, size=112), robustness=robustness)).json()
+    (certificate,) = answer["robustness"]["images"]
+    assert certificate["sigma"] == 0.3
+    assert certificate["samples"] == 40
+    assert certificate["confidence"] == 0.95
+    assert certificate["granularity"] == "token"
+    assert certificate["radius"]["client"] == 0.2
+    assert certificate["radius"]["model"] == pytest.approx(0.2 * 0.503, rel=0.02)  # 112 to 56 pixels halves it
+
+
+def test_without_noise_nothing_is_certified(gateway: Gateway) -> None:
+    answer = gateway.post("/v1/chat/completions", chat(picture(1), robustness={"sigma": 0})).json()
+    (certificate,) = answer["robustness"]["images"]
+    assert certificate["certified"] is False
+    assert certificate["smoothed"] == {"tight": None, "fcsb": None}
+    assert certificate["samples"] == 1
+
+
+def test_embedded_generation_options(gateway: Gateway) -> None:
+    def text(**options: Any) -> tuple[str, str]:
+        body = chat(picture(1), robustness={"sigma": 0}) | options
+        choice = gateway.post("/v1/chat/completions", body).json()["choices"][0]
+        return choice["message"]["content"], choice["finish_reason"]
+
+    full, reason = text(max_tokens=12)
+    assert reason == "length"
+    stop = full[4:6]
+    cut, reason = text(max_tokens=12, stop=[stop])
+    assert reason == "stop"
+    assert cut == full[: full.index(stop)]
+    assert text(max_completion_tokens=3)[0] == full[:3]
+    assert text(temperature=1.5, seed=3) == text(temperature=1.5, seed=3)
+    assert len({text(temperature=1.5, seed=seed)[0] for seed in range(4)}) > 1
+
+
+def test_image_tokens_in_text_are_not_images(gateway: Gateway) -> None:
+    body = chat(picture(1), text="What does <image> mean? <image><image>")
+    assert gateway.post("/v1/chat/completions", body).status_code == 200
+    assert gateway.post("/v1/chat/completions", chat(text="<image>")).status_code == 200
+
+
+def test_certify(gateway: Gateway) -> None:
+    response = gateway.post("/v1/certify", {"image": data_url(picture(1)), "robustness": {"samples": 32}})
+    assert response.status_code == 200
+    body = response.json()
+    assert body["object"] == "certificate"
+    check_certificate(body["robustness"]["images"][0], samples=32)
+
+
+def test_models_health_metrics_and_openapi(gateway: Gateway) -> None:
+    (model,) = gateway.client().models.list().data
+    assert model.id == TINY
+    assert httpx.get(f"{gateway.url}/livez").json() == {"live": True}
+    assert httpx.get(f"{gateway.url}/readyz").json()["ready"] is True
+    gateway.post("/v1/certify", {"image": data_url(picture(1))})
+    text = httpx.get(f"{gateway.url}/metrics").text
+    for line in (
+        'fs_requests_total{route="/v1/certify",status="200"}',
+        "fs_samples_total",
+        "fs_certified_similarity_bucket",
+        'fs_stage_duration_seconds_count{stage="smoothing"}',
+    ):
+        assert line in text
+    schema = httpx.get(f"{gateway.url}/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/certify", "/v1/models", "/livez", "/readyz", "/metrics"} <= schema[
+        "paths"
+    ].keys()
+
+
+def test_request_ids(gateway: Gateway) -> None:
+    given = httpx.get(f"{gateway.url}/livez", headers={"x-request-id": "abc-1"}).headers["x-request-id"]
+    assert given == "abc-1"
+    for bad in ("a b", "x" * 200, ""):
+        made = httpx.get(f"{gateway.url}/livez", headers={"x-request-id": bad}).headers["x-request-id"]
+        assert made.startswith("req-")
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+def test_below_the_minimum_similarity(gateway: Gateway) -> None:
+    asked = {"min_similarity": 0.999, "radius": 0.2}
+    flagged = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked))
+    assert flagged.status_code == 200
+    assert flagged.json()["robustness"]["satisfied"] is False
+    rejected = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked | {"on_failure": "reject"}))
+    assert rejected.status_code == 422
+    assert rejected.json()["error"]["code"] == "certificate_below_minimum"
+    assert rejected.json()["robustness"]["images"][0]["satisfied"] is False
+    reached = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked | {"min_similarity": 0.0}))
+    assert reached.json()["robustness"]["satisfied"] is True
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "param"),
+    [
+        ({"model": "gpt-4o"}, 404, "model"),
+        ({"model": 3}, 400, "model"),
+        ({"model": None}, 400, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": "hello"}, 400, "messages"),
+        ({"messages": [{"content": "hello"}]}, 400, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": 3}]}, 400, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, 400, "messages.0.content.0.type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_embeds", "image_embeds": "AA"}]}]}, 400, None),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "uuid": "u"}]}]}, 400, None),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]}]}, 400, None),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, 400, "messages.0.role"),
+        ({"mm_processor_kwargs": {}}, 400, "mm_processor_kwargs"),
+        ({"kv_transfer_params": {}}, 400, "kv_transfer_params"),
+        ({"prompt_embeds": "AA"}, 400, "prompt_embeds"),
+        ({"stream": "perhaps"}, 400, "stream"),
+        ({"tools": []}, 400, "tools"),
+        ({"n": 2}, 400, "n"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"robustness": 3}, 400, "robustness"),
+        ({"robustness": {"sgima": 0.1}}, 400, "robustness.sgima"),
+        ({"robustness": {"sigma": -0.1}}, 400, "robustness.sigma"),
+        ({"robustness": {"sigma": 9}}, 400, "robustness.sigma"),
+        ({"robustness": {"sigma": "large"}}, 400, "robustness.sigma"),
+        ({"robustness": {"radius": -1}}, 400, "robustness.radius"),
+        ({"robustness": {"samples": 0}}, 400, "robustness.samples"),
+        ({"robustness": {"samples": 10**9}}, 400, "robustness.samples"),
+        ({"robustness": {"samples": 2.5}}, 400, "robustness.samples"),
+        ({"robustness": {"confidence": 1}}, 400, "robustness.confidence"),
+        ({"robustness": {"granularity": "pixel"}}, 400, "robustness.granularity"),
+        ({"robustness": {"min_similarity": 1.1}}, 400, "robustness.min_similarity"),
+        ({"robustness": {"seed": 1}}, 403, "robustness.seed"),
+    ],
+)
+def test_invalid_requests_name_the_field(
+    gateway: Gateway, changes: dict[str, Any], status: int, param: str | None
+) -> None:
+    response = gateway.post("/v1/chat/completions", chat(picture(1)) | changes)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert param is None or error["param"] == param
+    assert len(error["message"]) > 20
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("field", ["sigma", "radius"])
+def test_numbers_that_are_not_numbers(gateway: Gateway, field: str, constant: str) -> None:
+    body = json.dumps(chat(picture(1), robustness={field: 12345})).replace("12345", constant)
+    response = httpx.post(f"{gateway.url}/v1/chat/completions", content=body)
+    assert response.status_code == 400
+    assert constant.strip("-") in response.json()["error"]["message"]
+    # The same as a string of digits too large for a float.
+    response = httpx.post(f"{gateway.url}/v1/chat/completions", content=body.replace(constant, "1e999"))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, f"robustness.{field}")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 100_000])
+def test_bodies_that_are_not_json_objects(gateway: Gateway, body: bytes) -> None:
+    for path in ("/v1/chat/completions", "/v1/certify"):
+        response = httpx.post(gateway.url + path, content=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "invalid_json"
+
+
+def test_a_huge_body_is_413_with_and_without_a_declared_length(gateway: Gateway) -> None:
+    huge = b'{"model": "' + b"x" * 3_000_000 + b'"}'
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(huge), 65536):
+            yield huge[start : start + 65536]
+
+    for content in (huge, pieces()):
+        response = httpx.post(f"{gateway.url}/v1/chat/completions", content=content)
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("data:image/png;base64," + base64.b64encode(b"plain text").decode(), 415, "not_an_image"),
+        ("data:image/png;base64,****", 400, "invalid_base64"),
+        ("https://example.com/cat.png", 400, "remote_image_disabled"),
+        (data_url(picture(1))[:-200], 400, None),
+        (data_url(picture(1, size=1)), 400, "image_too_small"),
+    ],
+)
+def test_bad_images(gateway: Gateway, url: str, status: int, code: str | None) -> None:
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    for path, body in (
+        ("/v1/chat/completions", chat() | {"messages": [message]}),
+        ("/v1/certify", {"image": url}),
+    ):
+        response = gateway.post(path, body)
+        assert response.status_code == status
+        assert code is None or response.json()["error"]["code"] == code
+
+
+def test_too_many_images(gateway: Gateway) -> None:
+    response = gateway.post("/v1/chat/completions", chat(*[picture(i) for i in range(9)]))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "too_many_images")
+
+
+def test_context_length(gateway: Gateway) -> None:
+    response = gateway.post("/v1/chat/completions", chat(text="x" * 600))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_unknown_urls_and_methods(gateway: Gateway) -> None:
+    assert httpx.get(f"{gateway.url}/v1/nothing").json()["error"]["code"] == "unknown_url"
+    response = httpx.get(f"{gateway.url}/v1/chat/completions")
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_keys(tiny_llava: Path, engine: SmoothingEngine) -> None:
+    with running_gateway(tiny_llava, engine, api_keys=["secret-1", "secret-2"]) as gateway:
+        assert gateway.client("secret-2").models.list().data
+        with pytest.raises(openai.AuthenticationError, match="API key"):
+            gateway.client("secret-3").chat.completions.create(**chat(picture(1)))
+        with pytest.raises(openai.AuthenticationError):
+            gateway.client().models.list()
+        assert gateway.post("/v1/certify", {"image": "x"}).status_code == 401
+        assert httpx.get(f"{gateway.url}/livez").status_code == 200
+
+
+def test_wrong_model_with_the_client(gateway: Gateway) -> None:
+    with pytest.raises(openai.NotFoundError, match="tiny-llava"):
+        gateway.client().chat.completions.create(**chat(picture(1)) | {"model": "other"})
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def test_requests_in_flight_share_batches(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    step = gateway.engine.smoother.step
+
+    def counting_step(parts: Any) -> Any:
+        sizes.append(len(parts))
+        time.sleep(0.02)  # so that the requests meet
+        return step(parts)
+
+    monkeypatch.setattr(gateway.engine.smoother, "step", counting_step)
+    body = {"image": data_url(picture(1)), "robustness": {"samples": 64}}
+    statuses: list[int] = []
+
+    def certify() -> None:
+        statuses.append(gateway.post("/v1/certify", body).status_code)
+
+    threads = [threading.Thread(target=certify) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 8
+    assert max(sizes) == 8
+    assert len(sizes) <= 8 * 64 // 16 + 8  # batches were full but for the beginning and the end
+
+
+def test_a_client_that_leaves_stops_costing(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = gateway.engine.smoother.step
+    monkeypatch.setattr(gateway.engine.smoother, "step", lambda parts: (time.sleep(0.05), step(parts))[1])
+    body = json.dumps({"image": data_url(picture(1)), "robustness": {"samples": 4096}}).encode()
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/certify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        _wait_until(lambda: gateway.engine.queued_samples > 1000)
+    _wait_until(lambda: gateway.engine.queued_samples == 0)  # 4096 samples would take 13 s
+    assert gateway.post("/v1/certify", {"image": data_url(picture(1))}).status_code == 200
+
+
+def _wait_until(condition: Any, limit: float = 5.0) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)

@@ -1,0 +1,142 @@
+"""Real vLLM servers on CPU, as child processes of the tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SERVE = REPOSITORY / "deploy" / "vllm-cpu" / "serve.py"
+
+# Small and quick to start: no compilation, room for short prompts only.
+SMALL_SERVER = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8")
+# The server takes embeddings in place of images, and never loads the vision tower.
+EMBEDDINGS_ONLY = ("--enable-mm-embeds", "--limit-mm-per-prompt", '{"image": 0, "video": 0}')
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # tiny models gain nothing from more, and several servers share the machine
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no worker process beside the engine's: one import of vLLM less to wait for
+}
+
+
+class VllmServer:
+    """A vLLM server on a free port of 127.0.0.1, in a process group of its own.
+
+    ``start`` returns at once and ``wait_until_ready`` waits, so that several servers can start side by side; the
+    context manager does both, and stops the server in the end.
+    """
+
+    def __init__(self, python: Path, model: Path, *arguments: str, name: str, log: Path) -> None:
+        """Prepare to serve the checkpoint folder ``model`` as ``name``, with vLLM's further ``arguments``."""
+        port = _free_port()
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self._command = [str(python), str(SERVE), "--model", str(model), "--served-model-name", name]
+        self._command += ["--host", "127.0.0.1", "--port", str(port), *SMALL_SERVER, *arguments]
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process, with everything it prints going to the log file."""
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | ENVIRONMENT,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self, limit: float = 300.0) -> None:
+        """Wait until the server is healthy; ``RuntimeError`` with the end of its log if it dies or takes too long."""
+        assert self.process is not None, "start the server first"
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            if (code := self.process.poll()) is not None:
+                raise RuntimeError(f"vLLM ended with exit status {code}.\n{self.log_tail()}")
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health", timeout=5).is_success:
+                    return
+            time.sleep(0.2)
+        raise RuntimeError(f"vLLM was not ready after {limit:.0f} s.\n{self.log_tail()}")
+
+    def stop(self, grace: float = 15.0) -> None:
+        """End the whole process group: ask, wait up to ``grace`` seconds, then kill what is left."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+        with suppress(ProcessLookupError):  # the engine, where it has outlived the server
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log_tail(self, lines: int = 40) -> str:
+        """Return the last ``lines`` lines of the log, under its path."""
+        text = self.log.read_text(errors="replace").splitlines()
+        return "\n".join([f"The end of {self.log}:", *text[-lines:]])
+
+
+class VllmServers:
+    """All servers of a test session: each is started when first asked for, shared, and stopped at the end."""
+
+    def __init__(self, python: Path, logs: Path) -> None:
+        """Run servers with ``python``; their logs go into the folder ``logs``."""
+        self._python = python
+        self._logs = logs
+        self._servers: dict[tuple[object, ...], VllmServer] = {}
+
+    def start(self, model: Path, *arguments: str, name: str) -> VllmServer:
+        """Return the server of this model, name and arguments, perhaps still starting: ``wait_until_ready``."""
+        key = (model, arguments, name)
+        if key not in self._servers:
+            log = self._logs / f"{len(self._servers)}-{name}.log"
+            self._servers[key] = VllmServer(self._python, model, *arguments, name=name, log=log)
+            self._servers[key].start()
+        return self._servers[key]
+
+    def stop(self) -> None:
+        """Stop all servers."""
+        for server in self._servers.values():
+            server.stop()
+        self._servers.clear()
+
+
+def vllm_python() -> Path:
+    """Return the Python that has vLLM (``FS_VLLM_PYTHON``, or ``.venv-vllm``); ``FileNotFoundError`` without one."""
+    configured = os.environ.get("FS_VLLM_PYTHON")
+    python = Path(configured) if configured else REPOSITORY / ".venv-vllm" / "bin" / "python"
+    if not python.exists():
+        raise FileNotFoundError(f"no vLLM: {python} does not exist; deploy/vllm-cpu/setup.sh .venv-vllm makes it")
+    return python
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
