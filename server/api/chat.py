@@ -24,6 +24,7 @@ from server.api.dependencies import (
 )
 from server.api.schemas import (
     REFUSED_FIELDS,
+    TEXT_PART_FIELDS,
     TEXT_PARTS,
     ChatCompletionRequest,
     ContentPart,
@@ -194,9 +195,11 @@ def _take_images(
                 sources.append(ImageSource(_url_of(part, path), f"{path}.image_url.url"))
                 raw["content"][p] = {"type": IMAGE_PART, "index": len(sources) - 1}
             elif part.type in TEXT_PARTS:
-                for key, value in raw["content"][p].items():
-                    if isinstance(value, str) and key != "type":
-                        raw["content"][p][key] = _defuse(value, control_tokens)
+                if unknown := sorted(raw["content"][p].keys() - TEXT_PART_FIELDS):
+                    raise invalid(f"{path}.{unknown[0]} does not belong to a text part", f"{path}.{unknown[0]}")
+                for key in TEXT_PARTS & raw["content"][p].keys():
+                    if isinstance(text := raw["content"][p][key], str):
+                        raw["content"][p][key] = _defuse(text, control_tokens)
             else:
                 raise invalid(
                     f"{path}.type {part.type!r} is not accepted here; use text or image_url",

@@ -21,6 +21,7 @@ REFUSED_FIELDS = frozenset(
     }
 )
 TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
+TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
 
 
 class RobustnessOptions(BaseModel):

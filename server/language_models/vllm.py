@@ -129,12 +129,7 @@ class VllmLanguageModel:
         """Sends the request and returns the answer with its body unread."""
         try:
             body = vllm_body(request, await self._upstream_model())
-            response = await self._client.send(
-                self._client.build_request(
-                    "POST", "/v1/chat/completions", json=body, headers={"x-request-id": request.request_id}
-                ),
-                stream=True,
-            )
+            response = await self._post(body, request.request_id)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _unavailable() from error
         except httpx.TimeoutException as error:
@@ -151,6 +146,19 @@ class VllmLanguageModel:
                 await response.aclose()
             raise _upstream_error(contents, response.status_code)
         return response
+
+    async def _post(self, body: dict[str, Any], request_id: str) -> httpx.Response:
+        """Posts, once more if a kept connection turns out to be closed: vLLM closes some without notice."""
+        for last in (False, True):
+            request = self._client.build_request(
+                "POST", "/v1/chat/completions", json=body, headers={"x-request-id": request_id}
+            )
+            try:
+                return await self._client.send(request, stream=True)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
     async def _upstream_model(self) -> str:
         """vLLM's name of the model, asked once."""

@@ -34,12 +34,6 @@ def vllm_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServe
     servers.stop()
 
 
-@pytest.fixture(scope="session")
-def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint folder of a tiny LLaVA-1.5-shaped model with random weights."""
-    return build_tiny_llava(tmp_path_factory.mktemp("tiny-llava"))
-
-
 class TinyLlavaServers(NamedTuple):
     """One model behind two vLLM servers: ``images`` has its vision tower, ``embeddings`` takes embeddings only."""
 

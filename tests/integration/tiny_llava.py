@@ -6,6 +6,7 @@ several shards with an index. Vision and text widths differ, so that confusing t
 """
 
 import json
+import math
 import string
 from pathlib import Path
 
@@ -181,13 +182,13 @@ def _published_name(name: str) -> str:
 
 def _random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Draw a weight large enough that the answer depends on the image: a training run's initial scale would not do."""
-    noise: torch.Tensor = torch.randn(shape, generator=generator)
-    if "norm" in name or "layrnorm" in name:  # the latter is CLIP's own spelling
-        return 0.1 * noise + float(name.endswith("weight"))
+    noise = torch.randn(shape, generator=generator)
+    if "norm" in name:
+        return float(name.endswith("weight")) + 0.1 * noise
     if name.endswith("bias"):
         return 0.1 * noise
     if "position_embedding" in name or "class_embedding" in name or "embed_tokens" in name:
         return noise
     # The projector's output is to be of the size of the words' embeddings, so that neither drowns the other.
     gain = 3.0 if "lm_head" in name else 1.0 if "multi_modal_projector" in name else 1.4
-    return gain * noise / shape[1:].numel() ** 0.5
+    return gain * noise / math.sqrt(shape[1:].numel())

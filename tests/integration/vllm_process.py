@@ -95,7 +95,7 @@ class VllmServer:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def log_tail(self, lines: int = 40) -> str:
+    def log_tail(self, lines: int = 120) -> str:
         """Return the last ``lines`` lines of the log, under its path."""
         text = self.log.read_text(errors="replace").splitlines()
         return "\n".join([f"The end of {self.log}:", *text[-lines:]])

@@ -1,0 +1,263 @@
+"""The gateway in front of a real vLLM that takes embeddings only, with the real client."""
+
+import base64
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from fs_runtime.encoders import load_encoder
+from fs_runtime.engine import SmoothingEngine
+from fs_runtime.reference import reference_model_path
+from fs_runtime.smoothing import Smoother
+
+from .conftest import TinyLlavaServers
+from .gateway import TINY, Gateway, chat, picture, running_gateway, user
+from .vllm_process import EMBEDDINGS_ONLY, VllmServer, VllmServers
+
+pytestmark = pytest.mark.vllm
+
+NO_NOISE = {"sigma": 0}
+LOGPROBS = {"logprobs": True, "top_logprobs": 5, "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llava: Path) -> Iterator[SmoothingEngine]:
+    engine = SmoothingEngine(Smoother(load_encoder(str(tiny_llava))), batch_size=16)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(tiny_llava: Path, engine: SmoothingEngine, tiny_llava_servers: TinyLlavaServers) -> Iterator[Gateway]:
+    url = tiny_llava_servers.embeddings.url
+    with running_gateway(tiny_llava, engine, language_model="vllm", vllm_url=url) as running:
+        yield running
+
+
+def tokens_and_logprobs(answer: dict[str, Any]) -> list[dict[str, float]]:
+    return [
+        {alternative["token"]: alternative["logprob"] for alternative in place["top_logprobs"]}
+        for place in answer["choices"][0]["logprobs"]["content"]
+    ]
+
+
+def assert_parity(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Equal text and equal top log-probabilities to 1e-3."""
+    assert ours["choices"][0]["message"]["content"] == theirs["choices"][0]["message"]["content"]
+    for a, b in zip(tokens_and_logprobs(ours), tokens_and_logprobs(theirs), strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose([a[token] for token in b], list(b.values()), atol=1e-3)
+    assert ours["usage"]["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
+
+
+# --- parity -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_tiny_llava_equals_vllms_own_image_path(
+    gateway: Gateway, tiny_llava_servers: TinyLlavaServers, images: int
+) -> None:
+    pictures = [picture(seed) for seed in range(images)]
+    body = chat(*pictures, **LOGPROBS, ignore_eos=True)
+    theirs = httpx.post(f"{tiny_llava_servers.images.url}/v1/chat/completions", json=body, timeout=60).json()
+    ours = gateway.post("/v1/chat/completions", body | {"robustness": NO_NOISE}).json()
+    assert_parity(ours, theirs)
+    other = gateway.post("/v1/chat/completions", chat(picture(9), **LOGPROBS, robustness=NO_NOISE)).json()
+    assert tokens_and_logprobs(other)[0] != pytest.approx(tokens_and_logprobs(ours)[0], abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def reference_servers(vllm_servers: VllmServers) -> tuple[VllmServer, VllmServer]:
+    """The reference model behind vLLM with its vision tower, and behind one that never loads it."""
+    model = reference_model_path()
+    servers = (
+        vllm_servers.start(model, name="fs-reference"),
+        vllm_servers.start(model, *EMBEDDINGS_ONLY, name="fs-reference"),
+    )
+    for server in servers:
+        server.wait_until_ready()
+    return servers
+
+
+def test_reference_model_equals_vllms_own_image_path(reference_servers: tuple[VllmServer, VllmServer]) -> None:
+    with_tower, embeddings_only = reference_servers
+    model = reference_model_path()
+    engine = SmoothingEngine(Smoother(load_encoder(str(model))))
+    try:
+        # Embeddings go to both: the server without the vision tower, and one that also has it loaded.
+        with running_gateway(
+            model, engine, served_model_name="fs-reference", language_model="vllm", vllm_url=embeddings_only.url
+        ) as gateway:
+            for seed, question in enumerate(["Describe the image.", "How many shapes are there?"]):
+                image = picture(seed, size=64)
+                body = chat(image, text=question, **LOGPROBS) | {"model": "fs-reference"}
+                theirs = httpx.post(f"{with_tower.url}/v1/chat/completions", json=body, timeout=60).json()
+                ours = gateway.post("/v1/chat/completions", body | {"robustness": NO_NOISE}).json()
+                assert_parity(ours, theirs)
+    finally:
+        engine.close()
+
+
+def test_embeddings_into_a_vllm_that_also_has_its_vision_tower(
+    tiny_llava: Path, engine: SmoothingEngine, vllm_servers: VllmServers, tiny_llava_servers: TinyLlavaServers
+) -> None:
+    both = vllm_servers.start(tiny_llava, "--enable-mm-embeds", name=TINY)
+    both.wait_until_ready()
+    body = chat(picture(3), **LOGPROBS, ignore_eos=True)
+    theirs = httpx.post(f"{both.url}/v1/chat/completions", json=body, timeout=60).json()
+    with running_gateway(tiny_llava, engine, language_model="vllm", vllm_url=both.url) as gateway:
+        assert_parity(gateway.post("/v1/chat/completions", body | {"robustness": NO_NOISE}).json(), theirs)
+
+
+# --- the real client --------------------------------------------------------------------------------------------------
+
+
+def test_the_client_streaming_and_not(gateway: Gateway) -> None:
+    body = chat(picture(1), ignore_eos=None)
+    del body["ignore_eos"]
+    extra = {"robustness": NO_NOISE}
+    answer = gateway.client().chat.completions.create(**body, extra_body=extra)
+    assert answer.model == TINY
+    assert answer.model_extra["robustness"]["images"][0]["sigma"] == 0
+    chunks = list(
+        gateway.client().chat.completions.create(
+            **body, extra_body=extra, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == answer.choices[0].message.content
+    assert chunks[-1].usage == answer.usage
+    assert [bool((chunk.model_extra or {}).get("robustness")) for chunk in chunks].index(True) == len(chunks) - 1
+
+
+def test_smoothed_images_are_certified_and_answered(gateway: Gateway) -> None:
+    body = chat(picture(1), picture(2), robustness={"sigma": 0.1, "samples": 64, "radius": 0.01, "confidence": 0.95})
+    answer = gateway.post("/v1/chat/completions", body).json()
+    assert answer["choices"][0]["message"]["content"]
+    for certificate in answer["robustness"]["images"]:
+        assert certificate["samples"] == 64
+        assert certificate["certified"] is True
+        assert 0 < certificate["smoothed"]["tight"] <= 1
+
+
+def test_text_only_and_multi_turn(gateway: Gateway) -> None:
+    client = gateway.client()
+    answer = client.chat.completions.create(model=TINY, max_tokens=4, messages=[{"role": "user", "content": "Hello"}])
+    assert answer.model_extra["robustness"]["certified"] is None
+    messages: list[Any] = [user(picture(1)), {"role": "assistant", "content": "A."}, user(picture(2), text="And this?")]
+    answer = client.chat.completions.create(model=TINY, max_tokens=4, messages=messages)
+    assert len(answer.model_extra["robustness"]["images"]) == 2
+
+
+def test_other_fields_pass_through(gateway: Gateway) -> None:
+    answer = gateway.post("/v1/chat/completions", chat(picture(1), n=2, seed=1) | {"temperature": 1.0}).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
+    guided = gateway.post("/v1/chat/completions", chat(picture(1), response_format=schema)).json()
+    assert isinstance(json.loads(guided["choices"][0]["message"]["content"] or "0"), int)
+
+
+def test_wrong_model_and_key(tiny_llava: Path, engine: SmoothingEngine, tiny_llava_servers: TinyLlavaServers) -> None:
+    url = tiny_llava_servers.embeddings.url
+    with running_gateway(tiny_llava, engine, language_model="vllm", vllm_url=url, api_keys=["right"]) as gateway:
+        with pytest.raises(openai.AuthenticationError):
+            gateway.client("wrong").chat.completions.create(**chat(picture(1)))
+        with pytest.raises(openai.NotFoundError, match="tiny-llava"):
+            gateway.client("right").chat.completions.create(**chat(picture(1)) | {"model": "other"})
+        assert gateway.client("right").chat.completions.create(**chat(picture(1))).choices
+
+
+def test_what_vllm_refuses_is_the_clients_400(gateway: Gateway) -> None:
+    too_long = gateway.post("/v1/chat/completions", chat(text="x" * 2000))
+    assert too_long.status_code == 400
+    assert too_long.json()["error"]["code"] == "language_model_refused"
+    assert "512" in too_long.json()["error"]["message"]
+    bad_option = gateway.post("/v1/chat/completions", chat(picture(1)) | {"temperature": -3})
+    assert bad_option.status_code == 400
+
+
+def test_images_cannot_be_smuggled_past_smoothing(gateway: Gateway) -> None:
+    """Whatever vLLM would read as an image is refused or smoothed; its own server is still alive afterwards."""
+    url = chat(picture(1))["messages"][0]["content"][0]["image_url"]["url"]
+    array = base64.b64encode(b"\x93NUMPY").decode()
+    parts: list[dict[str, Any]] = [
+        {"type": "image_embeds", "image_embeds": array},
+        {"type": "input_image", "image_url": url},
+        {"type": "image_pil", "image_pil": url},
+        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "text", "text": "x", "image_embeds": array},
+        {"type": "text", "text": "x", "image_url": {"url": url}},
+        {"image_url": {"url": url}},
+        {"image_url": url},
+        {"type": "smoothed_image", "index": 0},
+    ]
+    for part in parts:
+        response = gateway.post("/v1/chat/completions", chat() | {"messages": [{"role": "user", "content": [part]}]})
+        assert response.status_code == 400, part
+    assert gateway.post("/v1/chat/completions", chat(picture(1), text="<image> <image>")).status_code == 200
+
+
+def test_huge_and_odd_images_reach_vllm_in_one_shape(gateway: Gateway) -> None:
+    for size in [(4, 4), (4, 900), (900, 4), (2000, 1500)]:
+        body = chat(Image.new("RGB", size, "teal"), max_tokens=2, robustness={"samples": 2})
+        assert gateway.post("/v1/chat/completions", body).status_code == 200, size
+
+
+# --- vLLM down, slow, dying -------------------------------------------------------------------------------------------
+
+
+def test_vllm_slow_dying_and_down(
+    tiny_llava: Path, engine: SmoothingEngine, vllm_servers: VllmServers, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One real vLLM of its own: stopped, killed in mid-answer, gone. The gateway answers all along, and recovers."""
+    vllm = vllm_servers.start(tiny_llava, *EMBEDDINGS_ONLY, "--seed", "1", name=TINY)
+    vllm.wait_until_ready()
+    assert vllm.process is not None
+    body = chat(picture(1), ignore_eos=True)
+    with running_gateway(
+        tiny_llava, engine, language_model="vllm", vllm_url=vllm.url, vllm_read_timeout=2, vllm_connect_timeout=2
+    ) as gateway:
+        assert gateway.post("/v1/chat/completions", body).status_code == 200
+
+        os.killpg(vllm.process.pid, signal.SIGSTOP)
+        response = gateway.post("/v1/chat/completions", body)
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "language_model_timeout")
+        assert httpx.get(f"{gateway.url}/livez").status_code == 200
+        os.killpg(vllm.process.pid, signal.SIGCONT)
+        assert gateway.post("/v1/chat/completions", body).status_code == 200
+
+        def kill_soon(process_id: int) -> None:
+            time.sleep(0.5)
+            os.killpg(process_id, signal.SIGKILL)
+
+        long = body | {"max_tokens": 490, "n": 4, "temperature": 1.0}
+        threading.Thread(target=kill_soon, args=(vllm.process.pid,)).start()
+        with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=long | {"stream": True}) as stream:
+            assert stream.status_code == 200
+            events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+        assert len(events) > 2
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[-2])["error"]["code"] == "language_model_broken_off"
+
+        response = gateway.post("/v1/chat/completions", body)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "language_model_unavailable")
+        assert "retry-after" in response.headers
+        assert httpx.get(f"{gateway.url}/readyz").status_code == 503
+        assert httpx.get(f"{gateway.url}/livez").status_code == 200
+
+        vllm.process.wait()
+        vllm.start()
+        vllm.wait_until_ready()
+        assert gateway.post("/v1/chat/completions", body).status_code == 200
+        assert httpx.get(f"{gateway.url}/readyz").status_code == 200
