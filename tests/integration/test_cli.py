@@ -1,0 +1,148 @@
+"""The command as a person uses it: real processes, the model that ships."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fs_runtime.reference import example_images
+
+COMMAND = [sys.executable, "-m", "server.cli"]
+IMAGE = str(example_images()["red-circle"])
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"} | environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """`fs-serve serve` on its embedded default: its address, and the request that it prints."""
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*COMMAND, "serve", "--port", "0"], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+    assert process.stdout is not None
+    try:
+        lines: list[str] = []
+        while not (lines and lines[-1].endswith("\"'\"}}]}]}'\n")):
+            line = process.stdout.readline()
+            assert line, f"the server ended early: {log.read_text()}"
+            lines.append(line)
+        greeting = "".join(lines)
+        address = re.search(r"http://127\.0\.0\.1:\d+", greeting)
+        assert address is not None
+        yield address.group(), greeting[greeting.index("curl") :]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    for line in log.read_text().splitlines():
+        json.loads(line)  # away from a terminal, every line of the log is JSON
+
+
+def test_the_request_that_serve_prints_works_when_pasted(served: tuple[str, str]) -> None:
+    done = subprocess.run(["bash", "-c", served[1]], capture_output=True, text=True, timeout=120, check=True)
+    answer = json.loads(done.stdout)
+    assert "red circle" in answer["choices"][0]["message"]["content"].lower()
+    (certificate,) = answer["robustness"]["images"]
+    assert certificate["certified"] is True
+    assert 0.5 < certificate["smoothed"]["tight"] <= 1
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_ask(served: tuple[str, str], remote: bool) -> None:
+    arguments = ["ask", IMAGE, "What colour is the circle?"] + (["--url", served[0]] if remote else [])
+    people = run(*arguments)
+    assert people.returncode == 0, people.stderr
+    assert "red" in people.stdout.lower()
+    assert "cosine similarity of at least 0." in people.stdout
+    program = run(*arguments, "--json", "--samples", "16")
+    answer: dict[str, Any] = json.loads(program.stdout)
+    assert answer["robustness"]["images"][0]["samples"] == 16
+
+
+def test_ask_reports_errors(served: tuple[str, str], tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    failed = run("ask", str(text), "What?", "--url", served[0])
+    assert failed.returncode == 1
+    assert "415" in failed.stderr
+    nobody = run("ask", IMAGE, "What?", "--url", "http://127.0.0.1:9")
+    assert nobody.returncode == 1
+    assert "no gateway answers" in nobody.stderr
+
+
+def test_certify() -> None:
+    people = run("certify", IMAGE, "--samples", "64")
+    assert people.returncode == 0, people.stderr
+    assert "certified similarity, tight" in people.stdout
+    program = run("certify", IMAGE, "--samples", "64", "--sigma", "0.2", "--radius", "0.05", "--json")
+    certificate = json.loads(program.stdout)
+    assert certificate["samples"] == 64
+    assert certificate["sigma"] == 0.2
+    assert certificate["radius"]["model"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["certify", "/no/such/file.png"], "does not exist"),
+        (["certify", __file__], "not a picture"),
+        (["certify", IMAGE, "--confidence", "1"], "between 0 and 1"),
+        (["certify", IMAGE, "--sigma", "-1"], "sigma"),
+        (["serve", "--sigma", "-1"], "sigma"),
+        (["serve", "--smaples", "3"], "smaples"),
+        (["serve", "--config", "/no/such/file.yaml"], "does not exist"),
+        (["serve", "--model", "/no/such/folder"], "does not exist"),
+        (["bench", "smoothing", "--batch-sizes", "a,b"], "whole numbers"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_mistakes_are_explained(arguments: list[str], word: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_for_people() -> None:
+    text = run("--help").stdout
+    for command in ("serve", "ask", "certify", "bench", "train", "evaluate"):
+        assert command in text
+    settings = run("serve", "--help").stdout
+    for flag in ("--port", "--samples", "--vllm-url", "--min-similarity"):
+        assert flag in settings
+    assert "bombs" in settings  # the reasons are there too
+    assert re.match(r"\d+\.\d+", run("--version").stdout)
+
+
+def test_bench_smoothing() -> None:
+    done = run("bench", "smoothing", "--samples", "32", "--batch-sizes", "8,16", "--rounds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["batch_size"] in (8, 16)
+    assert found["of_encoder"] == pytest.approx(found["smoothing"] / found["encoder"])
+    assert min(found["encoder"], found["smoothing"], found["plain_loop"]) > 0
+
+
+def test_two_gateways_cannot_share_a_port(served: tuple[str, str]) -> None:
+    port = httpx.URL(served[0]).port
+    done = run("serve", "--port", str(port))
+    assert done.returncode != 0
+    assert "in use" in done.stderr

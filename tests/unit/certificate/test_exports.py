@@ -1,0 +1,21 @@
+"""The public face of the certificate package."""
+
+import fs_runtime.certificate as certificate
+
+
+def test_exported_members() -> None:
+    assert certificate.__all__ == sorted(
+        [
+            "NormConfidenceSequence",
+            "certified_radius",
+            "chi_squared_similarity",
+            "fcsb",
+            "fcsb_radius",
+            "score_from_norm",
+            "served_similarity",
+            "tight_similarity",
+            "worst_case_feature",
+        ]
+    )
+    for name in certificate.__all__:
+        assert getattr(certificate, name).__module__.startswith("fs_runtime.certificate.")

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings
+
+
+def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("port: 1\nsamples: 11\nsigma: 0.11\n")
+    monkeypatch.setenv("FS_CONFIG", str(file))
+    monkeypatch.setenv("FS_PORT", "2")
+    monkeypatch.setenv("FS_SAMPLES", "22")
+    settings = Settings(_cli_parse_args=["--port", "3"])
+    assert (settings.port, settings.samples, settings.sigma, settings.max_images) == (3, 22, 0.11, 8)
+
+
+def test_keys_come_as_a_list_or_separated_by_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FS_API_KEYS", "one, two,")
+    assert [key.get_secret_value() for key in Settings().api_keys] == ["one", "two"]
+    monkeypatch.delenv("FS_API_KEYS")
+    file = tmp_path / "settings.yaml"
+    file.write_text("api_keys: [three]\n")
+    monkeypatch.setenv("FS_CONFIG", str(file))
+    settings = Settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["three"]
+    assert "three" not in repr(settings)
+
+
+def test_every_setting_says_why() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"sigma": -1}, "sigma"),
+        ({"sigma": float("nan")}, "sigma"),
+        ({"sigma": 2, "max_sigma": 1}, "max_sigma"),
+        ({"samples": 10, "max_samples": 5}, "max_samples"),
+        ({"vllm_url": "not a url"}, "vllm_url"),
+        ({"on_failure": "ignore"}, "on_failure"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, object], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        Settings(**values)  # type: ignore[arg-type]
+
+
+def test_unknown_settings_in_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("smaples: 3\n")
+    monkeypatch.setenv("FS_CONFIG", str(file))
+    with pytest.raises(ValidationError, match="smaples"):
+        Settings()
+
+
+def test_names_of_the_served_model(tmp_path: Path) -> None:
+    assert Settings().model_name == "fs-reference"
+    assert Settings(model="llava-hf/llava-1.5-7b-hf").model_name == "llava-hf/llava-1.5-7b-hf"
+    assert Settings(model=str(tmp_path)).model_name == tmp_path.name
+    assert Settings(served_model_name="mine").model_name == "mine"
