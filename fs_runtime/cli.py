@@ -109,6 +109,7 @@ def _rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("certified similarity, tight", number(certificate["smoothed"]["tight"])),
         ("certified similarity, FCSB of the paper", number(certificate["smoothed"]["fcsb"])),
+        ("certified similarity of what is served", number(certificate["served"]["tight"])),
         ("estimated similarity (not certified)", number(certificate["estimate"]["tight"])),
         (
             "radius for similarity 0.5 (model / client)",

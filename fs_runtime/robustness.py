@@ -8,7 +8,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fs_runtime.certificate import certified_radius, fcsb, fcsb_radius, score_from_norm, tight_similarity
+from fs_runtime.certificate import (
+    certified_radius,
+    fcsb,
+    fcsb_radius,
+    score_from_norm,
+    served_similarity,
+    tight_similarity,
+)
 from fs_runtime.engine import Granularity, SmoothingResult
 
 Space = Literal["model", "client"]
@@ -59,6 +66,21 @@ class Similarity:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """The bound carried over to means of finitely many samples, which are what the language model reads (section 5).
+
+    For one image of the ball that does not depend on the draws, smoothed with the same number of fresh samples.
+
+    Attributes:
+        tight: Lower bound of the cosine similarity of the two means; null where nothing is certified.
+        confidence: 1 - 2α: the norm and the two deviations take α each.
+    """
+
+    tight: float | None
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class CertifiedRadius:
     """The largest radius at which a similarity is certified; 0 where none is."""
 
@@ -103,6 +125,7 @@ class ImageRobustness:
         score: Gaussian robustness score (1 + ρ) / 2.
         radius: The asked radius in both spaces.
         smoothed: Certified similarity at that radius of the smoothed features.
+        served: The same for means of finitely many samples; weaker, and with a confidence of its own.
         estimate: The same bounds with the estimate of ρ in place of its lower bound: **not** certified.
         certified_radius: For similarity 0.5, and for ``min_similarity`` if asked.
         fingerprints: Digests of model, purifier and mapper.
@@ -120,6 +143,7 @@ class ImageRobustness:
     score: Bound
     radius: Radius
     smoothed: Similarity
+    served: Served
     estimate: Similarity
     certified_radius: list[CertifiedRadius]
     fingerprints: Fingerprints
@@ -154,6 +178,7 @@ def certify(result: SmoothingResult, query: CertificateQuery, fingerprints: Fing
         score=Bound(score_from_norm(lower), None if estimate is None else score_from_norm(estimate)),
         radius=radius,
         smoothed=smoothed,
+        served=_served(result, lower, radius.model),
         estimate=_similarity(estimate, radius.model, result.sigma),
         certified_radius=[
             _certified_radius(lower, result.sigma, similarity, gain) for similarity in wanted if similarity
@@ -173,6 +198,15 @@ def _similarity(norm: float | None, radius: float, sigma: float) -> Similarity:
     tight = tight_similarity(norm, radius, sigma)
     paper = fcsb(score_from_norm(norm), radius, sigma)
     return Similarity(tight or None, paper or None)
+
+
+def _served(result: SmoothingResult, norm: float, radius: float) -> Served:
+    alpha = 1 - result.confidence
+    tight = 0.0
+    if result.sigma > 0:
+        statements = np.size(result.norm_lower)  # one, or one for each token
+        tight = served_similarity(norm, radius, result.sigma, result.samples, 1 - alpha / statements)
+    return Served(tight or None, max(0.0, 1 - 2 * alpha))
 
 
 def _certified_radius(norm: float, sigma: float, similarity: float, gain: float) -> CertifiedRadius:

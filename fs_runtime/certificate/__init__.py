@@ -6,6 +6,7 @@ symbols are those of certificate.md.
 
 from fs_runtime.certificate.closed_forms import chi_squared_similarity, fcsb, fcsb_radius, score_from_norm
 from fs_runtime.certificate.confidence_sequence import NormConfidenceSequence
+from fs_runtime.certificate.served_bound import served_similarity
 from fs_runtime.certificate.tight_bound import certified_radius, tight_similarity
 from fs_runtime.certificate.worst_case import worst_case_feature
 
@@ -16,6 +17,7 @@ __all__ = [
     "fcsb",
     "fcsb_radius",
     "score_from_norm",
+    "served_similarity",
     "tight_similarity",
     "worst_case_feature",
 ]

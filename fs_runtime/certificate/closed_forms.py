@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import overload
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import exprel, ndtr, ndtri
 
 from fs_runtime.certificate._arguments import (
     Array,
@@ -128,7 +128,8 @@ def chi_squared_values(norm: Array, ratio: Array) -> Array:
     """``chi_squared_similarity`` on checked arrays of one shape; ``ratio`` is c = r / σ."""
     exact = (norm == 1) | ((ratio == 0) & (norm > 0))
     rho = np.where(exact | (norm == 0), 0.5, norm)
-    with np.errstate(over="ignore"):
-        squared_sine = np.expm1(ratio**2) * ((1 - rho) / rho) * ((1 + rho) / rho) * (1 + ROUNDING)
-    bound = np.sqrt(np.maximum(1 - squared_sine, 0.0)) - ROUNDING
-    return np.where(exact, 1.0, np.where(norm > 0, np.maximum(bound, 0.0), 0.0))
+    with np.errstate(over="ignore", invalid="ignore"):  # a tiny ρ overflows, and then nothing is certified
+        squared_sine = exprel(ratio**2) * (ratio / rho) ** 2 * (1 - rho) * (1 + rho) * (1 + ROUNDING)
+    rooted = (norm > 0) & (squared_sine < 1)
+    bound = np.maximum(np.sqrt(1 - np.where(rooted, squared_sine, 1.0)) - ROUNDING, 0.0)
+    return np.where(exact, 1.0, bound)

@@ -17,7 +17,7 @@ from scipy.optimize import root
 from scipy.special import ndtr
 
 from fs_runtime.certificate._arguments import Array
-from fs_runtime.certificate.dual_bound import ComplexArray, plain_rule, stretched_rule
+from fs_runtime.certificate.dual_bound import plain_rule, stretched_rule
 from fs_runtime.certificate.dual_table import dual_point
 
 _STRETCH_BELOW = 0.5
@@ -42,10 +42,11 @@ def solve_dual(reach: float, slack: float, start: tuple[float, float]) -> tuple[
         return _optimality(entry, reach, slack)
 
     entry = np.asarray(start, dtype=np.float64)
-    for method in ("hybr", "lm"):
-        entry = root(residual, entry, method=method, tol=1e-12).x
-        if np.abs(residual(entry)).max() < 1e-6:
-            return float(entry[0]), float(entry[1])
+    with np.errstate(all="ignore"):
+        for method in ("hybr", "lm"):
+            entry = root(residual, entry, method=method, tol=1e-12).x
+            if np.abs(residual(entry)).max() < 1e-6:
+                return float(entry[0]), float(entry[1])
     raise ArithmeticError(f"no optimal dual point found at reach {reach}, slack {slack} from {start}")
 
 
@@ -57,16 +58,24 @@ def worst_direction(offset: Array, zeta: complex, ratio: float) -> tuple[Array, 
     return along / length, across / length
 
 
+def worst_angle(zeta: complex, ratio: float) -> float:
+    """θ of the worst case of an optimal dual point: E f lies along u = -sin θ w + cos θ w⊥."""
+    _, weight, along, across = _worst_case(zeta, ratio)
+    return float(np.arctan2(-(weight @ along), weight @ across))
+
+
+def _worst_case(zeta: complex, ratio: float) -> tuple[Array, Array, Array, Array]:
+    rule = stretched_rule if zeta.imag < _STRETCH_BELOW else plain_rule
+    offset, weight, _ = rule(np.asarray([zeta]), np.asarray([ratio]))
+    return offset[0], weight[0], *worst_direction(offset[0], zeta, ratio)
+
+
 def _optimality(entry: Array, reach: float, slack: float) -> Array:
-    ratio = np.asarray([reach * (1 - slack**4)])
-    zeta: ComplexArray = dual_point(entry[:1], entry[1:], np.asarray([slack]), ratio)
-    rule = stretched_rule if zeta[0].imag < _STRETCH_BELOW else plain_rule
-    offsets, weights, _ = rule(zeta, ratio)
-    offset, weight = offsets[0], weights[0]
-    along, across = worst_direction(offset, complex(zeta[0]), float(ratio[0]))
-    shifted = weight * np.exp(ratio[0] * offset)  # proportional to the weights of E[L ·]
+    ratio = reach * (1 - slack**4)
+    zeta = complex(dual_point(entry[:1], entry[1:], np.asarray([slack]), np.asarray([ratio]))[0])
+    offset, weight, along, across = _worst_case(zeta, ratio)
+    shifted = weight * np.exp(ratio * offset)  # proportional to the weights of E[L ·]
     balance = (shifted @ along) / (shifted @ np.abs(along))
-    mean_angle = np.arctan2(weight @ along, weight @ across)
-    angle = np.arctan2(along, across) - mean_angle
-    lost = 2 * (weight @ np.sin(angle / 2) ** 2)  # 1 - ‖E f‖
+    turn = np.arctan2(along, across) + worst_angle(zeta, ratio)
+    lost = 2 * (weight @ np.sin(turn / 2) ** 2)  # 1 - ‖E f‖
     return np.asarray([balance, np.log(lost / (2 * ndtr(-reach)))])

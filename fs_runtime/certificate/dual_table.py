@@ -36,8 +36,9 @@ def reach_of_norm(norm: Array) -> Array:
 
 def dual_point(location: Array, steepness: Array, slack: Array, ratio: Array) -> ComplexArray:
     """ζ of the table's two entries at (slack, c)."""
-    tangent = ratio * slack**2 * np.exp(steepness)
-    zeta: ComplexArray = ratio * location + np.log1p(tangent**2) / (2 * ratio) + 1j * (np.arctan(tangent) / ratio)
+    with np.errstate(over="ignore"):  # of a broken table only
+        tangent = ratio * slack**2 * np.exp(steepness)
+        zeta: ComplexArray = ratio * location + np.log1p(tangent**2) / (2 * ratio) + 1j * (np.arctan(tangent) / ratio)
     return zeta
 
 

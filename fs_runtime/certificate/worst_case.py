@@ -8,12 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from fs_runtime.certificate._arguments import Array, norm_array, ratio_array
-from fs_runtime.certificate.dual_bound import proven_angle
-from fs_runtime.certificate.dual_optimum import solve_dual, worst_direction
+from fs_runtime.certificate.dual_optimum import solve_dual, worst_angle, worst_direction
 from fs_runtime.certificate.dual_table import dual_point, reach_of_norm, shipped_table
 
 
-def worst_case_feature(noise: Array, norm: float, radius: float, sigma: float) -> Array:
+def worst_case_feature(noise: float | Array, norm: float, radius: float, sigma: float) -> Array:
     """The worst unit feature f as a function of the noise along the attack.
 
     For z ~ N(0, 1) it has E f(z) = (ρ, 0), and after an attack of size r, which moves z by c = r / σ, the angle
@@ -38,7 +37,8 @@ def worst_case_feature(noise: Array, norm: float, radius: float, sigma: float) -
             f"norm and radius must allow a bound between 0 and 1: need 0 < norm < 1 and "
             f"0 < radius / sigma < {reach:.6g}; got norm {rho}, radius / sigma {c:.6g}"
         )
-    zeta, theta = _optimum(rho, c)
+    zeta = _optimum(rho, c)
+    theta = worst_angle(zeta, c)
     along, across = worst_direction(np.asarray(noise) - zeta.real, zeta, c)
     # w = (-sin θ, cos θ) and w⊥ = (cos θ, sin θ) in the frame (u, v)
     return np.stack(
@@ -46,10 +46,9 @@ def worst_case_feature(noise: Array, norm: float, radius: float, sigma: float) -
     )
 
 
-def _optimum(norm: float, ratio: float) -> tuple[complex, float]:
+def _optimum(norm: float, ratio: float) -> complex:
     rho, c = np.asarray([norm]), np.asarray([ratio])
     location, steepness, slack = shipped_table().entries(rho, c)
     start = float(location[0]), float(steepness[0])
     location[0], steepness[0] = solve_dual(float(reach_of_norm(rho)[0]), float(slack[0]), start)
-    zeta = dual_point(location, steepness, slack, c)
-    return complex(zeta[0]), float(proven_angle(zeta, rho, c)[0])
+    return complex(dual_point(location, steepness, slack, c)[0])
