@@ -8,11 +8,11 @@ WORKDIR /build
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY fs_runtime fs_runtime
 COPY server server
-# TORCH picks the build: "torch==2.13.0" brings CUDA, "torch==2.13.0+cpu" does not, from an index that has it.
-ARG TORCH=torch
+# TORCH picks the build: this one brings CUDA; "torch==2.13.0+cpu" does not, from an index that has it.
+ARG TORCH=torch==2.13.0
 ARG EXTRAS=""
 RUN python3 -m venv /opt/fs-serve \
-    && /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt "${TORCH}" \
+    && /opt/fs-serve/bin/pip install --no-cache-dir "${TORCH}" \
     && /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
 
 FROM ${BASE_IMAGE}

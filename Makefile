@@ -7,8 +7,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 VLLM_VENV := .venv-vllm
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet \
     $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+LOCKED := --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
@@ -47,14 +48,14 @@ $(VENV)/bin/python:
 
 # Where there is no GPU the CPU build of torch spares gigabytes; not every index has one under this name.
 $(VENV)/.torch: $(VENV)/bin/python constraints.txt
-	$(if $(HAS_GPU),,$(PIP) 'torch==$(TORCH)+cpu' 2>/dev/null ||) $(PIP) torch
+	$(if $(HAS_GPU),,$(PIP) 'torch==$(TORCH)+cpu' 2>/dev/null ||) $(PIP) 'torch==$(TORCH)'
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@echo "installing FS-Serve into $(VENV)"
-	$(PIP) --editable .
+	$(PIP) $(LOCKED) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev]'
+	$(PIP) $(LOCKED) --editable '.[dev]'
 	@touch $@

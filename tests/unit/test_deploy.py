@@ -70,3 +70,9 @@ def test_image_is_not_root_and_checks_its_health() -> None:
     assert re.search(r"^USER \d+$", text, re.MULTILINE)
     assert "/livez" in text
     assert "ARG BASE_IMAGE" in text
+
+
+def test_torch_of_the_image_is_the_one_that_is_tested() -> None:
+    wanted = re.search(r"^ARG TORCH=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert wanted is not None
+    assert wanted.group(1) in (ROOT / "constraints.txt").read_text().splitlines()
