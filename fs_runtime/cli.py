@@ -52,6 +52,9 @@ def certify(
     radius: Annotated[float | None, typer.Option(min=0.0, help="l2 radius; by default half of sigma.")] = None,
     space: Annotated[str, typer.Option(help="Measure the radius on the 'model' or the 'client' image.")] = "model",
     granularity: Annotated[str, typer.Option(help="'image' or 'token'.")] = "image",
+    min_similarity: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Stop sampling once this similarity is certified.")
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
@@ -62,7 +65,8 @@ def certify(
 
     from fs_runtime.engine import SmoothingRequest
     from fs_runtime.loading import load_engine
-    from fs_runtime.robustness import CertificateQuery, Fingerprints
+    from fs_runtime.query import CertificateQuery
+    from fs_runtime.robustness import Fingerprints
     from fs_runtime.robustness import certify as certify_result
 
     if not 0 < confidence < 1:
@@ -75,14 +79,16 @@ def certify(
         pixels = np.asarray(Image.open(image).convert("RGB"))
     except OSError:
         raise typer.BadParameter(f"{image} is not a picture that can be read") from None
+    query = CertificateQuery(
+        sigma / 2 if radius is None else radius, "client" if space == "client" else "model", min_similarity
+    )
     engine = load_engine(checkpoint_of(model), device=device, dtype=dtype)
     try:
         kind: Literal["image", "token"] = "token" if granularity == "token" else "image"
-        request = SmoothingRequest(pixels, sigma, samples if sigma > 0 else 1, confidence, kind)
+        request = SmoothingRequest(pixels, sigma, samples if sigma > 0 else 1, confidence, kind, until=query)
         result = engine.submit(request).result()
     finally:
         engine.close()
-    query = CertificateQuery(sigma / 2 if radius is None else radius, "client" if space == "client" else "model")
     certificate = certify_result(result, query, Fingerprints(engine.encoder.fingerprint, None, None))
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(certificate), indent=2))

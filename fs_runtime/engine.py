@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fs_runtime.certificate import NormConfidenceSequence
+from fs_runtime.certificate import NormConfidenceSequence, StoppingRule, required_norm
 from fs_runtime.encoders import PreparedImage, VisionEncoder
 from fs_runtime.noise import fresh_seed
+from fs_runtime.query import CertificateQuery
 from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
 
 Granularity = Literal["image", "token"]
+Ending = Literal["samples", "reached", "out_of_reach"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,12 @@ class SmoothingRequest:
     Attributes:
         image: ``(H, W, 3)`` uint8 RGB.
         sigma: Standard deviation σ of the noise, in pixels of [0, 1]; 0 turns smoothing off.
-        samples: Noise samples to draw.
+        samples: Noise samples to draw, at most.
         confidence: 1 - α of the certificate, over the server's own draws.
         granularity: Whether one certificate speaks of all tokens together or one of each.
         seed: Of the draws; None takes a fresh one from the operating system.
+        until: Similarity and radius whose certificate ends the sampling early, as does the insight that it will not be
+            reached; None draws all samples.
     """
 
     image: NDArray[np.uint8]
@@ -41,6 +45,7 @@ class SmoothingRequest:
     confidence: float
     granularity: Granularity = "image"
     seed: int | None = None
+    until: CertificateQuery | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class SmoothingResult:
         payload: Arrays for the language model, ``image_embeds`` among them.
         sigma: As asked.
         samples: Samples drawn.
+        max_samples: Samples that would have been drawn at most.
+        ended: Why no more were drawn.
         confidence: 1 - α, as asked.
         granularity: As asked.
         norm_lower: Lower bound of ρ with that confidence: a float, or ``(T,)``, all tokens at once.
@@ -65,6 +72,8 @@ class SmoothingResult:
     payload: dict[str, NDArray[np.generic]]
     sigma: float
     samples: int
+    max_samples: int
+    ended: Ending
     confidence: float
     granularity: Granularity
     norm_lower: float | NDArray[np.float64]
@@ -95,7 +104,9 @@ class _Job:
     request: SmoothingRequest
     image: PreparedImage
     seed: int
+    rule: StoppingRule | None = None
     sequence: NormConfidenceSequence | None = None
+    ended: Ending | None = None
     future: Future[SmoothingResult] = field(default_factory=Future)
     state: SmoothingState | None = None
     submitted: float = field(default_factory=time.monotonic)
@@ -103,6 +114,8 @@ class _Job:
 
     @property
     def remaining(self) -> int:
+        if self.ended is not None:
+            return 0
         return self.request.samples - (self.state.count if self.state else 0)
 
     @property
@@ -111,7 +124,10 @@ class _Job:
         return tuple(self.image.pixels.shape), self.image.grid, self.request.sigma == 0
 
     def observe(self, products: InnerProducts) -> None:
-        """Feeds the new inner products to the confidence sequence (they are all that leaves the device)."""
+        """Feeds the new inner products to the confidence sequence, and ends the sampling where that is due.
+
+        The inner products are all that leaves the device.
+        """
         tokens = products.tokens.shape[-1]
         by_token = self.request.granularity == "token"
         if self.sequence is None:
@@ -123,7 +139,13 @@ class _Job:
             )
         values = products.tokens if by_token else products.image
         if values.shape[0]:
-            self.sequence.update(values.double().cpu().numpy())
+            latest = values.double().cpu().numpy()
+            self.sequence.update(latest)
+            decision = self.rule.decide(self.sequence, latest) if self.rule else "continue"
+            if decision != "continue":
+                self.ended = decision
+        if self.ended is None and self.remaining <= 0:
+            self.ended = "samples"
 
 
 class SmoothingEngine:
@@ -189,7 +211,13 @@ class SmoothingEngine:
         if not (request.sigma >= 0 and np.isfinite(request.sigma)):
             raise ValueError(f"sigma must be a finite number of at least 0, got {request.sigma}")
         seed = fresh_seed() if request.seed is None else request.seed
-        return _Job(request, self.encoder.prepare(request.image), seed)
+        image = self.encoder.prepare(request.image)
+        rule = None
+        if request.until is not None and request.until.min_similarity and request.sigma > 0:
+            radius = request.until.radii(image.spectral_norm).model
+            norm = required_norm(request.until.min_similarity, radius, request.sigma)
+            rule = StoppingRule(norm, request.samples - 1)  # the first sample has no inner product
+        return _Job(request, image, seed, rule)
 
     def _enqueue(self, job: _Job) -> Future[SmoothingResult]:
         with self._changed:
@@ -282,7 +310,7 @@ class SmoothingEngine:
             # From here on the samples are counted, so a failure must not run the image again.
             try:
                 job.observe(new)
-                if job.remaining <= 0:
+                if job.ended is not None:
                     result = self._finish(job)
                     self._forget(job)
                     if job.future.set_running_or_notify_cancel():
@@ -293,6 +321,7 @@ class SmoothingEngine:
 
     def _finish(self, job: _Job) -> SmoothingResult:
         assert job.state is not None  # noqa: S101 (set by _step)
+        assert job.ended is not None  # noqa: S101 (why we are here)
         smoothed = self.smoother.finish(job.state)
         by_token = job.request.granularity == "token"
         estimate: float | NDArray[np.float64] | None = smoothed.norm_estimate
@@ -303,6 +332,8 @@ class SmoothingEngine:
             payload=self.encoder.payload(smoothed.embeddings, job.image),
             sigma=job.request.sigma,
             samples=job.state.count,
+            max_samples=job.request.samples,
+            ended=job.ended,
             confidence=job.request.confidence,
             granularity=job.request.granularity,
             norm_lower=lower,

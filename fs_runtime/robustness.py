@@ -16,24 +16,8 @@ from fs_runtime.certificate import (
     served_similarity,
     tight_similarity,
 )
-from fs_runtime.engine import Granularity, SmoothingResult
-
-Space = Literal["model", "client"]
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateQuery:
-    """What a certificate is asked about.
-
-    Attributes:
-        radius: ℓ2 size of the attack, in pixels of [0, 1].
-        space: Where it is measured: ``client`` on the image as sent, ``model`` on the image the encoder reads.
-        min_similarity: Similarity below which the certificate does not satisfy the caller; None for none.
-    """
-
-    radius: float
-    space: Space = "model"
-    min_similarity: float | None = None
+from fs_runtime.engine import Ending, Granularity, SmoothingResult
+from fs_runtime.query import CertificateQuery, Radius
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +26,6 @@ class Bound:
 
     lower: float
     estimate: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Radius:
-    """One ℓ2 radius, in pixels of [0, 1], on the encoder's image and on the client's."""
-
-    model: float
-    client: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +94,8 @@ class ImageRobustness:
         satisfied: Whether it reaches the asked ``min_similarity``; null if none was asked.
         sigma: Standard deviation of the noise, in pixels of [0, 1].
         samples: Noise samples used.
+        ended: Why no more were used: all that were allowed (``samples``), the asked similarity is certified
+            (``reached``), or it will not be by the allowed number (``out_of_reach``).
         confidence: 1 - α.
         granularity: ``image``: mean over the tokens. ``token``: every token by itself, the worst one reported.
         stage: Whose output is certified.
@@ -136,6 +114,7 @@ class ImageRobustness:
     satisfied: bool | None
     sigma: float
     samples: int
+    ended: Ending
     confidence: float
     granularity: Granularity
     stage: Literal["encoder"]
@@ -159,11 +138,7 @@ def certify(result: SmoothingResult, query: CertificateQuery, fingerprints: Fing
     lower = _smallest(result.norm_lower) or 0.0
     estimate = _smallest(result.norm_estimate)
     gain = result.spectral_norm
-    radius = (
-        Radius(query.radius * gain, query.radius)
-        if query.space == "client"
-        else Radius(query.radius, query.radius / gain)
-    )
+    radius = query.radii(gain)
     smoothed = _similarity(lower, radius.model, result.sigma)
     wanted = [0.5] if query.min_similarity in (None, 0.5) else [0.5, query.min_similarity]
     return ImageRobustness(
@@ -171,6 +146,7 @@ def certify(result: SmoothingResult, query: CertificateQuery, fingerprints: Fing
         satisfied=None if query.min_similarity is None else (smoothed.tight or 0.0) >= query.min_similarity,
         sigma=result.sigma,
         samples=result.samples,
+        ended=result.ended,
         confidence=result.confidence,
         granularity=result.granularity,
         stage="encoder",
@@ -205,7 +181,9 @@ def _served(result: SmoothingResult, norm: float, radius: float) -> Served:
     tight = 0.0
     if result.sigma > 0:
         statements = np.size(result.norm_lower)  # one, or one for each token
-        tight = served_similarity(norm, radius, result.sigma, result.samples, 1 - alpha / statements)
+        tight = served_similarity(
+            norm, radius, result.sigma, result.samples, 1 - alpha / statements, result.max_samples
+        )
     return Served(tight or None, max(0.0, 1 - 2 * alpha))
 
 

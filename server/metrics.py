@@ -48,6 +48,12 @@ class Metrics:
             buckets=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
             registry=self.registry,
         )
+        self.endings = Counter(
+            "fs_sampling_endings",
+            "Images by why sampling ended: samples (all drawn), reached, out_of_reach.",
+            ["ended"],
+            registry=self.registry,
+        )
         self.similarity = Histogram(
             "fs_certified_similarity",
             "Certified cosine similarity at the asked radius; 0 for none.",
@@ -77,6 +83,7 @@ class Metrics:
         self.images.labels(certified=str(image.certified).lower()).inc()
         self.samples.inc(image.samples)
         self.samples_per_image.observe(image.samples)
+        self.endings.labels(ended=image.ended).inc()
         self.similarity.observe(image.smoothed.tight or 0.0)
         self.norm_lower.observe(image.norm.lower)
         self.stage_seconds.labels(stage="queue").observe(image.timings.queue_seconds)

@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     on_failure: Literal["reject", "flag"] = Field(
         "flag", description="Below min_similarity: answer 422 (reject), or answer and say so (flag)."
     )
+    adaptive: bool = Field(
+        False,
+        description="Stop drawing samples once min_similarity is certified, or will not be: it saves encoder passes.",
+    )
     allow_seed: bool = Field(
         False, description="Let requests fix the seed of the noise. For tests only: known draws can be attacked."
     )

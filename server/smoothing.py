@@ -14,7 +14,8 @@ from fs_runtime.engine import (
     SmoothingRequest,
     SmoothingResult,
 )
-from fs_runtime.robustness import CertificateQuery, Fingerprints, ImageRobustness, certify
+from fs_runtime.query import CertificateQuery
+from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from server.api.schemas import Robustness, RobustnessOptions
 from server.errors import ApiError, invalid
 from server.images import ImageLimits, bytes_of_data_url, decode_image
@@ -40,6 +41,7 @@ class _Plan:
     confidence: float
     query: CertificateQuery
     reject: bool
+    adaptive: bool
     options: RobustnessOptions
 
 
@@ -99,6 +101,7 @@ class SmoothingService:
             confidence=plan.confidence,
             granularity=plan.options.granularity,
             seed=plan.options.seed,
+            until=plan.query if plan.adaptive else None,
         )
         try:
             result = await self._engine.smooth(request)
@@ -138,6 +141,12 @@ class SmoothingService:
                 code="seed_not_allowed",
                 param="robustness.seed",
             )
+        min_similarity = settings.min_similarity if options.min_similarity is None else options.min_similarity
+        adaptive = settings.adaptive if options.adaptive is None else options.adaptive
+        if options.adaptive and not min_similarity:
+            raise invalid(
+                "adaptive sampling ends when min_similarity is certified; give one above 0", "robustness.min_similarity"
+            )
         radius = settings.radius if options.radius is None else options.radius
         on_failure = options.on_failure or settings.on_failure
         return _Plan(
@@ -147,9 +156,10 @@ class SmoothingService:
             query=CertificateQuery(
                 radius=sigma / 2 if radius is None else radius,
                 space=options.space,
-                min_similarity=settings.min_similarity if options.min_similarity is None else options.min_similarity,
+                min_similarity=min_similarity,
             ),
             reject=on_failure == "reject",
+            adaptive=adaptive,
             options=options,
         )
 

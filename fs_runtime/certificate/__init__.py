@@ -7,15 +7,18 @@ symbols are those of certificate.md.
 from fs_runtime.certificate.closed_forms import chi_squared_similarity, fcsb, fcsb_radius, score_from_norm
 from fs_runtime.certificate.confidence_sequence import NormConfidenceSequence
 from fs_runtime.certificate.served_bound import served_similarity
+from fs_runtime.certificate.stopping import StoppingRule, required_norm
 from fs_runtime.certificate.tight_bound import certified_radius, tight_similarity
 from fs_runtime.certificate.worst_case import worst_case_feature
 
 __all__ = [
     "NormConfidenceSequence",
+    "StoppingRule",
     "certified_radius",
     "chi_squared_similarity",
     "fcsb",
     "fcsb_radius",
+    "required_norm",
     "score_from_norm",
     "served_similarity",
     "tight_similarity",

@@ -99,6 +99,24 @@ class NormConfidenceSequence:
         for start in range(0, len(samples), block):
             self._update_block(samples[start : start + block])
 
+    def forecast(self, inner_product: float | Array, count: int) -> float | Array:
+        """What ``lower`` would be at ``count`` samples if each one from here on had the value ``inner_product``.
+
+        Args:
+            inner_product: A value in [-1, 1] for each stream, of ``shape``.
+            count: Samples in all, at least those seen so far.
+
+        Returns:
+            The bound, shaped as ``lower``.
+        """
+        further = max(0, count - self._count)
+        value = np.broadcast_to(np.asarray(inner_product, dtype=np.float64), self.shape).reshape(-1)
+        with np.errstate(divide="ignore"):
+            log_growth = self._log_growth + further * np.log(_OFFSETS[:, 0] + value)
+        total = np.array([[max(1.0, float(self._count + further))]])
+        bound = np.maximum(self._lower, _lower_roots(log_growth[:, None], total, self._threshold)[0])
+        return bound.reshape(self.shape) if self.shape else float(bound[0])
+
     def _update_block(self, samples: Array) -> None:
         with np.errstate(divide="ignore"):  # all is lost at b = 1, X = -1
             log_growth = np.log(_OFFSETS + samples)  # (bets, n, streams)

@@ -51,6 +51,9 @@ class RobustnessOptions(BaseModel):
     on_failure: Literal["reject", "flag"] | None = Field(
         None, description="Below min_similarity: answer 422, or answer and say so."
     )
+    adaptive: bool | None = Field(
+        None, description="Stop sampling once min_similarity is certified, or will not be; samples is then the most."
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**64, strict=True, description="Fixes the noise; only where the operator allows it."
     )

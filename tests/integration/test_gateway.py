@@ -224,6 +224,18 @@ def test_below_the_minimum_similarity(gateway: Gateway) -> None:
     assert reached.json()["robustness"]["satisfied"] is True
 
 
+def test_adaptive_sampling(gateway: Gateway) -> None:
+    asked = {"adaptive": True, "radius": 0.005, "samples": 512, "confidence": 0.95}
+    response = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked | {"min_similarity": 0.5}))
+    (certificate,) = response.json()["robustness"]["images"]
+    assert certificate["ended"] == "reached"
+    assert certificate["samples"] < 512
+    assert certificate["smoothed"]["tight"] >= 0.5
+    assert 'fs_sampling_endings_total{ended="reached"}' in httpx.get(f"{gateway.url}/metrics").text
+    aimless = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked))
+    assert (aimless.status_code, aimless.json()["error"]["param"]) == (400, "robustness.min_similarity")
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fs_runtime.certificate import tight_similarity
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.engine import (
     EngineClosedError,
@@ -16,6 +17,7 @@ from fs_runtime.engine import (
     SmoothingError,
     SmoothingRequest,
 )
+from fs_runtime.query import CertificateQuery
 from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
 
 
@@ -98,8 +100,8 @@ def test_a_small_request_is_not_starved_by_a_large_one(
     small.result(30)
     assert not large.done()
     large.result(30)
-    # Two shared batches of four each after the one already under way; what the small one leaves, the large one takes.
-    assert smoother.batches[1:3] == [{0.1: 4, 0.2: 4}, {0.1: 4, 0.2: 4}]
+    # Two shared batches of four each, from the first or second batch on; the large one takes what the small one leaves.
+    assert [batch for batch in smoother.batches[:3] if 0.2 in batch] == [{0.1: 4, 0.2: 4}] * 2
     assert {sum(batch.values()) for batch in smoother.batches[:-1]} == {8}
 
 
@@ -185,6 +187,25 @@ def test_when_the_scheduler_itself_fails_nobody_waits_for_ever(
         engine.submit(asked(picture)).result(30)
     engine._thread.join(10)
     assert not engine.alive
+
+
+def test_adaptive_sampling_ends_when_the_similarity_is_certified(
+    engine: SmoothingEngine, picture: NDArray[np.uint8]
+) -> None:
+    def until(similarity: float) -> CertificateQuery:
+        return CertificateQuery(radius=0.01, min_similarity=similarity)
+
+    full = engine.submit(asked(picture, 0.1, 160, seed=1)).result(30)
+    assert (full.samples, full.ended) == (160, "samples")
+    reached = engine.submit(asked(picture, 0.1, 160, seed=1, until=until(0.5))).result(30)
+    assert reached.ended == "reached"
+    assert reached.samples < 160
+    assert tight_similarity(float(np.min(reached.norm_lower)), 0.01, 0.1) >= 0.5
+    given_up = engine.submit(asked(picture, 0.1, 160, seed=1, until=until(0.9999999))).result(30)
+    assert given_up.ended == "out_of_reach"
+    assert given_up.samples < 160
+    by_token = engine.submit(asked(picture, 0.1, 160, granularity="token", until=until(0.2))).result(30)
+    assert by_token.ended == "reached"
 
 
 @pytest.mark.parametrize(("sigma", "samples"), [(-0.1, 1), (float("nan"), 1), (float("inf"), 1), (0.1, 0)])

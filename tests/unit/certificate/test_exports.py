@@ -7,10 +7,12 @@ def test_exported_members() -> None:
     assert certificate.__all__ == sorted(
         [
             "NormConfidenceSequence",
+            "StoppingRule",
             "certified_radius",
             "chi_squared_similarity",
             "fcsb",
             "fcsb_radius",
+            "required_norm",
             "score_from_norm",
             "served_similarity",
             "tight_similarity",

@@ -1,0 +1,85 @@
+"""The stopping rule: it never costs coverage, ends when it should, and its required norm is the smallest."""
+
+import numpy as np
+import pytest
+
+from fs_runtime.certificate import NormConfidenceSequence, StoppingRule, required_norm, tight_similarity
+
+
+@pytest.mark.parametrize("similarity", [0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("ratio", [0.0, 1e-6, 0.1, 0.5, 1.5, 4.0])
+def test_required_norm_is_the_smallest_that_reaches_the_similarity(similarity: float, ratio: float) -> None:
+    norm = required_norm(similarity, ratio, 1.0)
+    assert tight_similarity(norm, ratio, 1.0) >= similarity
+    if norm > 1e-6:
+        assert tight_similarity(norm - 1e-6, ratio, 1.0) < similarity
+
+
+def test_forecast_is_what_the_sequence_then_shows() -> None:
+    rng = np.random.default_rng(0)
+    for shape in [(), (3,)]:
+        sequence = NormConfidenceSequence(0.99, shape)
+        sequence.update(rng.uniform(0.5, 1, (20, *shape)))
+        value = np.linspace(0.7, 0.9, 3) if shape else 0.8
+        forecast = sequence.forecast(value, 90)
+        sequence.update(np.broadcast_to(value, (70, *shape)))
+        np.testing.assert_allclose(forecast, sequence.lower, rtol=1e-6)
+    assert NormConfidenceSequence(0.99).forecast(1.0, 0) == 0.0
+
+
+def sampled(mean: float, spread: float, blocks: int, seed: int) -> np.ndarray:
+    return np.clip(np.random.default_rng(seed).normal(mean, spread, (blocks, 32)), -1, 1)
+
+
+def run(rule: StoppingRule, sequence: NormConfidenceSequence, samples: np.ndarray) -> str:
+    for block in samples:
+        sequence.update(block)
+        decision = rule.decide(sequence, block)
+        if decision != "continue":
+            return decision
+    return "continue"
+
+
+def test_ends_when_reached_and_not_before() -> None:
+    for seed in range(20):
+        sequence = NormConfidenceSequence(0.999)
+        rule = StoppingRule(0.85, 32 * 128)
+        assert run(rule, sequence, sampled(0.95, 0.03, 128, seed)) == "reached"
+        assert sequence.lower >= 0.85
+        assert sequence.count < 32 * 12
+
+
+def test_gives_up_early_on_what_will_not_be_reached() -> None:
+    for seed in range(20):
+        sequence = NormConfidenceSequence(0.999)
+        rule = StoppingRule(0.9, 32 * 128)
+        assert run(rule, sequence, sampled(0.7, 0.05, 128, seed)) == "out_of_reach"
+        assert sequence.count <= 64
+
+
+def test_gives_up_for_certain_when_even_perfect_samples_would_not_do() -> None:
+    sequence = NormConfidenceSequence(0.999)
+    sequence.update(np.ones(8))
+    assert StoppingRule(0.99, 100).decide(sequence, np.ones(8)) == "out_of_reach"
+    assert StoppingRule(0.5, 100).decide(sequence, np.ones(8)) == "continue"
+
+
+def test_rarely_gives_up_on_what_could_be_reached() -> None:
+    given_up = 0
+    for seed in range(300):
+        sequence = NormConfidenceSequence(0.95)
+        given_up += run(StoppingRule(0.87, 32 * 64), sequence, sampled(0.9, 0.1, 64, seed)) == "out_of_reach"
+    assert given_up <= 6
+
+
+def test_stopping_costs_no_coverage() -> None:
+    """The mean is just below what is asked for: whoever reports `reached` is wrong. At most α of the runs may be."""
+    alpha, runs, wrong = 0.1, 2000, 0
+    rng = np.random.default_rng(1)
+    for _ in range(runs):
+        sequence = NormConfidenceSequence(1 - alpha)
+        rule = StoppingRule(0.5, 32 * 16)
+        samples = np.where(rng.uniform(size=(16, 32)) < 0.749, 1.0, -1.0)  # mean 0.498
+        wrong += run(rule, sequence, samples) == "reached"
+    assert wrong <= alpha * runs + 3 * (alpha * (1 - alpha) * runs) ** 0.5
+    assert wrong > 0  # the law is hard enough for the test to fail if the sequence were too bold
