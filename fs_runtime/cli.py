@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +47,7 @@ def add_commands(app: typer.Typer) -> None:
 def certify(
     image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Picture to certify.")],
     model: ModelOption = "reference",
-    sigma: Annotated[float, typer.Option(min=0.0, help="Noise level in pixels of [0, 1].")] = 0.1,
+    sigma: Annotated[float, typer.Option(min=0.0, help="Noise level in pixels of [0, 1].")] = 0.05,
     samples: Annotated[int, typer.Option(min=1, help="Noise samples.")] = 256,
     confidence: Annotated[float, typer.Option(help="Probability that the certificate holds.")] = 0.999,
     radius: Annotated[float | None, typer.Option(min=0.0, help="l2 radius; by default half of sigma.")] = None,
@@ -60,11 +61,9 @@ def certify(
     as_json: JsonOption = False,
 ) -> None:
     """Certify one image: how far its features can be moved by an attack, and with what confidence."""
-    import numpy as np
-    from PIL import Image
-
     from fs_runtime.engine import SmoothingRequest
     from fs_runtime.loading import load_engine
+    from fs_runtime.pictures import read_picture
     from fs_runtime.query import CertificateQuery
     from fs_runtime.robustness import Fingerprints
     from fs_runtime.robustness import certify as certify_result
@@ -76,7 +75,7 @@ def certify(
     if granularity not in ("image", "token"):
         raise typer.BadParameter("granularity is 'image' or 'token'")
     try:
-        pixels = np.asarray(Image.open(image).convert("RGB"))
+        pixels = read_picture(image)
     except OSError:
         raise typer.BadParameter(f"{image} is not a picture that can be read") from None
     query = CertificateQuery(
@@ -127,6 +126,9 @@ def _rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
 @bench.command("smoothing")
 def bench_smoothing(
     model: ModelOption = "reference",
+    shape: Annotated[
+        str | None, typer.Option(help="Instead of a model: random weights in the shape of 'clip-vit-l-14-336'.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=8, help="Samples in each measurement.")] = 512,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to try, separated by commas.")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median is reported.")] = 5,
@@ -137,11 +139,17 @@ def bench_smoothing(
     """The smoothing pass beside the bare encoder at its best batch and a plain per-sample loop."""
     from fs_runtime.bench import benchmark_smoothing
     from fs_runtime.loading import load_smoother
+    from fs_runtime.random_models import write_random_llava
 
     console = Console(stderr=True)
-    smoother = load_smoother(checkpoint_of(model), device=device, dtype=dtype)
-    on = str(smoother.encoder.device)
-    plain = load_smoother(checkpoint_of(model), device=on, dtype="float32").encoder
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            checkpoint = str(write_random_llava(shape, Path(folder))) if shape else checkpoint_of(model)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        smoother = load_smoother(checkpoint, device=device, dtype=dtype)
+        on = str(smoother.encoder.device)
+        plain = load_smoother(checkpoint, device=on, dtype="float32").encoder
     default = "8,16,32,64" if on == "cpu" else "32,64,128,256"
     try:
         sizes = [int(size) for size in (batch_sizes or default).split(",")]
@@ -154,7 +162,7 @@ def bench_smoothing(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return
-    table = Table("", "samples/s", "ratio", title=f"smoothing on {found.device}, {found.dtype}")
+    table = Table("", "samples/s", "ratio", title=f"{shape or model}: smoothing on {found.device}, {found.dtype}")
     for size, rate in found.encoder_rates.items():
         table.add_row(f"bare encoder, batch {size}", f"{rate:.0f}", "")
     table.add_row(f"bare encoder, best batch {found.batch_size}", f"{found.encoder:.0f}", "1 (ceiling)")

@@ -127,9 +127,11 @@ async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model
                 raise typer.Exit(1) from None
 
     from server.app import create_app
+    from server.run import configure_logging
     from server.settings import Settings
 
-    settings = Settings(model=model, language_model="embedded", api_keys=[])
+    settings = Settings(log_level="warning", model=model, language_model="embedded", api_keys=[])
+    configure_logging(settings)
     application = create_app(settings)
     async with application.router.lifespan_context(application):
         transport = httpx.ASGITransport(application)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from fs_runtime.pictures import upright_rgb
 from server.errors import ApiError, invalid
 from server.settings import Settings
 
@@ -99,19 +100,9 @@ def decode_image(data: bytes, limits: ImageLimits, param: str) -> NDArray[np.uin
         if getattr(image, "is_animated", False):
             raise invalid(f"{param} is animated; send one frame as a still image", param, "animated_image")
         try:
-            return np.asarray(_upright_rgb(image), dtype=np.uint8)
+            return upright_rgb(image)
         except Exception:
             raise invalid(f"{param} is damaged or cut off; send the whole file", param, "invalid_image") from None
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16-bit grey: Pillow would clip it, not scale it
-        upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return upright.convert("RGB")
 
 
 def _too_large(size: int, limits: ImageLimits, param: str) -> ApiError:

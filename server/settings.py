@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     )
 
     sigma: float = Field(
-        0.1, ge=0, allow_inf_nan=False, description="Noise level when the request does not say, in pixels of [0, 1]."
+        0.05, ge=0, allow_inf_nan=False, description="Noise level when the request does not say, in pixels of [0, 1]."
     )
     max_sigma: float = Field(1.0, ge=0, allow_inf_nan=False, description="Largest noise level a request may ask for.")
     samples: int = Field(64, ge=1, description="Noise samples for each image when the request does not say.")

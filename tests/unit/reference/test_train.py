@@ -89,9 +89,10 @@ def test_the_model_is_saved_on_the_way(tokenizer, tmp_path):
     assert load_model(tmp_path)[0].config.model_type == "llava"
 
 
+@pytest.mark.timeout(120)
 def test_a_time_limit_ends_training_early(tokenizer):
-    _, reports = train(tokenizer, replace(SETTINGS, steps=100_000, time_limit=3.0))
-    assert reports[-1].step < 100_000
+    _, reports = train(tokenizer, replace(SETTINGS, steps=100_000, time_limit=2.0))
+    assert all(report.step < 10_000 for report in reports)
 
 
 def test_learning_rates_rise_and_fall_in_both_phases(untrained):

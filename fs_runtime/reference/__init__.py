@@ -1,0 +1,26 @@
+"""The small reference MLLM that ships with the project: its weights, its examples, and how both are made."""
+
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["example_images", "reference_model_path"]
+
+
+def reference_model_path() -> Path:
+    """Return the folder with the shipped weights, in the Hugging Face format.
+
+    Raises:
+        FileNotFoundError: if the installation lacks the weights.
+    """
+    folder = Path(str(files(__name__))) / "weights"
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"no reference model in {folder}: reinstall fs-serve, or train one with `fs-serve train reference`"
+        )
+    return folder
+
+
+def example_images() -> dict[str, Path]:
+    """Return the shipped example images by name, such as "red-circle"."""
+    folder = Path(str(files(__name__))) / "examples"
+    return {path.stem: path for path in sorted(folder.glob("*.png"))}
