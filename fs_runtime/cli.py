@@ -131,7 +131,7 @@ def bench_smoothing(
     ] = None,
     samples: Annotated[int, typer.Option(min=8, help="Samples in each measurement.")] = 512,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to try, separated by commas.")] = "",
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median is reported.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median is reported.")] = 9,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
@@ -160,7 +160,7 @@ def bench_smoothing(
             smoother, plain, batch_sizes=sizes, samples=samples, rounds=rounds, progress=status.update
         )
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
     table = Table("", "samples/s", "ratio", title=f"{shape or model}: smoothing on {found.device}, {found.dtype}")
     for size, rate in found.encoder_rates.items():
