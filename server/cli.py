@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,7 +158,15 @@ def _show(answer: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point of the console script."""
     add_commands(app)
-    app(prog_name="fs-serve")
+    try:
+        app(prog_name="fs-serve")
+    except ValueError as error:
+        from fs_runtime.encoders import CheckpointError  # not above: it loads torch, and help should be quick
+
+        if not isinstance(error, CheckpointError):
+            raise
+        typer.echo(f"cannot load the model: {error}", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
