@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 
@@ -96,6 +97,10 @@ def run(settings: Settings) -> int:
             timeout_graceful_shutdown=30,
         )
         server = _Server(config, settings)
+        # uvicorn stops gracefully on these signals and raises them again when it is done; by then they have had
+        # their effect, and what is left is to close the engine and to leave with status 0.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
         server.run()
     finally:
         engine.close()

@@ -19,7 +19,11 @@ CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
 
 class Settings(BaseSettings):
-    """Everything an operator can set. Each field's description says why one would."""
+    """All settings of the gateway.
+
+    A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file
+    named by --config or FS_CONFIG (max_samples: 256), that over the default.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="FS_", extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True
