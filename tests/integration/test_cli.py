@@ -52,6 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+        process.stdout.close()
     for line in log.read_text().splitlines():
         json.loads(line)  # away from a terminal, every line of the log is JSON
 
