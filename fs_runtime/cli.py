@@ -54,7 +54,10 @@ def certify(
     space: Annotated[str, typer.Option(help="Measure the radius on the 'model' or the 'client' image.")] = "model",
     granularity: Annotated[str, typer.Option(help="'image' or 'token'.")] = "image",
     min_similarity: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Stop sampling once this similarity is certified.")
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Stop sampling once this similarity is certified; exit status 1 if it is not."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -91,11 +94,20 @@ def certify(
     certificate = certify_result(result, query, Fingerprints(engine.encoder.fingerprint, None, None))
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(certificate), indent=2))
-        return
+        raise typer.Exit(1 if certificate.satisfied is False else 0)
     table = Table(title=f"{image.name}: certified with {certificate.confidence:.2%} confidence", show_header=False)
     for name, value in _rows(dataclasses.asdict(certificate)):
         table.add_row(name, value)
+    if min_similarity is not None:
+        endings = {
+            "reached": "sampling ended there",
+            "out_of_reach": "sampling ended early, since it will not be reached with the samples allowed",
+            "samples": "all samples were used",
+        }
+        verdict = "reached" if certificate.satisfied else "NOT reached"
+        table.add_row(f"asked similarity {min_similarity:g}", f"{verdict}; {endings[certificate.ended]}")
     Console().print(table)
+    raise typer.Exit(1 if certificate.satisfied is False else 0)
 
 
 def _rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:

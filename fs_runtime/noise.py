@@ -12,7 +12,7 @@ SEED_BITS = 64
 
 
 def fresh_seed() -> int:
-    """A seed from the operating system's generator: unpredictable to the sender (certificate.md section 7)."""
+    """A seed from the operating system's generator: unpredictable to the sender (docs/guarantee.md section 7)."""
     return secrets.randbits(SEED_BITS)
 
 

@@ -1,6 +1,6 @@
 """Resize and crop in floating point, as the linear map A whose spectral norm the certificate needs.
 
-Source: certificate.md section 6. The filters and their antialiasing are those of Pillow's ``Image.resize``
+Source: docs/guarantee.md section 6. The filters and their antialiasing are those of Pillow's ``Image.resize``
 (Keys' cubic with a = -1/2), so at the same size the result differs from an 8-bit processor by its rounding only.
 """
 
@@ -101,7 +101,7 @@ class Preprocessed:
     """What preprocessing hands on.
 
     Attributes:
-        pixels: ``(C, H, W)`` float32 in [0, 1]: x of certificate.md, before mean/std normalisation.
+        pixels: ``(C, H, W)`` float32 in [0, 1]: x of docs/guarantee.md, before mean/std normalisation.
         spectral_norm: ‖A‖₂ of the map from the client's pixels in [0, 1] to ``pixels``.
     """
 

@@ -33,7 +33,7 @@ class Similarity:
     """Lower bounds of a cosine similarity; null where nothing is certified.
 
     Attributes:
-        tight: Best bound that knows only ρ (certificate.md section 3).
+        tight: Best bound that knows only ρ (docs/guarantee.md section 3).
         fcsb: The paper's bound (section 2), for comparison.
     """
 

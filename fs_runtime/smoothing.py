@@ -1,4 +1,4 @@
-"""The noise pass: one image's samples in, running sums and inner products out (certificate.md sections 1, 4 and 5).
+"""The noise pass: one image's samples in, running sums and inner products out (docs/guarantee.md sections 1, 4 and 5).
 
 The direction that turns the norm of a vector mean into a scalar game is updated at every sample: sample i is
 compared with the mean of samples 1 … i - 1, so only the first sample is spent on it, and a certificate does not

@@ -78,6 +78,8 @@ def from_validation(error: ValidationError) -> ApiError:
     path = _path(worst["loc"])
     others = {other for other in map(_path, (problem["loc"] for problem in problems)) if not path.startswith(other)}
     message = worst["msg"].removeprefix("Value error, ")
+    if worst["type"] == "extra_forbidden":
+        message = "unknown or unsupported field; check its spelling, or leave it out"
     more = f" ({len(others)} further fields are invalid)" if others else ""
     code = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter"}.get(worst["type"], "invalid_value")
     return ApiError(400, f"{path or 'body'}: {message}{more}", code=code, param=path or None)

@@ -41,9 +41,8 @@ def bytes_of_data_url(url: str, limits: ImageLimits, param: str) -> bytes:
         ApiError: Not a data URL, bad base64 or too large.
     """
     if not url.startswith("data:"):
-        scheme = url.split(":", 1)[0][:20] if ":" in url[:20] else "none"
         raise invalid(
-            f"remote image URLs are switched off (scheme: {scheme}); send the image itself as data:image/png;base64,…",
+            "this is not a data URL, and images elsewhere are not fetched; send the image as data:image/png;base64,…",
             param,
             "remote_image_disabled",
         )

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         0.05, ge=0, allow_inf_nan=False, description="Noise level when the request does not say, in pixels of [0, 1]."
     )
     max_sigma: float = Field(1.0, ge=0, allow_inf_nan=False, description="Largest noise level a request may ask for.")
-    samples: int = Field(64, ge=1, description="Noise samples for each image when the request does not say.")
+    samples: int = Field(256, ge=1, description="Noise samples for each image when the request does not say.")
     max_samples: int = Field(4096, ge=1, description="Most noise samples a request may ask for: they are what costs.")
     confidence: float = Field(
         0.999, gt=0, lt=1, description="Probability that a certificate holds, over the server's own draws."

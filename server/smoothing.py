@@ -147,6 +147,8 @@ class SmoothingService:
             raise invalid(
                 "adaptive sampling ends when min_similarity is certified; give one above 0", "robustness.min_similarity"
             )
+        if options.on_failure == "reject" and min_similarity is None:
+            raise invalid("on_failure: reject needs a min_similarity to fail by; give one", "robustness.min_similarity")
         radius = settings.radius if options.radius is None else options.radius
         on_failure = options.on_failure or settings.on_failure
         return _Plan(

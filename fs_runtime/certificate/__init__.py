@@ -1,7 +1,7 @@
 """The certificate: pure functions of ρ, r and σ, and the confidence sequence that bounds ρ from samples.
 
 Every bound is a cosine similarity; a positive value is a certified statement, and 0.0 means "no certificate". The
-symbols are those of certificate.md.
+symbols are those of docs/guarantee.md.
 """
 
 from fs_runtime.certificate.closed_forms import chi_squared_similarity, fcsb, fcsb_radius, score_from_norm

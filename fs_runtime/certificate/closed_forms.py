@@ -4,7 +4,7 @@ Every function accepts floats and arrays (broadcast against each other) and retu
 value is a certified statement; 0.0 means "no certificate".** No value is negative or NaN. Values are rounded down by
 ``ROUNDING``, more than double precision can err, except where the bound is exactly 1.
 
-Source: certificate.md sections 2 and 3; Xia et al., arXiv 2601.16200.
+Source: docs/guarantee.md sections 2 and 3; Xia et al., arXiv 2601.16200.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ vary, where its root is (1 + X) α^{1/t} - 1: a law that takes the value -1 with
 samples with probability α. It holds most of the weight. The others keep the capital alive where samples near -1 occur
 or the spread is wide.
 
-Source: certificate.md section 4; Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
+Source: docs/guarantee.md section 4; Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
 JRSS-B 2024; the mixture is Cover's universal portfolio on a finite set.
 """
 

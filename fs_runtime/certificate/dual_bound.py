@@ -1,6 +1,6 @@
 """The angle that one dual point of the tight bound proves, with a quadrature error that is proven, not estimated.
 
-**Dual points.** Section 3 of certificate.md bounds the angle by any θ with D(θ) < 0, and any λ bounds D(θ) from
+**Dual points.** Section 3 of docs/guarantee.md bounds the angle by any θ with D(θ) < 0, and any λ bounds D(θ) from
 above. Write λ = t (-sin(θ + B), cos(θ + B)), which is the vector w turned by B and scaled by t > 0. Then
 ‖w L - λ‖ = |L - t e^{iB}| does not depend on θ, and
 
@@ -32,7 +32,7 @@ is at most its integral, 2 Φ(-8) (1/t + 1).
 The value of h is raised by both errors, and by ``FLOAT_MARGIN`` relative for the arithmetic: all terms are positive,
 none is a difference of larger ones, so double precision errs by less than 1e-13 relative.
 
-Source: certificate.md section 3.
+Source: docs/guarantee.md section 3.
 """
 
 from __future__ import annotations

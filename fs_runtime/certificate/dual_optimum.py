@@ -7,7 +7,7 @@ sin B w⊥ is a worst case: ⟨w, E[L f]⟩ = 0, so that the angle is θ and not
 equations that are solved. The second is written (1 - ‖E f‖) / (1 - ρ) = 1, with 1 - ‖E f‖ as a mean of squares, so
 that it keeps its digits as ρ → 1.
 
-Source: certificate.md section 3.
+Source: docs/guarantee.md section 3.
 """
 
 from __future__ import annotations

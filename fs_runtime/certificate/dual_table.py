@@ -10,7 +10,7 @@ Both axes and both entries are chosen so that the entries are smooth, down to th
     location = log(a) / c² + 1/2,     with t e^{iB} = a (1 + i tan B): between 1 and 3/2
     steepness = log(tan B / (c slack²))
 
-Source: certificate.md section 3, last sentence before the closed form.
+Source: docs/guarantee.md section 3, last sentence before the closed form.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Where ‖ĝ - g‖ ≤ ε, the angle between ĝ and g is at most arcsin(ε / ‖
 noise of its own, where ‖g(x')‖ ≥ ⟨u, g(x')⟩ ≥ 2 Φ(Φ⁻¹((1 + ρ) / 2) - c) - 1. Three angles add up: ĝ(x) to g(x), g(x) to
 g(x'), g(x') to ĝ(x').
 
-Source: certificate.md section 5; Pinelis, "Optimum bounds for the distributions of martingales in Banach spaces",
+Source: docs/guarantee.md section 5; Pinelis, "Optimum bounds for the distributions of martingales in Banach spaces",
 Annals of Probability 1994, Theorem 3.4 with D = 1.
 """
 

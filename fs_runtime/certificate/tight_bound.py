@@ -7,7 +7,7 @@ The value is cos θ of the angle that :mod:`~fs_runtime.certificate.dual_bound` 
 :mod:`~fs_runtime.certificate.dual_table` proposes, or a closed form where that is larger. Quadrature, arithmetic and
 rounding err on the safe side, whatever the table holds.
 
-Source: certificate.md section 3.
+Source: docs/guarantee.md section 3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The feature map that attains the tight bound: the proof, by example, that ρ alone allows no larger one.
 
-Source: certificate.md section 3, f(z) ∝ w L(z) - λ.
+Source: docs/guarantee.md section 3, f(z) ∝ w L(z) - λ.
 """
 
 from __future__ import annotations

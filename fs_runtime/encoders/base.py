@@ -16,8 +16,8 @@ class PreparedImage:
     """An image as the encoder reads it, with what the certificate needs to know about how it was made.
 
     Attributes:
-        pixels: ``(C, H, W)`` float32 in [0, 1] on the host: x of certificate.md, before mean/std normalisation.
-        spectral_norm: ‖A‖₂ of the map from the client's pixels to ``pixels`` (certificate.md section 6).
+        pixels: ``(C, H, W)`` float32 in [0, 1] on the host: x of docs/guarantee.md, before mean/std normalisation.
+        spectral_norm: ‖A‖₂ of the map from the client's pixels to ``pixels`` (docs/guarantee.md section 6).
         grid: Rows and columns of the token grid, a function of the image's size alone.
     """
 

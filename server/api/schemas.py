@@ -30,14 +30,14 @@ class RobustnessOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     sigma: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="Noise level in pixels of [0, 1]; 0 is off."
+        None, ge=0, strict=True, allow_inf_nan=False, description="Noise level in pixels of [0, 1]; 0 is off."
     )
     samples: int | None = Field(None, ge=1, strict=True, description="Noise samples for each image.")
     confidence: float | None = Field(
-        None, gt=0, lt=1, description="Probability that the certificate holds, over the server's draws."
+        None, gt=0, lt=1, strict=True, description="Probability that the certificate holds, over the server's draws."
     )
     radius: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="l2 size of the attack in pixels of [0, 1]."
+        None, ge=0, strict=True, allow_inf_nan=False, description="l2 size of the attack in pixels of [0, 1]."
     )
     space: Literal["model", "client"] = Field(
         "model", description="Whether the radius is measured on the encoder's image or on the image as sent."
@@ -46,7 +46,7 @@ class RobustnessOptions(BaseModel):
         "image", description="One certificate for the mean over tokens, or for every token by itself."
     )
     min_similarity: float | None = Field(
-        None, ge=0, le=1, description="Certified similarity that every image must reach."
+        None, ge=0, le=1, strict=True, description="Certified similarity that every image must reach."
     )
     on_failure: Literal["reject", "flag"] | None = Field(
         None, description="Below min_similarity: answer 422, or answer and say so."

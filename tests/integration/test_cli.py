@@ -100,6 +100,15 @@ def test_certify() -> None:
     assert certificate["radius"]["model"] == 0.05
 
 
+def test_certify_says_whether_the_asked_similarity_was_reached() -> None:
+    missed = run("certify", IMAGE, "--min-similarity", "0.9999")
+    assert missed.returncode == 1
+    assert "NOT reached" in missed.stdout
+    reached = run("certify", IMAGE, "--min-similarity", "0.5", "--radius", "0.01")
+    assert reached.returncode == 0
+    assert "reached; sampling ended there" in reached.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -272,6 +272,8 @@ def test_adaptive_sampling(gateway: Gateway) -> None:
         ({"robustness": {"samples": 0}}, 400, "robustness.samples"),
         ({"robustness": {"samples": 10**9}}, 400, "robustness.samples"),
         ({"robustness": {"samples": 2.5}}, 400, "robustness.samples"),
+        ({"robustness": {"sigma": "0.1"}}, 400, "robustness.sigma"),
+        ({"robustness": {"on_failure": "reject"}}, 400, "robustness.min_similarity"),
         ({"robustness": {"confidence": 1}}, 400, "robustness.confidence"),
         ({"robustness": {"granularity": "pixel"}}, 400, "robustness.granularity"),
         ({"robustness": {"min_similarity": 1.1}}, 400, "robustness.min_similarity"),

@@ -161,7 +161,7 @@ def test_constant_samples_come_close_to_the_best_possible(value: float) -> None:
 
 
 def test_reference_points() -> None:
-    # certificate.md section 4: ρ = 0.90, α = 0.001, with features that settle as the direction does.
+    # docs/guarantee.md section 4: ρ = 0.90, α = 0.001, with features that settle as the direction does.
     rng = np.random.default_rng(0)
     ramp = np.sqrt(0.81 / (0.81 + 0.19 / np.arange(1, 1025)))[:, None]
     sequence = NormConfidenceSequence(0.999, shape=(200,))

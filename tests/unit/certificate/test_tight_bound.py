@@ -20,7 +20,7 @@ from fs_runtime.certificate.dual_table import DualTable, reach_of_norm, shipped_
 
 Array = NDArray[np.float64]
 
-# certificate.md, section 3: ρ, c, tight, fcsb; 0 for none.
+# docs/guarantee.md, section 3: ρ, c, tight, fcsb; 0 for none.
 TABLE = [
     (0.99, 0.25, 0.9994, 0.9800),
     (0.99, 0.5, 0.9972, 0.9621),
