@@ -107,11 +107,14 @@ def benchmark_smoothing(
             mean = feature.cpu().numpy() + (mean if mean.size else 0)
         return count
 
-    encoder_rates: dict[int, float] = {}
-    for batch_size in batch_sizes:
-        progress(f"bare encoder, batch {batch_size}")
-        bare(batch_size)  # warm-up
-        encoder_rates[batch_size] = statistics.median(rate(lambda b=batch_size: bare(b)) for _ in range(rounds))  # type: ignore[misc]
+    tried: dict[int, list[float]] = {batch_size: [] for batch_size in batch_sizes}
+    for turn in range(rounds):
+        for batch_size, rates in tried.items():
+            progress(f"bare encoder, batch {batch_size}, round {turn + 1} of {rounds}")
+            if not turn:
+                bare(batch_size)  # warm-up
+            rates.append(rate(lambda b=batch_size: bare(b)))  # type: ignore[misc]
+    encoder_rates = {batch_size: statistics.median(rates) for batch_size, rates in tried.items()}
     best = max(encoder_rates, key=lambda b: encoder_rates[b])
 
     runs: dict[str, Callable[[], int]] = {
