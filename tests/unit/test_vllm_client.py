@@ -43,7 +43,7 @@ async def error_of(handler: Handler, *, stream: bool = False) -> ApiError:
         (400, {"error": "odd"}, 502, "language_model_failed"),
         (400, [1], 502, "language_model_failed"),
         (401, {"error": {"message": "the key sk-123 is wrong"}}, 502, "language_model_failed"),
-        (500, {"error": {"message": "Traceback: /root/secret"}}, 502, "language_model_failed"),
+        (500, {"error": {"message": "Traceback: /srv/secret"}}, 502, "language_model_failed"),
         (429, {}, 503, "language_model_unavailable"),
         (503, {}, 503, "language_model_unavailable"),
     ],
