@@ -152,8 +152,9 @@ class SmoothingEngine:
     """Owns one device's encoder and keeps its batches full from all images in flight.
 
     A thread runs the passes; the event loop is never blocked by them. Batches are shared fairly: each image in flight
-    gets an equal part, and what one does not need goes to the next in order of arrival. Since an image's
-    draws and sums do not depend on the batches, neither does its certificate.
+    gets an equal part, and what one does not need goes to the next in order of arrival. An image's draws and
+    sums do not depend on the batches, so neither does its certificate; where sampling ends early, the number of
+    samples does, since the rule looks at the end of each batch. The certificate holds at any number.
 
     Args:
         smoother: Encoder with purifier and mapper.
