@@ -5,21 +5,28 @@ FROM ${BASE_IMAGE} AS build
 RUN python3 -c 'import ensurepip, venv' 2>/dev/null \
     || (apt-get update && apt-get install --yes --no-install-recommends python3 python3-venv)
 WORKDIR /build
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+# torch before the sources: a changed line of code then rebuilds megabytes, not gigabytes.
+# This build of it brings CUDA; "torch==2.13.0+cpu" does not, from an index that has it (TORCH_INDEX_URL).
+ARG TORCH=torch==2.13.0
+ARG TORCH_INDEX_URL=""
+COPY constraints.txt ./
+RUN python3 -m venv /opt/fs-serve \
+    && /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt \
+        ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} "${TORCH}"
+COPY pyproject.toml README.md LICENSE ./
 COPY fs_runtime fs_runtime
 COPY server server
-# TORCH picks the build: this one brings CUDA; "torch==2.13.0+cpu" does not, from an index that has it.
-ARG TORCH=torch==2.13.0
 ARG EXTRAS=""
-RUN python3 -m venv /opt/fs-serve \
-    && /opt/fs-serve/bin/pip install --no-cache-dir "${TORCH}" \
-    && /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
+RUN /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
 
 FROM ${BASE_IMAGE}
-RUN python3 -c 'import ssl' 2>/dev/null \
+RUN (python3 -c 'import ssl' && test -e /etc/ssl/certs/ca-certificates.crt) 2>/dev/null \
     || (apt-get update && apt-get install --yes --no-install-recommends python3 ca-certificates \
         && rm -rf /var/lib/apt/lists/*)
-RUN useradd --system --uid 10001 --create-home --home-dir /home/fs-serve fs-serve
+# The cache of model weights is made here because a new volume takes the owner of the folder that it is mounted on.
+RUN useradd --uid 10001 --user-group --create-home --home-dir /home/fs-serve fs-serve \
+    && install --directory --owner fs-serve --group fs-serve \
+        /home/fs-serve/.cache /home/fs-serve/.cache/huggingface
 COPY --from=build /opt/fs-serve /opt/fs-serve
 USER 10001
 WORKDIR /home/fs-serve

@@ -53,7 +53,7 @@ $(VENV)/.torch: $(VENV)/bin/python constraints.txt
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@echo "installing FS-Serve into $(VENV)"
-	$(PIP) $(LOCKED) --editable .
+	$(PIP) $(LOCKED) --editable '.[plots,train]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

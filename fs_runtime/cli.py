@@ -1,4 +1,4 @@
-"""Commands that need no gateway: ``certify``, ``bench``, ``train``, ``evaluate``."""
+"""Commands that need no gateway: ``certify``, ``verify``, ``keygen``, ``bench``, ``train``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,13 +17,16 @@ from fs_runtime.reference import reference_model_path
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Checkpoint folder, hub id, or 'reference' for the one that ships.")
 ]
+PsmOption = Annotated[
+    str, typer.Option(help="Purifier and mapper: a folder of `train psm`, 'none', or 'auto' for those that ship.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed; ratios are against baselines of the same run.")
 train = typer.Typer(no_args_is_help=True, help="Train the models that ship with the project.")
-evaluate = typer.Typer(no_args_is_help=True, help="Measure accuracy.")
+evaluate = typer.Typer(no_args_is_help=True, help="Measure accuracy, certificates, and what attacks do to both.")
 
 
 def checkpoint_of(model: str) -> str:
@@ -33,106 +36,28 @@ def checkpoint_of(model: str) -> str:
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands to the command line."""
+    from fs_runtime.attacks.cli import certificate_attack
+    from fs_runtime.certify_command import certify
+    from fs_runtime.evaluation.certificates_cli import evaluate_certificates
+    from fs_runtime.evaluation.cli import robustness
+    from fs_runtime.feature_survey_command import evaluate_features
+    from fs_runtime.psm.cli import train as train_psm
+    from fs_runtime.receipts.cli import keygen, verify
     from fs_runtime.reference.cli import evaluate as evaluate_reference
     from fs_runtime.reference.cli import train as train_reference
 
-    app.command()(certify)
+    for command in (certify, verify, keygen):
+        app.command()(command)
     app.add_typer(bench, name="bench")
     train.command("reference")(train_reference)
+    train.command("psm")(train_psm)
     evaluate.command("reference")(evaluate_reference)
+    evaluate.command("features")(evaluate_features)
+    evaluate.command("certificate-attack")(certificate_attack)
+    evaluate.command("robustness")(robustness)
+    evaluate.command("certificates")(evaluate_certificates)
     app.add_typer(train, name="train")
     app.add_typer(evaluate, name="evaluate")
-
-
-def certify(
-    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Picture to certify.")],
-    model: ModelOption = "reference",
-    sigma: Annotated[float, typer.Option(min=0.0, help="Noise level in pixels of [0, 1].")] = 0.05,
-    samples: Annotated[int, typer.Option(min=1, help="Noise samples.")] = 256,
-    confidence: Annotated[float, typer.Option(help="Probability that the certificate holds.")] = 0.999,
-    radius: Annotated[float | None, typer.Option(min=0.0, help="l2 radius; by default half of sigma.")] = None,
-    space: Annotated[str, typer.Option(help="Measure the radius on the 'model' or the 'client' image.")] = "model",
-    granularity: Annotated[str, typer.Option(help="'image' or 'token'.")] = "image",
-    min_similarity: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0, max=1.0, help="Stop sampling once this similarity is certified; exit status 1 if it is not."
-        ),
-    ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Certify one image: how far its features can be moved by an attack, and with what confidence."""
-    from fs_runtime.engine import SmoothingRequest
-    from fs_runtime.loading import load_engine
-    from fs_runtime.pictures import read_picture
-    from fs_runtime.query import CertificateQuery
-    from fs_runtime.robustness import Fingerprints
-    from fs_runtime.robustness import certify as certify_result
-
-    if not 0 < confidence < 1:
-        raise typer.BadParameter("confidence lies strictly between 0 and 1, for example 0.999")
-    if space not in ("model", "client"):
-        raise typer.BadParameter("space is 'model' or 'client'")
-    if granularity not in ("image", "token"):
-        raise typer.BadParameter("granularity is 'image' or 'token'")
-    try:
-        pixels = read_picture(image)
-    except OSError:
-        raise typer.BadParameter(f"{image} is not a picture that can be read") from None
-    query = CertificateQuery(
-        sigma / 2 if radius is None else radius, "client" if space == "client" else "model", min_similarity
-    )
-    engine = load_engine(checkpoint_of(model), device=device, dtype=dtype)
-    try:
-        kind: Literal["image", "token"] = "token" if granularity == "token" else "image"
-        request = SmoothingRequest(pixels, sigma, samples if sigma > 0 else 1, confidence, kind, until=query)
-        result = engine.submit(request).result()
-    finally:
-        engine.close()
-    certificate = certify_result(result, query, Fingerprints(engine.encoder.fingerprint, None, None))
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(certificate), indent=2))
-        raise typer.Exit(1 if certificate.satisfied is False else 0)
-    table = Table(title=f"{image.name}: certified with {certificate.confidence:.2%} confidence", show_header=False)
-    for name, value in _rows(dataclasses.asdict(certificate)):
-        table.add_row(name, value)
-    if min_similarity is not None:
-        endings = {
-            "reached": "sampling ended there",
-            "out_of_reach": "sampling ended early, since it will not be reached with the samples allowed",
-            "samples": "all samples were used",
-        }
-        verdict = "reached" if certificate.satisfied else "NOT reached"
-        table.add_row(f"asked similarity {min_similarity:g}", f"{verdict}; {endings[certificate.ended]}")
-    Console().print(table)
-    raise typer.Exit(1 if certificate.satisfied is False else 0)
-
-
-def _rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
-    def number(value: float | None) -> str:
-        return "none" if value is None else f"{value:.4f}"
-
-    half = certificate["certified_radius"][0]
-    return [
-        ("noise level σ", f"{certificate['sigma']:g}"),
-        ("samples", str(certificate["samples"])),
-        ("ρ, lower bound", number(certificate["norm"]["lower"])),
-        ("ρ, estimate (not certified)", number(certificate["norm"]["estimate"])),
-        (
-            "ℓ2 radius asked (model / client)",
-            f"{certificate['radius']['model']:.4f} / {certificate['radius']['client']:.4f}",
-        ),
-        ("certified similarity, tight", number(certificate["smoothed"]["tight"])),
-        ("certified similarity, FCSB of the paper", number(certificate["smoothed"]["fcsb"])),
-        ("certified similarity of what is served", number(certificate["served"]["tight"])),
-        ("estimated similarity (not certified)", number(certificate["estimate"]["tight"])),
-        (
-            "radius for similarity 0.5 (model / client)",
-            f"{half['tight']['model']:.4f} / {half['tight']['client']:.4f}",
-        ),
-    ]
 
 
 @bench.command("smoothing")
@@ -141,6 +66,7 @@ def bench_smoothing(
     shape: Annotated[
         str | None, typer.Option(help="Instead of a model: random weights in the shape of 'clip-vit-l-14-336'.")
     ] = None,
+    psm: PsmOption = "none",
     samples: Annotated[int, typer.Option(min=8, help="Samples in each measurement.")] = 512,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to try, separated by commas.")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median is reported.")] = 9,
@@ -150,6 +76,7 @@ def bench_smoothing(
 ) -> None:
     """The smoothing pass beside the bare encoder at its best batch and a plain per-sample loop."""
     from fs_runtime.bench import benchmark_smoothing
+    from fs_runtime.encoders import load_encoder
     from fs_runtime.loading import load_smoother
     from fs_runtime.random_models import write_random_llava
 
@@ -159,9 +86,9 @@ def bench_smoothing(
             checkpoint = str(write_random_llava(shape, Path(folder))) if shape else checkpoint_of(model)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-        smoother = load_smoother(checkpoint, device=device, dtype=dtype)
+        smoother = load_smoother(checkpoint, psm=psm, device=device, dtype=dtype)
         on = str(smoother.encoder.device)
-        plain = load_smoother(checkpoint, device=on, dtype="float32").encoder
+        plain = load_encoder(checkpoint, device=on, dtype="float32")
     default = "8,16,32,64" if on == "cpu" else "32,64,128,256"
     try:
         sizes = [int(size) for size in (batch_sizes or default).split(",")]
@@ -181,3 +108,55 @@ def bench_smoothing(
     table.add_row("smoothing pass", f"{found.smoothing:.0f}", f"{found.of_encoder:.3f} of the bare encoder")
     table.add_row("plain loop", f"{found.plain_loop:.0f}", f"pass is {found.over_plain_loop:.2f} x this")
     Console().print(table)
+
+
+@bench.command("bets")
+def bench_bets(
+    model: ModelOption = "reference",
+    psm: PsmOption = "auto",
+    samples: Annotated[int, typer.Option(min=32, help="Samples at most; reported at 32, 64, 128 and so on.")] = 4096,
+    alphas: Annotated[str, typer.Option(help="Values of α, separated by commas.")] = "0.05,0.01,0.001",
+    sigmas: Annotated[
+        str, typer.Option(help="Noise levels for the model's features, separated by commas; '' for made-up laws only.")
+    ] = "0.05,0.25",
+    streams: Annotated[int, typer.Option(min=1, help="Sequences of each made-up law.")] = 8,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """How far below the true norm each way of betting stays: the price of a certificate in samples."""
+    from fs_runtime.bench_bets import feature_laws, measure_costs, measure_deficits, synthetic_laws
+    from fs_runtime.bench_bets_table import cost_table, deficit_tables
+    from fs_runtime.loading import load_smoother
+    from fs_runtime.pictures import read_picture
+    from fs_runtime.reference import example_images
+
+    try:
+        tried = [float(alpha) for alpha in alphas.split(",")]
+        levels = [float(sigma) for sigma in sigmas.split(",") if sigma]
+    except ValueError:
+        raise typer.BadParameter("alphas and sigmas are numbers separated by commas, for example 0.05,0.001") from None
+    if not all(0 < alpha < 1 for alpha in tried):
+        raise typer.BadParameter("alphas lie strictly between 0 and 1, for example 0.05,0.001")
+    if not all(sigma > 0 for sigma in levels):
+        raise typer.BadParameter("sigmas are above 0, for example 0.05,0.25")
+    counts = [2**k for k in range(5, samples.bit_length()) if 2**k <= samples]
+    with Console(stderr=True).status("measuring") as status:
+        laws = list(synthetic_laws(counts[-1], streams))
+        if levels:
+            smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype=dtype)
+            images = {name: read_picture(path) for name, path in example_images().items()}
+            for sigma in levels:
+                status.update(f"features of {model}, σ = {sigma:g}")
+                laws += feature_laws(smoother, images, sigma, counts[-1])
+        costs = measure_costs()
+        deficits = [found for law in laws for found in measure_deficits(law, tried, counts, status.update)]
+    if as_json:
+        found = {
+            "deficits": [dataclasses.asdict(row) for row in deficits],
+            "costs": [dataclasses.asdict(row) for row in costs],
+        }
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for table in [*deficit_tables(deficits), cost_table(costs)]:
+        Console().print(table)

@@ -14,14 +14,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fs_runtime.certificate import NormConfidenceSequence, StoppingRule, required_norm
+from fs_runtime.certificate import NormConfidenceSequence, Spread, SpreadConfidenceSequence, StoppingRule
 from fs_runtime.encoders import PreparedImage, VisionEncoder
 from fs_runtime.noise import fresh_seed
 from fs_runtime.query import CertificateQuery
-from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
+from fs_runtime.smoothing import ENCODER_FEATURES, FeatureMap, InnerProducts, Smoother, SmoothingState
 
 Granularity = Literal["image", "token"]
 Ending = Literal["samples", "reached", "out_of_reach"]
+
+MAX_CONFIDENCE = 1 - 1e-9  # beyond it 1 - α, divided over tokens, is no longer exact in double precision
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceSplit:
+    """How α is split over the statements that a certificate rests on.
+
+    Attributes:
+        norm: Share of the lower bound of ρ; with token granularity of all tokens together.
+        spread: Share of the upper bounds of the spread; 0 if they are not used.
+    """
+
+    norm: float
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,9 @@ class SmoothingRequest:
         confidence: 1 - α of the certificate, over the server's own draws.
         granularity: Whether one certificate speaks of all tokens together or one of each.
         seed: Of the draws; None takes a fresh one from the operating system.
+        feature_map: Which f is certified.
+        spectral: Whether to bound the features' spread too, which takes half of α; ``image`` granularity only.
+        token_map: Whether to bound ρ of every token too, with an α of its own.
         until: Similarity and radius whose certificate ends the sampling early, as does the insight that it will not be
             reached; None draws all samples.
     """
@@ -45,7 +63,17 @@ class SmoothingRequest:
     confidence: float
     granularity: Granularity = "image"
     seed: int | None = None
+    feature_map: FeatureMap = ENCODER_FEATURES
+    spectral: bool = False
+    token_map: bool = False
     until: CertificateQuery | None = None
+
+    @property
+    def alphas(self) -> ConfidenceSplit:
+        """How α = 1 - confidence is split over the statements."""
+        alpha = 1 - self.confidence
+        spectral = self.spectral and self.granularity == "image" and self.sigma > 0
+        return ConfidenceSplit(alpha / 2, alpha / 2) if spectral else ConfidenceSplit(alpha, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +87,15 @@ class SmoothingResult:
         max_samples: Samples that would have been drawn at most.
         ended: Why no more were drawn.
         confidence: 1 - α, as asked.
+        alphas: How α was split.
         granularity: As asked.
+        feature_map: As asked.
         norm_lower: Lower bound of ρ with that confidence: a float, or ``(T,)``, all tokens at once.
         norm_estimate: Plug-in estimate of ρ without confidence, of the same shape; None if it cannot be given.
+        token_norm_lower: ``(T,)`` lower bounds of all tokens' ρ at once, with an α of their own; None if not asked for.
+        spread: Upper bounds of the features' variances across and along g; None if they were not asked for.
+        spread_estimate: Largest eigenvalue of the samples' covariance, without confidence; None likewise,
+            and where nothing was seen of it.
         spectral_norm: ‖A‖₂ from the client's pixels to the encoder's.
         grid: Rows and columns of the token grid.
         seed: Of the draws.
@@ -75,9 +109,14 @@ class SmoothingResult:
     max_samples: int
     ended: Ending
     confidence: float
+    alphas: ConfidenceSplit
     granularity: Granularity
+    feature_map: FeatureMap
     norm_lower: float | NDArray[np.float64]
     norm_estimate: float | NDArray[np.float64] | None
+    token_norm_lower: NDArray[np.float64] | None
+    spread: Spread | None
+    spread_estimate: float | None
     spectral_norm: float
     grid: tuple[int, int]
     seed: int
@@ -106,6 +145,8 @@ class _Job:
     seed: int
     rule: StoppingRule | None = None
     sequence: NormConfidenceSequence | None = None
+    token_sequence: NormConfidenceSequence | None = None
+    spread: SpreadConfidenceSequence | None = None
     ended: Ending | None = None
     future: Future[SmoothingResult] = field(default_factory=Future)
     state: SmoothingState | None = None
@@ -119,33 +160,47 @@ class _Job:
         return self.request.samples - (self.state.count if self.state else 0)
 
     @property
-    def bucket(self) -> tuple[tuple[int, ...], tuple[int, int], bool]:
+    def bucket(self) -> tuple[tuple[int, ...], tuple[int, int], FeatureMap, bool]:
         """Jobs of one bucket may share a batch."""
-        return tuple(self.image.pixels.shape), self.image.grid, self.request.sigma == 0
+        request = self.request
+        return tuple(self.image.pixels.shape), self.image.grid, request.feature_map, request.sigma == 0
 
     def observe(self, products: InnerProducts) -> None:
-        """Feeds the new inner products to the confidence sequence, and ends the sampling where that is due.
+        """Feeds the new samples to the confidence sequences, and ends the sampling where that is due.
 
-        The inner products are all that leaves the device.
+        The inner products and the largest eigenvalue of the sketch are all that leaves the device.
         """
-        tokens = products.tokens.shape[-1]
-        by_token = self.request.granularity == "token"
         if self.sequence is None:
-            alpha = 1 - self.request.confidence
-            self.sequence = (
-                NormConfidenceSequence(1 - alpha / tokens, shape=(tokens,))  # Bonferroni over the tokens
-                if by_token
-                else NormConfidenceSequence(self.request.confidence)
-            )
-        values = products.tokens if by_token else products.image
-        if values.shape[0]:
-            latest = values.double().cpu().numpy()
-            self.sequence.update(latest)
-            decision = self.rule.decide(self.sequence, latest) if self.rule else "continue"
-            if decision != "continue":
-                self.ended = decision
+            self._open_sequences(products.tokens.shape[-1])
+        assert self.sequence is not None  # noqa: S101 (opened above)
+        if products.image.shape[0]:
+            if self.token_sequence is not None:
+                self.token_sequence.update(products.tokens.double().cpu().numpy())
+            by_token = self.request.granularity == "token"
+            latest = (products.tokens if by_token else products.image).double().cpu().numpy()
+            if not by_token:
+                self.sequence.update(latest)
+            if self.rule is not None:
+                self.observe_spread()
+                decision = self.rule.decide(self.sequence, latest, self.spread)
+                if decision == "reached" or (decision == "out_of_reach" and self.remaining > 0):
+                    self.ended = decision
         if self.ended is None and self.remaining <= 0:
             self.ended = "samples"
+
+    def observe_spread(self) -> None:
+        """Reads the sketch, which costs more than keeping it: only where a decision or the result needs it."""
+        if self.spread is not None and self.state is not None and self.state.sketch is not None:
+            self.spread.observe(self.state.sketch.largest, self.state.sketch.count)
+
+    def _open_sequences(self, tokens: int) -> None:
+        alphas = self.request.alphas
+        by_token = self.request.granularity == "token"
+        if by_token or self.request.token_map:
+            alpha = 1 - self.request.confidence
+            self.token_sequence = NormConfidenceSequence(1 - alpha / tokens, shape=(tokens,))  # Bonferroni
+        self.sequence = self.token_sequence if by_token else NormConfidenceSequence(1 - alphas.norm)
+        self.spread = SpreadConfidenceSequence(1 - alphas.spread) if alphas.spread else None
 
 
 class SmoothingEngine:
@@ -169,6 +224,7 @@ class SmoothingEngine:
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
         self._closed = False
+        self._turn = 0
         self.last_batch_fill = 0.0
         self._thread = threading.Thread(target=self._run, name="smoothing", daemon=True)
         self._thread.start()
@@ -177,6 +233,11 @@ class SmoothingEngine:
     def encoder(self) -> VisionEncoder:
         """The vision part that is smoothed."""
         return self.smoother.encoder
+
+    @property
+    def batch_size(self) -> int:
+        """Most samples in one batch."""
+        return self._batch_size
 
     @property
     def alive(self) -> bool:
@@ -209,6 +270,10 @@ class SmoothingEngine:
     def _prepare(self, request: SmoothingRequest) -> _Job:
         if request.samples < 1:
             raise ValueError(f"samples must be at least 1, got {request.samples}")
+        if request.feature_map.centred and self.smoother.statistics is None:
+            raise ValueError("centred features need the model's feature statistics, and it has none")
+        if not 0 < request.confidence <= MAX_CONFIDENCE:
+            raise ValueError(f"confidence must lie in (0, 1 - 1e-9], for example 0.999; got {request.confidence}")
         if not (request.sigma >= 0 and np.isfinite(request.sigma)):
             raise ValueError(f"sigma must be a finite number of at least 0, got {request.sigma}")
         seed = fresh_seed() if request.seed is None else request.seed
@@ -216,8 +281,8 @@ class SmoothingEngine:
         rule = None
         if request.until is not None and request.until.min_similarity and request.sigma > 0:
             radius = request.until.radii(image.spectral_norm).model
-            norm = required_norm(request.until.min_similarity, radius, request.sigma)
-            rule = StoppingRule(norm, request.samples - 1)  # the first sample has no inner product
+            further = request.samples - 1  # the first sample has no inner product
+            rule = StoppingRule(request.until.min_similarity, radius, request.sigma, further)
         return _Job(request, image, seed, rule)
 
     def _enqueue(self, job: _Job) -> Future[SmoothingResult]:
@@ -271,7 +336,10 @@ class SmoothingEngine:
         """Which images get how many samples of the next batch."""
         if not self._jobs:
             return []
-        jobs = [job for job in self._jobs if job.bucket == self._jobs[0].bucket][: self._batch_size]
+        buckets = list(dict.fromkeys(job.bucket for job in self._jobs))  # in order of arrival, each in its turn
+        bucket = buckets[self._turn % len(buckets)]
+        self._turn += 1
+        jobs = [job for job in self._jobs if job.bucket == bucket][: self._batch_size]
         share = self._batch_size // len(jobs)
         counts = [min(job.remaining, share) for job in jobs]
         spare = self._batch_size - sum(counts)
@@ -303,7 +371,13 @@ class SmoothingEngine:
         now = time.monotonic()
         for job, _ in batch:
             if job.state is None:
-                job.state = self.smoother.start(job.image, job.request.sigma, job.seed)
+                job.state = self.smoother.start(
+                    job.image,
+                    job.request.sigma,
+                    job.seed,
+                    job.request.feature_map,
+                    spectral=job.request.alphas.spread > 0,
+                )
                 job.started = now
         parts = [(job.state, count) for job, count in batch if job.state is not None]
         products = self.smoother.step(parts)
@@ -324,11 +398,13 @@ class SmoothingEngine:
         assert job.state is not None  # noqa: S101 (set by _step)
         assert job.ended is not None  # noqa: S101 (why we are here)
         smoothed = self.smoother.finish(job.state)
+        job.observe_spread()
         by_token = job.request.granularity == "token"
         estimate: float | NDArray[np.float64] | None = smoothed.norm_estimate
         if by_token and smoothed.token_norm_estimates is not None:
             estimate = smoothed.token_norm_estimates.double().cpu().numpy()
         lower = job.sequence.lower if job.sequence is not None else 0.0
+        wants_map = job.request.token_map and job.token_sequence is not None
         return SmoothingResult(
             payload=self.encoder.payload(smoothed.embeddings, job.image),
             sigma=job.request.sigma,
@@ -336,9 +412,14 @@ class SmoothingEngine:
             max_samples=job.request.samples,
             ended=job.ended,
             confidence=job.request.confidence,
+            alphas=job.request.alphas,
             granularity=job.request.granularity,
+            feature_map=job.request.feature_map,
             norm_lower=lower,
             norm_estimate=estimate,
+            token_norm_lower=np.asarray(job.token_sequence.lower) if wants_map and job.token_sequence else None,
+            spread=job.spread.bound() if job.spread else None,
+            spread_estimate=job.spread.observed if job.spread and job.spread.count else None,
             spectral_norm=job.image.spectral_norm,
             grid=job.image.grid,
             seed=job.seed,

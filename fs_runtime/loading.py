@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from fs_runtime.encoders import load_encoder
+from fs_runtime.encoders import CheckpointError, load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.smoothing import Smoother
+from fs_runtime.feature_statistics import FILE_NAME, FeatureStatistics, StatisticsError
+from fs_runtime.psm.storage import load_psm
+from fs_runtime.reference import reference_model_path, reference_psm_path
+from fs_runtime.robustness import Fingerprints
+from fs_runtime.smoothing import ENCODER_FEATURES, Smoother
 
 
 def resolve_device(device: str) -> str:
@@ -23,15 +29,65 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return dtype
 
 
-def load_smoother(model: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> Smoother:
-    """Loads the vision part of ``model``, a folder or hub id. Raises as :func:`fs_runtime.encoders.load_encoder`."""
+def psm_folder(psm: str, model: str) -> Path | None:
+    """Folder that a ``psm`` setting means; None for no purifier and mapper.
+
+    Args:
+        psm: A folder, ``none``, or ``auto``: the one that ships, for the model that ships.
+        model: Folder or hub id of the model.
+    """
+    if psm == "none":
+        return None
+    if psm != "auto":
+        return Path(psm)
+    return reference_psm_path() if model == str(reference_model_path()) else None
+
+
+def load_smoother(
+    model: str, *, psm: str = "auto", revision: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> Smoother:
+    """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
+
+    Raises:
+        CheckpointError: As :func:`fs_runtime.encoders.load_encoder` and :func:`fs_runtime.psm.storage.load_psm`.
+    """
     device = resolve_device(device)
-    return Smoother(load_encoder(model, revision=revision, device=device, dtype=resolve_dtype(dtype, device)))
+    encoder = load_encoder(model, revision=revision, device=device, dtype=resolve_dtype(dtype, device))
+    folder = psm_folder(psm, model)
+    smoother = Smoother(encoder)
+    if folder is not None:
+        loaded = load_psm(folder, encoder)
+        smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma)
+    smoother.statistics = load_statistics(folder or Path(model), smoother)
+    return smoother
+
+
+def load_statistics(folder: Path, smoother: Smoother) -> FeatureStatistics | None:
+    """Feature statistics of ``folder``, if it has them.
+
+    Raises:
+        CheckpointError: They are damaged, or of other weights.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        statistics = FeatureStatistics.load(path)
+    except StatisticsError as error:
+        raise CheckpointError(str(error)) from None
+    here = Fingerprints.of(smoother, ENCODER_FEATURES)
+    card = statistics.card
+    if (card.encoder, card.purifier, card.mapper) != (here.model, here.purifier, here.mapper):
+        raise CheckpointError(
+            f"{path} was made with other weights; make it again with `fs-serve evaluate features --output {folder}`"
+        )
+    return statistics
 
 
 def load_engine(
     model: str,
     *,
+    psm: str = "auto",
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -39,7 +95,7 @@ def load_engine(
     max_queued_samples: int = 65536,
 ) -> SmoothingEngine:
     """Loads ``model`` and starts the engine; ``batch_size`` None picks one that suits the device."""
-    smoother = load_smoother(model, revision=revision, device=device, dtype=dtype)
+    smoother = load_smoother(model, psm=psm, revision=revision, device=device, dtype=dtype)
     if batch_size is None:
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
     return SmoothingEngine(smoother, batch_size=batch_size, max_queued_samples=max_queued_samples)

@@ -25,11 +25,13 @@ class CertificateQuery:
         space: Where it is measured: ``client`` on the image as sent, decoded to 8-bit RGB;
             ``model`` on the image the encoder reads.
         min_similarity: Similarity below which the certificate does not satisfy the caller; None for none.
+        curve: Whether to give the bounds over a range of radii too.
     """
 
     radius: float
     space: Space = "model"
     min_similarity: float | None = None
+    curve: bool = False
 
     def radii(self, spectral_norm: float) -> Radius:
         """The radius in both spaces, for an image whose preprocessing has this ‖A‖₂ (docs/guarantee.md section 6)."""

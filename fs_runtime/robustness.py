@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.certificate import (
+    Spread,
     certified_radius,
-    fcsb,
     fcsb_radius,
     score_from_norm,
     served_similarity,
+    spectral_radius,
     tight_similarity,
 )
-from fs_runtime.engine import Ending, Granularity, SmoothingResult
+from fs_runtime.curve import Curve, TokenMap, bounds_at, curve_of
+from fs_runtime.engine import ConfidenceSplit, Ending, Granularity, SmoothingResult
+from fs_runtime.feature_statistics import Floor
 from fs_runtime.query import CertificateQuery, Radius
+from fs_runtime.smoothing import FeatureMap, Smoother, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,17 @@ class Similarity:
     """Lower bounds of a cosine similarity; null where nothing is certified.
 
     Attributes:
+        best: The largest of the others; all hold at once.
         tight: Best bound that knows only ρ (docs/guarantee.md section 3).
+        spectral: The bound that also knows the features' spread (section 8); null if it was not asked for.
+        chi_squared: The closed form (section 3), never above ``tight``.
         fcsb: The paper's bound (section 2), for comparison.
     """
 
+    best: float | None
     tight: float | None
+    spectral: float | None
+    chi_squared: float | None
     fcsb: float | None
 
 
@@ -48,11 +57,11 @@ class Served:
     For one image of the ball that does not depend on the draws, smoothed with the same number of fresh samples.
 
     Attributes:
-        tight: Lower bound of the cosine similarity of the two means; null where nothing is certified.
-        confidence: 1 - 2α: the norm and the two deviations take α each.
+        best: Lower bound of the cosine similarity of the two means; null where nothing is certified.
+        confidence: 1 - 2α: the certificate and the two deviations take α each.
     """
 
-    tight: float | None
+    best: float | None
     confidence: float
 
 
@@ -61,17 +70,37 @@ class CertifiedRadius:
     """The largest radius at which a similarity is certified; 0 where none is."""
 
     similarity: float
+    best: Radius
     tight: Radius
     fcsb: Radius
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """Digests of the weights that f is made of; null for a part that is not there."""
+    """Digests of the weights that f is made of; null for a part that is not there.
+
+    Attributes:
+        model: Vision encoder and projector.
+        purifier: Purifier.
+        mapper: Smoothness mapper.
+        centre: The fixed vector that centred features are without.
+    """
 
     model: str
     purifier: str | None
     mapper: str | None
+    centre: str | None = None
+
+    @classmethod
+    def of(cls, smoother: Smoother, feature_map: FeatureMap) -> Fingerprints:
+        """The digests of this smoother's parts, as far as the feature map uses them."""
+        centred = feature_map.centred and smoother.statistics is not None
+        return cls(
+            model=smoother.encoder.fingerprint,
+            purifier=smoother.purifier.fingerprint if smoother.purifier else None,
+            mapper=smoother.mapper.fingerprint if smoother.mapper else None,
+            centre=smoother.statistics.fingerprint if centred and smoother.statistics else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +119,30 @@ class ImageRobustness:
     received has a smoothed feature whose cosine similarity to this image's smoothed feature is at least ``smoothed``.
 
     Attributes:
-        certified: Whether ``smoothed.tight`` holds a bound at the asked radius.
+        certified: Whether ``smoothed.best`` holds a bound at the asked radius.
         satisfied: Whether it reaches the asked ``min_similarity``; null if none was asked.
         sigma: Standard deviation of the noise, in pixels of [0, 1].
         samples: Noise samples used.
         ended: Why no more were used: all that were allowed (``samples``), the asked similarity is certified
             (``reached``), or it will not be by the allowed number (``out_of_reach``).
         confidence: 1 - α.
+        alphas: How α is split over the statements behind the certificate.
         granularity: ``image``: mean over the tokens. ``token``: every token by itself, the worst one reported.
-        stage: Whose output is certified.
+        stage: Whose output is certified: the encoder's or the projector's.
+        centred: Whether the mean feature of a reference set was taken off first.
+        floor: Similarity of different images under the same features, for the mean over tokens; null where it was not
+            measured: with token granularity, and at noise levels other than that of the model's feature statistics.
         norm: ρ, the norm of the smoothed unit feature.
+        spread: Upper bounds of the variances of the unit feature across and along its mean; null if not asked for.
         score: Gaussian robustness score (1 + ρ) / 2.
         radius: The asked radius in both spaces.
         smoothed: Certified similarity at that radius of the smoothed features.
         served: The same for means of finitely many samples; weaker, and with a confidence of its own.
-        estimate: The same bounds with the estimate of ρ in place of its lower bound: **not** certified.
+        estimate: The same bounds with plug-in values in place of confidence bounds: **not** certified.
         certified_radius: For similarity 0.5, and for ``min_similarity`` if asked.
-        fingerprints: Digests of model, purifier and mapper.
+        curve: The bounds over a range of radii; null if not asked for.
+        token_map: Certified similarity of every token; null if not asked for.
+        fingerprints: Digests of model, purifier, mapper and centre.
         timings: Of this image.
     """
 
@@ -116,20 +152,28 @@ class ImageRobustness:
     samples: int
     ended: Ending
     confidence: float
+    alphas: ConfidenceSplit
     granularity: Granularity
-    stage: Literal["encoder"]
+    stage: Stage
+    centred: bool
+    floor: Floor | None
     norm: Bound
+    spread: Spread | None
     score: Bound
     radius: Radius
     smoothed: Similarity
     served: Served
     estimate: Similarity
     certified_radius: list[CertifiedRadius]
+    curve: Curve | None
+    token_map: TokenMap | None
     fingerprints: Fingerprints
     timings: Timings
 
 
-def certify(result: SmoothingResult, query: CertificateQuery, fingerprints: Fingerprints) -> ImageRobustness:
+def certify(
+    result: SmoothingResult, query: CertificateQuery, fingerprints: Fingerprints, floor: Floor | None = None
+) -> ImageRobustness:
     """Turns the outcome of the smoothing pass into a certificate.
 
     With token granularity the bound of the worst token is reported: the bounds rise with ρ, and the lower bounds of
@@ -137,28 +181,38 @@ def certify(result: SmoothingResult, query: CertificateQuery, fingerprints: Fing
     """
     lower = _smallest(result.norm_lower) or 0.0
     estimate = _smallest(result.norm_estimate)
-    gain = result.spectral_norm
-    radius = query.radii(gain)
-    smoothed = _similarity(lower, radius.model, result.sigma)
+    spread_estimate = None
+    if result.spread_estimate is not None:
+        spread_estimate = Spread(min(result.spread_estimate, 1.0), min(result.spread_estimate, 4.0))
+    radius = query.radii(result.spectral_norm)
+    smoothed = _similarity(lower, result.spread, radius.model, result.sigma)
     wanted = [0.5] if query.min_similarity in (None, 0.5) else [0.5, query.min_similarity]
+    curve = None
+    if query.curve and result.sigma > 0:
+        plug_in = None if estimate is None else (estimate, spread_estimate)
+        curve = curve_of(lower, result.spread, plug_in, result.sigma, result.spectral_norm)
     return ImageRobustness(
-        certified=smoothed.tight is not None,
-        satisfied=None if query.min_similarity is None else (smoothed.tight or 0.0) >= query.min_similarity,
+        certified=smoothed.best is not None,
+        satisfied=None if query.min_similarity is None else (smoothed.best or 0.0) >= query.min_similarity,
         sigma=result.sigma,
         samples=result.samples,
         ended=result.ended,
         confidence=result.confidence,
+        alphas=result.alphas,
         granularity=result.granularity,
-        stage="encoder",
+        stage=result.feature_map.stage,
+        centred=result.feature_map.centred,
+        floor=floor if result.granularity == "image" else None,
         norm=Bound(lower, estimate),
+        spread=result.spread,
         score=Bound(score_from_norm(lower), None if estimate is None else score_from_norm(estimate)),
         radius=radius,
         smoothed=smoothed,
-        served=_served(result, lower, radius.model),
-        estimate=_similarity(estimate, radius.model, result.sigma),
-        certified_radius=[
-            _certified_radius(lower, result.sigma, similarity, gain) for similarity in wanted if similarity
-        ],
+        served=_served(result, lower, smoothed.best, radius.model),
+        estimate=_similarity(estimate, spread_estimate, radius.model, result.sigma),
+        certified_radius=[_certified_radius(result, lower, similarity) for similarity in wanted if similarity],
+        curve=curve,
+        token_map=_token_map(result, radius.model),
         fingerprints=fingerprints,
         timings=Timings(result.queue_seconds, result.smoothing_seconds),
     )
@@ -168,28 +222,39 @@ def _smallest(norm: float | NDArray[np.float64] | None) -> float | None:
     return None if norm is None else float(np.min(norm))
 
 
-def _similarity(norm: float | None, radius: float, sigma: float) -> Similarity:
+def _similarity(norm: float | None, spread: Spread | None, radius: float, sigma: float) -> Similarity:
     if norm is None or sigma == 0:
-        return Similarity(None, None)
-    tight = tight_similarity(norm, radius, sigma)
-    paper = fcsb(score_from_norm(norm), radius, sigma)
-    return Similarity(tight or None, paper or None)
+        return Similarity(None, None, None, None, None)
+    bounds = bounds_at(norm, spread, np.array([radius]), sigma)
+    spectral = (bounds.spectral[0] or None) if bounds.spectral else None
+    return Similarity(
+        bounds.best[0] or None, bounds.tight[0] or None, spectral, bounds.chi_squared[0] or None, bounds.fcsb[0] or None
+    )
 
 
-def _served(result: SmoothingResult, norm: float, radius: float) -> Served:
+def _served(result: SmoothingResult, norm: float, smoothed: float | None, radius: float) -> Served:
     alpha = 1 - result.confidence
-    tight = 0.0
-    if result.sigma > 0:
+    best = 0.0
+    if smoothed is not None:
         statements = np.size(result.norm_lower)  # one, or one for each token
-        tight = served_similarity(
-            norm, radius, result.sigma, result.samples, 1 - alpha / statements, result.max_samples
+        best = served_similarity(
+            norm, radius, result.sigma, result.samples, 1 - alpha / statements, result.max_samples, smoothed
         )
-    return Served(tight or None, max(0.0, 1 - 2 * alpha))
+    return Served(best or None, max(0.0, 1 - 2 * alpha))
 
 
-def _certified_radius(norm: float, sigma: float, similarity: float, gain: float) -> CertifiedRadius:
+def _certified_radius(result: SmoothingResult, norm: float, similarity: float) -> CertifiedRadius:
+    sigma, gain = result.sigma, result.spectral_norm
     if sigma == 0:
-        return CertifiedRadius(similarity, Radius(0.0, 0.0), Radius(0.0, 0.0))
+        return CertifiedRadius(similarity, *(Radius(0.0, 0.0),) * 3)
     tight = certified_radius(norm, sigma, similarity)
+    best = tight if result.spread is None else spectral_radius(norm, result.spread, sigma, similarity)
     paper = fcsb_radius(score_from_norm(norm), sigma, similarity)
-    return CertifiedRadius(similarity, Radius(tight, tight / gain), Radius(paper, paper / gain))
+    return CertifiedRadius(similarity, *(Radius(radius, radius / gain) for radius in (best, tight, paper)))
+
+
+def _token_map(result: SmoothingResult, radius: float) -> TokenMap | None:
+    if result.token_norm_lower is None or result.sigma == 0:
+        return None
+    similarity = tight_similarity(result.token_norm_lower, radius, result.sigma)
+    return TokenMap(result.confidence, similarity.reshape(result.grid).tolist())

@@ -9,13 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fs_runtime.encoders.base import PreparedImage, VisionEncoder
+from fs_runtime.feature_statistics import FeatureStatistics
 from fs_runtime.noise import NoiseStream
 from fs_runtime.psm import Mapper, Purifier
+from fs_runtime.spread_sketch import SpreadSketch
+
+Stage = Literal["encoder", "projector"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMap:
+    """Which f is smoothed; the guarantee holds for each (docs/guarantee.md section 1).
+
+    Attributes:
+        stage: Whose output f is: the encoder's (the paper), or the projector's, which the language model reads.
+        centred: Whether a fixed vector, the mean feature of a reference set, is taken off before features are made
+            unit, so that different images are far apart.
+    """
+
+    stage: Stage = "encoder"
+    centred: bool = False
+
+
+ENCODER_FEATURES = FeatureMap()
+
+DEFAULT_SIGMA = 0.05  # a bare encoder's features fall apart above it (docs/reference-model.md)
 
 
 @dataclass(slots=True)
@@ -27,6 +51,8 @@ class SmoothingState:
         x: ``(C, H, W)`` its pixels on the device.
         sigma: Standard deviation σ of the noise; 0 turns smoothing off.
         noise: The image's draws.
+        feature_map: Which f is smoothed.
+        sketch: Bounds the features' spread; None if nobody asks for it.
         count: Samples taken so far.
         feature_sum: ``(T, D)`` float32, Σ f_t over the samples; f_t is token t's unit feature.
         token_squares: ``(T,)`` float32, ‖feature_sum_t‖².
@@ -37,6 +63,8 @@ class SmoothingState:
     x: Tensor
     sigma: float
     noise: NoiseStream
+    feature_map: FeatureMap = ENCODER_FEATURES
+    sketch: SpreadSketch | None = None
     count: int = 0
     feature_sum: Tensor | None = None
     token_squares: Tensor | None = None
@@ -63,7 +91,8 @@ class SmoothedFeatures:
     """The outcome for one image.
 
     Attributes:
-        features: ``(T, D)`` float32: direction of the sample mean ĝ_t times the typical norm of token t (section 5).
+        features: ``(T, D)`` float32 at the certified stage: direction of the sample mean ĝ_t times the typical norm
+            of token t (section 5), plus the centre if the features were centred.
         embeddings: ``(T', D')`` what the language model reads.
         norm_estimate: Plug-in estimate of ρ (no confidence); None for fewer than two samples.
         token_norm_estimates: ``(T,)`` the same for each token; None for fewer than two samples.
@@ -82,54 +111,106 @@ class Smoother:
         encoder: The vision part.
         purifier: Denoiser before the encoder; None for none.
         mapper: Residual network after the encoder; None for none.
+        sigma: Noise level that suits them, for callers who do not choose one.
+        statistics: Mean feature and floor of a reference set; None if the model has none.
     """
 
-    def __init__(self, encoder: VisionEncoder, purifier: Purifier | None = None, mapper: Mapper | None = None) -> None:
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        purifier: Purifier | None = None,
+        mapper: Mapper | None = None,
+        sigma: float = DEFAULT_SIGMA,
+        statistics: FeatureStatistics | None = None,
+    ) -> None:
         self.encoder = encoder
         self.purifier = purifier
         self.mapper = mapper
+        self.statistics = statistics
+        self.sigma = sigma
 
-    def start(self, image: PreparedImage, sigma: float, seed: int) -> SmoothingState:
+    def features(self, x: Tensor, sigma: Tensor, grid: tuple[int, int], *, noisy: bool) -> Tensor:
+        """Purifier, encoder and mapper, each where there is one; differentiable in ``x`` if they are.
+
+        Args:
+            x: ``(B, C, H, W)`` pixels, noise included.
+            sigma: ``(B,)`` noise levels.
+            grid: Rows and columns of the token grid.
+            noisy: Whether noise was added; without, purifier and mapper have nothing to do and are left out.
+
+        Returns:
+            ``(B, T, D)`` token features, not made unit.
+        """
+        if self.purifier is not None and noisy:
+            x = self.purifier(x, sigma)
+        features = self.encoder.encode(x)
+        if self.mapper is not None and noisy:
+            features = self.mapper(features, sigma, grid)
+        return features
+
+    def start(
+        self,
+        image: PreparedImage,
+        sigma: float,
+        seed: int,
+        feature_map: FeatureMap = ENCODER_FEATURES,
+        *,
+        spectral: bool = False,
+    ) -> SmoothingState:
         """Begins an image: its pixels go to the device, no sample is drawn.
 
         Args:
             image: From :meth:`VisionEncoder.prepare`.
             sigma: Standard deviation of the noise in pixels of [0, 1].
             seed: Of the image's draws.
+            feature_map: Which f is smoothed.
+            spectral: Whether to keep a sketch of the features' spread.
+
+        Raises:
+            ValueError: Centred features were asked for and the model has no feature statistics.
         """
+        if feature_map.centred and self.statistics is None:
+            raise ValueError("centred features need the model's feature statistics, and it has none")
         device = self.encoder.device
-        return SmoothingState(image, image.pixels.to(device), sigma, NoiseStream(seed, device))
+        noise = NoiseStream(seed, device)
+        sketch = SpreadSketch() if spectral and sigma > 0 else None
+        return SmoothingState(image, image.pixels.to(device), sigma, noise, feature_map, sketch)
 
     @torch.inference_mode()
     def step(self, parts: Sequence[tuple[SmoothingState, int]]) -> list[InnerProducts]:
         """Draws samples for several images in one batch and adds them to their sums.
 
         Args:
-            parts: Pairs of an image and how many samples to draw for it. All images have one shape and one grid,
-                and either all have σ = 0 or none has.
+            parts: Pairs of an image and how many samples to draw for it. All images have one shape, one grid and one
+                feature map, and either all have σ = 0 or none has.
 
         Returns:
             The new inner products of each image, on the device.
 
-        When the encoder fails, for example for want of memory, the images stand as before, draws included.
+        When it fails, for example for want of memory, all images stand as before, draws included.
         """
         positions = [state.noise.position() for state, _ in parts]
+        unit, lengths = self._unit_features(parts)
+        counts = [count for _, count in parts]
         try:
-            x, sigma = self._noisy_copies(parts)
-            features = self._features(x, sigma, parts[0][0]).float()  # (B, T, D)
+            additions = [
+                _addition(state, unit_part, lengths_part)
+                for (state, _), unit_part, lengths_part in zip(
+                    parts, torch.split(unit, counts), torch.split(lengths, counts), strict=True
+                )
+            ]
         except Exception:
             for (state, _), position in zip(parts, positions, strict=True):
                 state.noise.rewind(position)
             raise
-        lengths = torch.linalg.vector_norm(features, dim=-1)  # (B, T)
-        unit = features / lengths.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)
-        counts = [count for _, count in parts]
-        return [
-            _accumulate(state, unit_part, lengths_part)
-            for (state, _), unit_part, lengths_part in zip(
-                parts, unit.split(counts), lengths.split(counts), strict=True
-            )
-        ]
+        for (state, _), addition in zip(parts, additions, strict=True):
+            _add(state, addition)
+        return [addition.products for addition in additions]
+
+    @torch.inference_mode()
+    def draw(self, state: SmoothingState, count: int) -> Tensor:
+        """Unit features ``(count, T, D)`` float32 of an image's next samples; its sums stay as they are."""
+        return self._unit_features([(state, count)])[0]
 
     @torch.inference_mode()
     def finish(self, state: SmoothingState) -> SmoothedFeatures:
@@ -145,11 +226,29 @@ class Smoother:
         n = state.count
         direction = torch.nn.functional.normalize(state.feature_sum, dim=-1)
         features = direction * (state.length_sum / n).unsqueeze(-1)
-        embeddings = self.encoder.project(features, state.image.grid)
+        if state.feature_map.centred:
+            features = features + self._centre(state)
+        at_projector = state.feature_map.stage == "projector"
+        embeddings = features if at_projector else self.encoder.project(features, state.image.grid)
         if n < 2:
             return SmoothedFeatures(features, embeddings, None, None)
         image_norm = _norm_estimate(state.token_squares.mean(), n)
         return SmoothedFeatures(features, embeddings, float(image_norm), _norm_estimate(state.token_squares, n))
+
+    def _unit_features(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
+        """Unit features ``(B, T, D)`` of new samples, and their lengths before ``(B, T)``."""
+        positions = [state.noise.position() for state, _ in parts]
+        try:
+            x, sigma = self._noisy_copies(parts)
+            first = parts[0][0]
+            features = self.features(x, sigma, first.image.grid, noisy=first.sigma > 0)
+            features = self._mapped(features, first)  # (B, T, D)
+        except Exception:
+            for (state, _), position in zip(parts, positions, strict=True):
+                state.noise.rewind(position)
+            raise
+        lengths = torch.linalg.vector_norm(features, dim=-1)  # (B, T)
+        return features / lengths.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1), lengths
 
     def _noisy_copies(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
         """Noisy copies ``(B, C, H, W)`` and the noise level ``(B,)`` of each."""
@@ -168,18 +267,33 @@ class Smoother:
         levels = torch.tensor([state.sigma for state, _ in parts], device=device)
         return x, levels.repeat_interleave(torch.tensor([count for _, count in parts], device=device))
 
-    def _features(self, x: Tensor, sigma: Tensor, first: SmoothingState) -> Tensor:
-        plain = first.sigma == 0  # nothing to purify
-        if self.purifier is not None and not plain:
-            x = self.purifier(x, sigma)
-        features = self.encoder.encode(x)
-        if self.mapper is not None and not plain:
-            features = self.mapper(features, sigma, first.image.grid)
-        return features
+    def _mapped(self, features: Tensor, first: SmoothingState) -> Tensor:
+        """From the encoder's features to those of the feature map, before they are made unit."""
+        if first.feature_map.stage == "projector":
+            features = self.encoder.project(features, first.image.grid)
+        if first.feature_map.centred:
+            features = features.float() - self._centre(first)
+        return features.float()
+
+    def _centre(self, state: SmoothingState) -> Tensor:
+        assert self.statistics is not None  # noqa: S101 (checked by start)
+        return self.statistics.centre(state.feature_map.stage, state.image.grid, self.encoder.device)
 
 
-def _accumulate(state: SmoothingState, unit: Tensor, lengths: Tensor) -> InnerProducts:
-    """Adds n samples, ``unit`` ``(n, T, D)`` and ``lengths`` ``(n, T)``, to an image's sums.
+@dataclass(frozen=True, slots=True)
+class _Addition:
+    """What n new samples make of an image's sums; nothing of the image is changed before all of it is computed."""
+
+    products: InnerProducts
+    feature_sum: Tensor
+    token_squares: Tensor
+    length_sum: Tensor
+    count: int
+    deviations: Tensor | None
+
+
+def _addition(state: SmoothingState, unit: Tensor, lengths: Tensor) -> _Addition:
+    """The sums with n further samples, ``unit`` ``(n, T, D)`` and ``lengths`` ``(n, T)``.
 
     With S the sum of the samples before sample i, ⟨f_i, S⟩ and ‖S‖² follow from the old sum and the Gram matrix of
     the new samples; X_i = ⟨f_i, S⟩ / ‖S‖. The stacked feature of the image is the tokens' divided by √T, so its
@@ -189,25 +303,51 @@ def _accumulate(state: SmoothingState, unit: Tensor, lengths: Tensor) -> InnerPr
     gram = by_token @ by_token.mT  # (T, n, n)
     products = gram.tril(-1).sum(-1)  # (T, n): ⟨f_i, Σ of the new samples before i⟩
     own = gram.diagonal(dim1=1, dim2=2)  # (T, n): ‖f_i‖²
-    if state.feature_sum is None or state.token_squares is None or state.length_sum is None:
-        state.feature_sum = torch.zeros_like(unit[0])
-        state.length_sum = torch.zeros_like(lengths[0])
-        state.token_squares = torch.zeros_like(lengths[0])
-    else:
+    feature_sum, length_sum = unit.sum(0), lengths.sum(0)
+    token_squares = torch.zeros_like(lengths[0])
+    if state.feature_sum is not None and state.token_squares is not None and state.length_sum is not None:
         products = products + (by_token @ state.feature_sum.unsqueeze(-1)).squeeze(-1)
+        feature_sum, length_sum = state.feature_sum + feature_sum, state.length_sum + length_sum
+        token_squares = state.token_squares
     growth = 2 * products + own
-    squares = state.token_squares.unsqueeze(-1) + growth.cumsum(-1) - growth  # (T, n): ‖S_t‖² before sample i
+    squares = token_squares.unsqueeze(-1) + growth.cumsum(-1) - growth  # (T, n): ‖S_t‖² before sample i
     skip = int(state.count == 0)
     products, squares = products[:, skip:], squares[:, skip:].clamp_min(torch.finfo(torch.float32).tiny)
-    result = InnerProducts(
-        image=(products.mean(0) / squares.mean(0).sqrt()).clamp(-1, 1),
-        tokens=(products / squares.sqrt()).clamp(-1, 1).mT,
+    return _Addition(
+        products=InnerProducts(
+            image=(products.mean(0) / squares.mean(0).sqrt()).clamp(-1, 1),
+            tokens=(products / squares.sqrt()).clamp(-1, 1).mT,
+        ),
+        feature_sum=feature_sum,
+        token_squares=feature_sum.square().sum(-1),
+        length_sum=length_sum,
+        count=state.count + unit.shape[0],
+        deviations=_deviations(state, unit) if state.sketch is not None else None,
     )
-    state.feature_sum += unit.sum(0)
-    state.token_squares = state.feature_sum.square().sum(-1)
-    state.length_sum += lengths.sum(0)
-    state.count += unit.shape[0]
-    return result
+
+
+def _add(state: SmoothingState, addition: _Addition) -> None:
+    state.feature_sum = addition.feature_sum
+    state.token_squares = addition.token_squares
+    state.length_sum = addition.length_sum
+    state.count = addition.count
+    if state.sketch is not None and addition.deviations is not None:
+        try:
+            state.sketch.update(addition.deviations)
+        except RuntimeError:  # out of memory, or no eigenvalues: the image goes on with what ρ alone certifies
+            state.sketch = None
+
+
+def _deviations(state: SmoothingState, unit: Tensor) -> Tensor:
+    """Stacked features ``(n, T D)`` less the mean of the samples before each; sample 1 has none and is left out."""
+    skip = int(state.count == 0)
+    before = unit.cumsum(0).sub_(unit)
+    if state.feature_sum is not None:
+        before += state.feature_sum
+    counts = torch.arange(state.count + skip, state.count + unit.shape[0], device=unit.device)
+    tokens = unit.shape[1]
+    stacked: Tensor = (unit[skip:] - before[skip:] / counts.view(-1, 1, 1)) / float(tokens) ** 0.5
+    return stacked.flatten(1)
 
 
 def _norm_estimate(square: Tensor, n: int) -> Tensor:

@@ -13,6 +13,7 @@ from fs_runtime import __version__
 from fs_runtime.embedded import EmbeddedModel
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
+from fs_runtime.receipts import read_signing_key
 from fs_runtime.reference import reference_model_path
 from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
@@ -35,6 +36,7 @@ def build_engine(settings: Settings) -> SmoothingEngine:
     """Loads the vision part, starts the engine and warms it up."""
     engine = load_engine(
         checkpoint_of(settings),
+        psm=settings.psm,
         revision=settings.revision,
         device=settings.device,
         dtype=settings.dtype,
@@ -67,6 +69,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
         engine: A running engine to share, which the caller closes; None loads one at start and closes it at the end.
     """
     metrics = Metrics()
+    receipt_key = read_signing_key(settings.receipt_key) if settings.receipt_key else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,9 +79,10 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
             settings=settings,
             engine=running,
             language_model=language_model,
-            smoothing=SmoothingService(settings, running, metrics),
+            smoothing=SmoothingService(settings, running, metrics, receipt_key),
             metrics=metrics,
             started=int(time.time()),
+            receipt_key=receipt_key,
         )
         try:
             yield

@@ -148,7 +148,7 @@ def _show(answer: dict[str, Any]) -> None:
         if certificate["certified"]:
             console.print(
                 f"[dim]With {certificate['confidence']:.1%} confidence the smoothed features of every image {radius} "
-                f"have a cosine similarity of at least {certificate['smoothed']['tight']:.4f} to those of this one "
+                f"have a cosine similarity of at least {certificate['smoothed']['best']:.4f} to those of this one "
                 f"(σ = {certificate['sigma']:g}, {certificate['samples']} samples).[/dim]"
             )
         else:

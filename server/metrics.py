@@ -84,7 +84,7 @@ class Metrics:
         self.samples.inc(image.samples)
         self.samples_per_image.observe(image.samples)
         self.endings.labels(ended=image.ended).inc()
-        self.similarity.observe(image.smoothed.tight or 0.0)
+        self.similarity.observe(image.smoothed.best or 0.0)
         self.norm_lower.observe(image.norm.lower)
         self.stage_seconds.labels(stage="queue").observe(image.timings.queue_seconds)
         self.stage_seconds.labels(stage="smoothing").observe(image.timings.smoothing_seconds)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
+from pydantic import AnyHttpUrl, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -14,6 +14,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
+
+from fs_runtime.receipts import read_signing_key
 
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
@@ -77,14 +79,26 @@ class Settings(BaseSettings):
         256, ge=1, description="Length of an answer of the embedded language model when the request does not say."
     )
 
-    sigma: float = Field(
-        0.05, ge=0, allow_inf_nan=False, description="Noise level when the request does not say, in pixels of [0, 1]."
+    psm: str = Field(
+        "auto",
+        description="Purifier and mapper for the model: a folder that 'train psm' wrote, 'none', or 'auto' for the "
+        "ones that ship with the reference model.",
+    )
+    sigma: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Noise level when the request does not say, in pixels of [0, 1]; by default the one that the "
+        "purifier and mapper were trained for, and 0.05 without them.",
     )
     max_sigma: float = Field(1.0, ge=0, allow_inf_nan=False, description="Largest noise level a request may ask for.")
     samples: int = Field(256, ge=1, description="Noise samples for each image when the request does not say.")
     max_samples: int = Field(4096, ge=1, description="Most noise samples a request may ask for: they are what costs.")
     confidence: float = Field(
-        0.999, gt=0, lt=1, description="Probability that a certificate holds, over the server's own draws."
+        0.999,
+        gt=0,
+        le=1 - 1e-9,
+        description="Probability that a certificate holds, over the server's own draws; at most 1 - 1e-9.",
     )
     radius: float | None = Field(
         None,
@@ -98,12 +112,25 @@ class Settings(BaseSettings):
     on_failure: Literal["reject", "flag"] = Field(
         "flag", description="Below min_similarity: answer 422 (reject), or answer and say so (flag)."
     )
+    spectral: bool = Field(
+        True,
+        description="Bound the features' spread too: it certifies far more at the same samples, for a little time.",
+    )
     adaptive: bool = Field(
         False,
         description="Stop drawing samples once min_similarity is certified, or will not be: it saves encoder passes.",
     )
     allow_seed: bool = Field(
         False, description="Let requests fix the seed of the noise. For tests only: known draws can be attacked."
+    )
+
+    receipts: bool = Field(
+        False, description="Add a receipt to each image's certificate when the request does not say."
+    )
+    receipt_key: Path | None = Field(
+        None,
+        description="PEM file of the Ed25519 private key that signs receipts; without it they are unsigned. "
+        "fs-serve keygen makes one.",
     )
 
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body; larger ones are answered 413.")
@@ -124,11 +151,18 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Settings:
-        if self.sigma > self.max_sigma:
+        if self.sigma is not None and self.sigma > self.max_sigma:
             raise ValueError(f"sigma {self.sigma} is above max_sigma {self.max_sigma}")
         if self.samples > self.max_samples:
             raise ValueError(f"samples {self.samples} is above max_samples {self.max_samples}")
         return self
+
+    @field_validator("receipt_key")
+    @classmethod
+    def _key_that_signs(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            read_signing_key(path)  # a wrong file is found at start, not by the first client
+        return path
 
     @property
     def model_name(self) -> str:

@@ -15,8 +15,11 @@ from fs_runtime.engine import (
     SmoothingResult,
 )
 from fs_runtime.query import CertificateQuery
-from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
-from server.api.schemas import Robustness, RobustnessOptions
+from fs_runtime.receipts import SigningKey
+from fs_runtime.receipts.issue import issue_receipt
+from fs_runtime.robustness import Fingerprints, certify
+from fs_runtime.smoothing import FeatureMap
+from server.api.schemas import ImageEntry, Robustness, RobustnessOptions
 from server.errors import ApiError, invalid
 from server.images import ImageLimits, bytes_of_data_url, decode_image
 from server.language_models.base import ImagePayload
@@ -40,27 +43,27 @@ class _Plan:
     samples: int
     confidence: float
     query: CertificateQuery
+    feature_map: FeatureMap
+    spectral: bool
     reject: bool
     adaptive: bool
+    receipt: bool
     options: RobustnessOptions
 
 
 class SmoothingService:
     """Decodes, smooths and certifies the images of a request, within the operator's limits."""
 
-    def __init__(self, settings: Settings, engine: SmoothingEngine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: SmoothingEngine, metrics: Metrics, key: SigningKey | None) -> None:
         self._settings = settings
         self._engine = engine
         self._metrics = metrics
+        self._key = key
         self._limits = ImageLimits.from_settings(settings)
-        smoother = engine.smoother
-        self._fingerprints = Fingerprints(
-            model=engine.encoder.fingerprint,
-            purifier=smoother.purifier.fingerprint if smoother.purifier else None,
-            mapper=smoother.mapper.fingerprint if smoother.mapper else None,
-        )
 
-    async def run(self, images: list[ImageSource], options: RobustnessOptions) -> tuple[list[ImagePayload], Robustness]:
+    async def run(
+        self, images: list[ImageSource], options: RobustnessOptions, request_id: str
+    ) -> tuple[list[ImagePayload], Robustness]:
         """Smooths all images of one request together.
 
         Raises:
@@ -73,7 +76,7 @@ class SmoothingService:
                 "messages",
                 "too_many_images",
             )
-        tasks = [asyncio.create_task(self._one(image, plan)) for image in images]
+        tasks = [asyncio.create_task(self._one(image, plan, request_id)) for image in images]
         try:
             done = await asyncio.gather(*tasks)
         finally:
@@ -88,7 +91,7 @@ class SmoothingService:
             raise self._rejected(robustness, plan)
         return [result.payload for result, _ in done], robustness
 
-    async def _one(self, source: ImageSource, plan: _Plan) -> tuple[SmoothingResult, ImageRobustness]:
+    async def _one(self, source: ImageSource, plan: _Plan, request_id: str) -> tuple[SmoothingResult, ImageEntry]:
         start = time.perf_counter()
         pixels = await asyncio.to_thread(
             lambda: decode_image(bytes_of_data_url(source.url, self._limits, source.param), self._limits, source.param)
@@ -101,6 +104,9 @@ class SmoothingService:
             confidence=plan.confidence,
             granularity=plan.options.granularity,
             seed=plan.options.seed,
+            feature_map=plan.feature_map,
+            spectral=plan.spectral,
+            token_map=plan.options.token_map,
             until=plan.query if plan.adaptive else None,
         )
         try:
@@ -119,14 +125,30 @@ class SmoothingService:
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
         start = time.perf_counter()
-        certificate = await asyncio.to_thread(certify, result, plan.query, self._fingerprints)
+        smoother = self._engine.smoother
+        fingerprints = Fingerprints.of(smoother, plan.feature_map)
+        floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
+        certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor)
         self._metrics.stage_seconds.labels(stage="certificate").observe(time.perf_counter() - start)
         self._metrics.observe_image(certificate)
-        return result, certificate
+        receipt = None
+        if plan.receipt:
+            receipt = await asyncio.to_thread(
+                issue_receipt,
+                self._engine,
+                pixels,
+                plan.query,
+                result,
+                certificate,
+                request_id=request_id,
+                key=self._key,
+            )
+        return result, ImageEntry.of(certificate, receipt)
 
     def _plan(self, options: RobustnessOptions) -> _Plan:
         settings = self._settings
-        sigma = settings.sigma if options.sigma is None else options.sigma
+        default = self._engine.smoother.sigma if settings.sigma is None else settings.sigma
+        sigma = default if options.sigma is None else options.sigma
         samples = settings.samples if options.samples is None else options.samples
         if sigma > settings.max_sigma:
             raise invalid(f"sigma {sigma} is above this server's limit of {settings.max_sigma}", "robustness.sigma")
@@ -140,6 +162,10 @@ class SmoothingService:
                 "this server does not let requests fix the seed, since known noise can be attacked; leave it out",
                 code="seed_not_allowed",
                 param="robustness.seed",
+            )
+        if options.centred and self._engine.smoother.statistics is None:
+            raise invalid(
+                "this model has no feature statistics to centre with; leave centred out", "robustness.centred"
             )
         min_similarity = settings.min_similarity if options.min_similarity is None else options.min_similarity
         adaptive = settings.adaptive if options.adaptive is None else options.adaptive
@@ -159,15 +185,19 @@ class SmoothingService:
                 radius=sigma / 2 if radius is None else radius,
                 space=options.space,
                 min_similarity=min_similarity,
+                curve=options.curve,
             ),
+            feature_map=FeatureMap(options.stage, options.centred),
+            spectral=settings.spectral if options.spectral is None else options.spectral,
             reject=on_failure == "reject",
             adaptive=adaptive,
+            receipt=settings.receipts if options.receipt is None else options.receipt,
             options=options,
         )
 
     @staticmethod
     def _rejected(robustness: Robustness, plan: _Plan) -> ApiError:
-        reached = min(image.smoothed.tight or 0.0 for image in robustness.images)
+        reached = min(image.smoothed.best or 0.0 for image in robustness.images)
         return ApiError(
             422,
             f"the certified similarity {reached:.4f} is below min_similarity {plan.query.min_similarity}; "

@@ -45,6 +45,12 @@ def similarity_array(similarity: float | Array) -> Array:
     return _checked("similarity", array, accepted, "in (0, 1]; only positive similarities are certified")
 
 
+def unit_array(name: str, value: float | Array) -> Array:
+    """A similarity or probability as an array; raises ValueError unless it lies in [0, 1]."""
+    array = np.asarray(value, dtype=np.float64)
+    return _checked(name, array, (array >= 0) & (array <= 1), "in [0, 1]")
+
+
 def confidence_value(confidence: float) -> float:
     """A confidence 1 - α; raises ValueError unless it lies strictly between 0 and 1."""
     if not 0 < confidence < 1:

@@ -1,45 +1,50 @@
 """A lower confidence bound of ρ = ‖g(x)‖ that may be watched while sampling.
 
-**Bets.** For a candidate m of the mean and b ≥ 1, the bet λ = 1 / (b + m) ≤ 1 / (1 + m) turns the factor
-1 + λ (X - m) into (b + X) / (b + m). We hold a fixed mixture of such bets, with weights w_j that add up to 1:
+**Bets.** For a candidate m of the mean and b > 1, the bet λ = 1 / (b + m) < 1 / (1 + m) turns the factor
+1 + λ (X - m) into (b + X) / (b + m). There is a short list of bets b_1 < … < b_k, each held throughout by a part of the
+capital, and a *leader* L that holds one of them at a time, L_i for sample i, chosen from the samples before:
 
-    K_t(m) = Σ_j w_j Π_{i ≤ t} (b_j + X_i) / (b_j + m).
+    K_t(m) = w Π_{i ≤ t} (L_i + X_i) / (L_i + m)  +  (1 - w) / k Σ_j Π_{i ≤ t} (b_j + X_i) / (b_j + m).
 
 Every K_t(m) decreases in m, so that {m : K_t(m) ≥ 1/α} is an interval that ends at one root m_t, and
 
     lower_t = max(0, m_1, …, m_t).
 
-**Validity.** Let E[X_i | past] ≤ ρ for every i. Then E[(b + X_i) / (b + ρ) | past] ≤ 1, so K_t(ρ) is a non-negative
-supermartingale that starts at 1, and P(some t has K_t(ρ) ≥ 1/α) ≤ α (Ville). If lower_t > ρ, then m_s > ρ for some
-s ≤ t, and K_s(ρ) ≥ K_s(m_s) ≥ 1/α as K_s decreases. Hence P(some t has lower_t > ρ) ≤ α: one event for all times and
-all m, with no grid over m. The weights and b_j are constants, so no bet looks ahead.
+**Validity.** Let E[X_i | past] ≤ ρ for every i. Then E[(b + X_i) / (b + ρ) | past] ≤ 1 for each b that the past
+decides, so K_t(ρ) is a non-negative supermartingale that starts at 1, and P(some t has K_t(ρ) ≥ 1/α) ≤ α (Ville). If
+lower_t > ρ, then m_s > ρ for some s ≤ t, and K_s(ρ) ≥ K_s(m_s) ≥ 1/α as K_s decreases. Hence P(some t has
+lower_t > ρ) ≤ α: one event for all times and all m, with no grid over m. No bet depends on m.
 
-**State.** K_t(m) needs the sums G_j = Σ_i log(b_j + X_i) only: memory and time per sample are constant. The root is
-approached by Newton's method: log K_t is convex and decreasing in m, so that steps from the left never pass it.
-Where the method stops early the bound is smaller, never wrong.
+**State.** K_t(m) needs the sums G_j = Σ_i log(b_j + X_i), the leader's own, and how often it held each bet: memory and
+time per sample are constant. The root is approached by Newton's method: log K_t is convex and decreasing in m, so that
+steps from the left never pass it. Where the method stops early the bound is smaller, never wrong.
 
-**Which bets.** b = 1 bets all that can be bet: (1 + X) / (1 + m). No valid method does better on samples that barely
-vary, where its root is (1 + X) α^{1/t} - 1: a law that takes the value -1 with probability 1 - α^{1/t} shows the same
-samples with probability α. It holds most of the weight. The others keep the capital alive where samples near -1 occur
-or the spread is wide.
+**Which bets.** The boldest, b_1 = 1 + 1/256, is next to all that can be bet, b = 1, which multiplies the capital by
+(1 + X) / (1 + m). No valid method does better than b = 1 on samples that barely vary, where its root is
+(1 + X) α^{1/t} - 1: a law that takes the value -1 with probability 1 - α^{1/t} shows the same samples with
+probability α. b_1 is within 1% of that in samples, and survives an X of -1. The leader starts with it and keeps it
+while that is best; where samples near -1 occur or the spread is wide it follows. What it holds is the bet whose own
+root, with half of log(1/α), is largest so far: the best one for the bound at twice as many samples. The part that is
+spread over all bets keeps the capital alive where the leader was wrong. `fs-serve bench bets` compares
+(docs/bets.md).
 
 Source: docs/guarantee.md section 4; Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
-JRSS-B 2024; the mixture is Cover's universal portfolio on a finite set.
+JRSS-B 2024; the spread part is Cover's universal portfolio on a finite set.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fs_runtime.certificate._arguments import Array, confidence_value
 
-# b = 1 + 2 / η for η = ∞, 64, 16, 4, 1, 1/4, 1/16.
-_OFFSETS = np.array([1, 1.03125, 1.125, 1.5, 3, 9, 33])[:, None, None]  # (bets, 1, 1), as all arrays below
-_DECAY = 0.7 ** np.arange(6)
-_LOG_WEIGHTS = np.log([0.75, *(0.25 * _DECAY / _DECAY.sum())])[:, None, None]
-_THRESHOLD_MARGIN = 1e-9  # added to log(1/α): far more than the arithmetic of log K can err
-_NEWTON_STEPS = 3
-_BLOCK_VALUES = 1 << 15
+_OFFSETS: Array = 1 + np.array([4.0**k for k in range(-4, 3)])[:, None, None]  # b_j, (bets, 1, 1), as all arrays below
+_LEADER_WEIGHT = 0.9  # w
+_LOG_WEIGHTS = np.log([*np.full(len(_OFFSETS), (1 - _LEADER_WEIGHT) / len(_OFFSETS)), _LEADER_WEIGHT])[:, None, None]
+_HORIZON = 2.0  # the leader bets for the bound at this many times the samples so far
+_NEWTON_STEPS = 2
+_BLOCK_VALUES = 1 << 14  # of one array: what the cache holds
 
 
 class NormConfidenceSequence:
@@ -57,16 +62,17 @@ class NormConfidenceSequence:
         >>> sequence = NormConfidenceSequence(confidence=0.999)
         >>> sequence.update(np.full(256, 0.9))
         >>> sequence.count, round(sequence.lower, 3)
-        (256, 0.848)
+        (256, 0.849)
     """
 
     def __init__(self, confidence: float, shape: tuple[int, ...] = ()) -> None:
         self.confidence = confidence_value(confidence)
         self.shape = shape
-        self._threshold = -np.log1p(-self.confidence) + _THRESHOLD_MARGIN
+        self._threshold = -np.log1p(-self.confidence)
         self._count = 0
         streams = int(np.prod(shape))
-        self._log_growth = np.zeros((len(_OFFSETS), streams))  # G_j
+        self._log_growth = np.zeros((len(_OFFSETS) + 1, streams))  # G_j, then the leader's
+        self._held = np.zeros((len(_OFFSETS), streams))  # how often the leader held each bet
         self._lower = np.zeros(streams)
 
     @property
@@ -100,7 +106,10 @@ class NormConfidenceSequence:
             self._update_block(samples[start : start + block])
 
     def forecast(self, inner_product: float | Array, count: int) -> float | Array:
-        """What ``lower`` would be at ``count`` samples if each one from here on had the value ``inner_product``.
+        """The most that ``lower`` can be at ``count`` samples if each one from here on has the value ``inner_product``.
+
+        It is what ``lower`` would be if the leader held the boldest bet from here on; no other bet gains more on
+        samples that do not vary. At ``inner_product`` 1 no samples whatever give more.
 
         Args:
             inner_product: A value in [-1, 1] for each stream, of ``shape``.
@@ -110,47 +119,85 @@ class NormConfidenceSequence:
             The bound, shaped as ``lower``.
         """
         further = max(0, count - self._count)
+        if not further:
+            return self.lower
         value = np.broadcast_to(np.asarray(inner_product, dtype=np.float64), self.shape).reshape(-1)
-        with np.errstate(divide="ignore"):
-            log_growth = self._log_growth + further * np.log(_OFFSETS[:, 0] + value)
-        total = np.array([[max(1.0, float(self._count + further))]])
-        bound = np.maximum(self._lower, _lower_roots(log_growth[:, None], total, self._threshold)[0])
+        gains = np.log(_OFFSETS[:, 0] + value)  # (bets, streams)
+        log_growth = self._log_growth + further * np.concatenate([gains, gains[:1]])
+        held = self._held.copy()
+        held[0] += further
+        total = np.array([[float(self._count + further)]])
+        roots = _lower_roots(log_growth[:, None], held[:, None], total, self._threshold)
+        bound = np.maximum(self._lower, roots[0])
         return bound.reshape(self.shape) if self.shape else float(bound[0])
 
     def _update_block(self, samples: Array) -> None:
-        with np.errstate(divide="ignore"):  # all is lost at b = 1, X = -1
-            log_growth = np.log(_OFFSETS + samples)  # (bets, n, streams)
-        log_growth[:, 0] += self._log_growth
-        np.cumsum(log_growth, axis=1, out=log_growth)
-        counts = np.arange(self._count + 1, self._count + 1 + len(samples), dtype=np.float64)
-        roots = _lower_roots(log_growth, counts[:, None], self._threshold)
+        counts = self._count + np.arange(1.0, len(samples) + 1)[:, None]  # (n, 1)
+        gains = np.log(_OFFSETS + samples)  # (bets, n, streams)
+        log_growth = _running_sums(self._log_growth[:-1], gains)
+        leading = _leading_bet(log_growth[:, :-1], counts - 1, self._threshold)[None]  # seen before each sample
+        lead = _running_sums(self._log_growth[-1:], np.take_along_axis(gains, leading, axis=0))
+        held = _running_sums(self._held, np.arange(len(_OFFSETS))[:, None, None] == leading)[:, 1:]
+        log_growth = np.concatenate([log_growth, lead])[:, 1:]
+        roots = _lower_roots(log_growth, held, counts, self._threshold)
         self._lower = np.maximum(self._lower, roots.max(axis=0))
-        self._log_growth = log_growth[:, -1].copy()
+        self._log_growth, self._held = log_growth[:, -1].copy(), held[:, -1].copy()
         self._count += len(samples)
 
 
-def _lower_roots(log_growth: Array, count: Array, threshold: float) -> Array:
+def _running_sums(start: Array, steps: Array) -> Array:
+    """``(k, n + 1, streams)``: ``start`` ``(k, streams)`` and the sums with ``steps`` ``(k, n, streams)``, in order."""
+    return np.cumsum(np.concatenate([start[:, None], steps], axis=1), axis=1)
+
+
+def _leading_bet(log_growth: Array, count: Array, threshold: float) -> NDArray[np.intp]:
+    """Which bet the leader holds next, ``(n, streams)``, after ``count`` ``(n, 1)`` samples.
+
+    ``log_growth`` is G_j, ``(bets, n, streams)``. The roots of all bets are compared as they would be by themselves;
+    without any sample the boldest wins.
+    """
+    roots = np.exp((log_growth - threshold / _HORIZON) / np.maximum(count, 1)) - _OFFSETS
+    leading: NDArray[np.intp] = roots.argmax(axis=0)
+    return leading
+
+
+def _lower_roots(log_growth: Array, held: Array, count: Array, threshold: float) -> Array:
     """Points at or just below the root of log K(m) = threshold.
 
     Args:
-        log_growth: ``(bets, n, streams)`` G_j.
+        log_growth: ``(bets + 1, n, streams)`` G_j, then the leader's.
+        held: ``(bets, n, streams)`` how often the leader held each bet.
         count: ``(n, 1)`` samples behind each.
         threshold: log(1/α).
 
     Returns:
         ``(n, streams)``; 0 where the root is not positive.
     """
-    log_stake = _LOG_WEIGHTS + log_growth
-    # Where one bet alone reaches the threshold, all together do: a start to the left of the root.
-    alone = np.exp((log_stake - threshold) / count) - _OFFSETS
-    root: Array = np.maximum(alone.max(axis=0), 0.0)
+    # No sum above has a term beyond 6, so rounding moves log K by less than 4e-16 n² + 5e-14 n.
+    log_stake = _LOG_WEIGHTS + log_growth - (threshold + 1e-15 * count * (count + 100))
+    bets, lead = log_stake[:-1], log_stake[-1]
+    # Where one part of the capital alone reaches the threshold, all together do: a start to the left of the root.
+    # For the leader's part: Σ log(L_i + m) ≤ t log(mean L + m).
+    leads = np.exp(lead / count) - _sum_over_bets(held, _OFFSETS) / count
+    root: Array = np.maximum(np.maximum((np.exp(bets / count) - _OFFSETS).max(axis=0), leads), 0.0)
     for _ in range(_NEWTON_STEPS):
         payoff = _OFFSETS + root
-        log_capital = log_stake - count * np.log(payoff)
-        top = log_capital.max(axis=0)
-        share = np.exp(log_capital - top)
-        total = share.sum(axis=0)
-        excess = top + np.log(total) - threshold
-        slope = count * (share / payoff).sum(axis=0) / total
-        root += np.maximum(excess, 0.0) / slope
+        log_payoff = np.log(payoff)
+        log_capital = bets - count * log_payoff
+        log_lead = lead - _sum_over_bets(held, log_payoff)
+        top = np.maximum(log_capital.max(axis=0), log_lead)
+        share, lead_share = np.exp(log_capital - top), np.exp(log_lead - top)
+        total = share.sum(axis=0) + lead_share
+        excess = np.maximum(top + np.log(total), 0.0)
+        np.reciprocal(payoff, out=payoff)
+        slope = count * _sum_over_bets(share, payoff) + lead_share * _sum_over_bets(held, payoff)
+        root += excess * total / slope
     return root
+
+
+def _sum_over_bets(factors: Array, values: Array) -> Array:
+    """Σ_j of the products, ``(n, streams)``; in one order whatever n is, so that updates may be cut anywhere."""
+    total: Array = factors[0] * values[0]
+    for factor, value in zip(factors[1:], values[1:], strict=True):
+        total += factor * value
+    return total

@@ -23,7 +23,14 @@ from typing import overload
 
 import numpy as np
 
-from fs_runtime.certificate._arguments import Array, apply_flat, confidence_value, norm_array, ratio_array
+from fs_runtime.certificate._arguments import (
+    Array,
+    apply_flat,
+    confidence_value,
+    norm_array,
+    ratio_array,
+    unit_array,
+)
 from fs_runtime.certificate.closed_forms import ROUNDING, fcsb_values
 from fs_runtime.certificate.tight_bound import tight_values
 
@@ -34,7 +41,13 @@ _NEWTON_STEPS = 6
 
 @overload
 def served_similarity(  # type: ignore[overload-overlap]
-    norm: float, radius: float, sigma: float, samples: int, confidence: float, max_samples: int | None = None
+    norm: float,
+    radius: float,
+    sigma: float,
+    samples: int,
+    confidence: float,
+    max_samples: int | None = None,
+    smoothed: float | None = None,
 ) -> float: ...
 @overload
 def served_similarity(
@@ -44,6 +57,7 @@ def served_similarity(
     samples: int,
     confidence: float,
     max_samples: int | None = None,
+    smoothed: float | Array | None = None,
 ) -> Array: ...
 def served_similarity(
     norm: float | Array,
@@ -52,6 +66,7 @@ def served_similarity(
     samples: int,
     confidence: float,
     max_samples: int | None = None,
+    smoothed: float | Array | None = None,
 ) -> float | Array:
     """Lower bound of cos(ĝ(x), ĝ(x')), the means over the samples that were drawn and over fresh ones at x'.
 
@@ -67,6 +82,8 @@ def served_similarity(
             has 1 - α - α'.
         max_samples: N ≥ n, the samples that would have been drawn at most, if n was decided on while sampling;
             ``samples`` if None.
+        smoothed: A bound of cos(g(x), g(x')) that holds together with ``norm``, for example ``spectral_similarity``;
+            ``tight_similarity`` if None.
 
     Returns:
         The bound, a float for floats; 0.0 for no certificate.
@@ -85,8 +102,8 @@ def served_similarity(
         )
     log_term = np.log(4 / (1 - confidence_value(confidence)))  # two events, each 2 exp(-…) ≤ (1 - confidence) / 2
 
-    def values(norm: Array, ratio: Array) -> Array:
-        angle = np.arccos(tight_values(norm, ratio))
+    def values(norm: Array, ratio: Array, smoothed: Array) -> Array:
+        angle = np.arccos(np.where(np.isnan(smoothed), tight_values(norm, ratio), smoothed))
         for length in (norm, fcsb_values((1 - norm) / 2, ratio)):  # at x and at x'
             deviation = _largest_deviation(1 - length**2, log_term, limit) * (limit / samples)
             angle += np.where(
@@ -94,7 +111,8 @@ def served_similarity(
             )
         return np.where(angle < np.pi / 2, np.maximum(np.cos(angle) - ROUNDING, 0.0), 0.0)
 
-    return apply_flat(values, norm_array(norm), ratio_array(radius, sigma))
+    start = np.asarray(np.nan) if smoothed is None else unit_array("smoothed", smoothed)
+    return apply_flat(values, norm_array(norm), ratio_array(radius, sigma), start)
 
 
 def _largest_deviation(variance: Array, log_term: float, samples: int) -> Array:

@@ -1,7 +1,7 @@
 """When sampling for a wanted similarity may end.
 
-The lower bound of ρ holds at every number of samples at once (section 4), so any rule that looks at the past only may
-end the sampling without cost to the guarantee.
+The bounds of ρ and of the spread hold at every number of samples at once (section 4), so any rule that looks at the
+past only may end the sampling without cost to the guarantee.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 
 from fs_runtime.certificate._arguments import Array, ratio_array, similarity_array
 from fs_runtime.certificate.confidence_sequence import NormConfidenceSequence
+from fs_runtime.certificate.spectral_bound import spectral_similarity
+from fs_runtime.certificate.spread_bound import Spread, SpreadConfidenceSequence
 from fs_runtime.certificate.tight_bound import tight_values
 
 Decision = Literal["continue", "reached", "out_of_reach"]
@@ -54,33 +56,55 @@ def required_norm(similarity: float, radius: float, sigma: float) -> float:
 
 
 class StoppingRule:
-    """Ends sampling when the wanted norm is certified, or when the samples that are left will not certify it.
+    """Ends sampling when the wanted similarity is certified, or when the samples that are left will not certify it.
 
-    Out of reach means one of two things: even samples of inner product 1 from here on would not reach the norm
+    Out of reach means one of two things: even samples that all equal the mean direction from here on would not do
     (certain), or samples four standard errors better than the latest would not (most likely).
 
     Args:
-        norm: The ρ to certify, from :func:`required_norm`.
+        similarity: The wanted cosine similarity, in (0, 1].
+        radius: r, the ℓ2 size of the attack, in pixels of [0, 1].
+        sigma: σ in the same unit.
         max_samples: Inner products that there can be in all.
+
+    Raises:
+        ValueError: An argument is NaN or out of its range.
     """
 
-    def __init__(self, norm: float, max_samples: int) -> None:
-        self.norm = norm
-        self.max_samples = max_samples
+    def __init__(self, similarity: float, radius: float, sigma: float, max_samples: int) -> None:
+        self._similarity = similarity
+        self._radius = radius
+        self._sigma = sigma
+        self._norm = required_norm(similarity, radius, sigma)
+        self._max_samples = max_samples
 
-    def decide(self, sequence: NormConfidenceSequence, latest: Array) -> Decision:
+    def decide(
+        self, sequence: NormConfidenceSequence, latest: Array, spread: SpreadConfidenceSequence | None = None
+    ) -> Decision:
         """What to do after a block of samples.
 
         Args:
             sequence: All samples so far are in it.
             latest: ``(n,) + shape``, the inner products of the latest block.
+            spread: The spread of the same samples; None if it is not watched.
         """
-        if np.all(sequence.lower >= self.norm):
+        if self._certified(sequence.lower, spread.bound() if spread else None):
             return "reached"
-        hopes = [np.ones(sequence.shape)]
+        further = max(0, self._max_samples - sequence.count)
+        hopes = [(np.ones(sequence.shape), 0.0)]
         if sequence.count >= _LIKELY_FROM and len(latest) > 1:
             error = latest.std(axis=0, ddof=1) / np.sqrt(len(latest))
-            hopes.append(np.minimum(latest.mean(axis=0) + _LIKELY_ERRORS * error, 1.0))
-        if any(np.any(sequence.forecast(hope, self.max_samples) < self.norm) for hope in hopes):
-            return "out_of_reach"
+            likely = np.minimum(latest.mean(axis=0) + _LIKELY_ERRORS * error, 1.0)
+            hopes.append((likely, spread.observed if spread else 0.0))
+        for inner_product, observed in hopes:
+            norm = sequence.forecast(inner_product, self._max_samples)
+            if not self._certified(norm, spread.forecast(observed, further) if spread else None):
+                return "out_of_reach"
         return "continue"
+
+    def _certified(self, norm: float | Array, spread: Spread | None) -> bool:
+        if np.all(norm >= self._norm):
+            return True
+        if spread is None:
+            return False
+        return bool(spectral_similarity(float(np.min(norm)), spread, self._radius, self._sigma) >= self._similarity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class VisionEncoder(abc.ABC):
         fingerprint: SHA-256 over configuration and weights that this adapter read, as ``sha256:<hex>``.
         device: Where the weights are.
         dtype: Arithmetic of the encoder.
+        preprocessing: What is done to a client's image, in JSON values, for those who read a receipt.
         control_tokens: Spellings that the model's tokenizer reads as an image; they are not allowed in plain text.
     """
 
@@ -44,6 +46,7 @@ class VisionEncoder(abc.ABC):
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
+    preprocessing: dict[str, Any]
     control_tokens: tuple[str, ...]
 
     @abc.abstractmethod
@@ -63,7 +66,7 @@ class VisionEncoder(abc.ABC):
 
     @abc.abstractmethod
     def project(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Projector: ``(T, D)`` features of one image to the ``(T', D')`` embeddings of the language model."""
+        """Projector: ``(…, T, D)`` features to the ``(…, T', D')`` embeddings that the language model reads."""
 
     @abc.abstractmethod
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:

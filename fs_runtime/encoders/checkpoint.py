@@ -138,5 +138,5 @@ def fingerprint(config: dict[str, Any], *modules: nn.Module) -> str:
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().data)
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     return f"sha256:{digest.hexdigest()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -72,6 +73,7 @@ class LlavaEncoder(VisionEncoder):
             raise CheckpointError(f"a LLaVA with a {vision.model_type} tower is not supported; use {_TOWERS}")
         self.device, self.dtype = device, dtype
         self._geometry, mean, std = _read_processor(checkpoint)
+        self.preprocessing = {**dataclasses.asdict(self._geometry), "mean": mean, "std": std}
         side = vision.image_size // vision.patch_size
         self._grid = (side, side)
         self._size = (vision.image_size, vision.image_size)

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["example_images", "reference_model_path"]
+__all__ = ["example_images", "reference_model_path", "reference_psm_path"]
 
 
 def reference_model_path() -> Path:
@@ -16,6 +16,20 @@ def reference_model_path() -> Path:
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"no reference model in {folder}: reinstall fs-serve, or train one with `fs-serve train reference`"
+        )
+    return folder
+
+
+def reference_psm_path() -> Path:
+    """Return the folder with the shipped purifier and mapper of the reference model.
+
+    Raises:
+        FileNotFoundError: if the installation lacks them.
+    """
+    folder = Path(str(files(__name__))) / "psm"
+    if not (folder / "card.json").is_file():
+        raise FileNotFoundError(
+            f"no purifier and mapper in {folder}: reinstall fs-serve, or train them with `fs-serve train psm`"
         )
     return folder
 

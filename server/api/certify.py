@@ -9,7 +9,15 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from server.api.chat import CLIENT_CLOSED_REQUEST
-from server.api.dependencies import ClientGoneError, check_key, check_model, gateway_of, read_body, while_connected
+from server.api.dependencies import (
+    ClientGoneError,
+    check_key,
+    check_model,
+    gateway_of,
+    read_body,
+    request_id_of,
+    while_connected,
+)
 from server.api.schemas import CertifyRequest, CertifyResponse, ErrorBody
 from server.smoothing import ImageSource
 
@@ -35,7 +43,8 @@ async def certify(request: Request) -> Response:
     check_model(gateway, body.model)
     source = ImageSource(body.image, "image")
     try:
-        _, robustness = await while_connected(request, gateway.smoothing.run([source], body.robustness))
+        smoothing = gateway.smoothing.run([source], body.robustness, request_id_of(request))
+        _, robustness = await while_connected(request, smoothing)
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     answer = CertifyResponse(

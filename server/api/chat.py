@@ -74,7 +74,8 @@ async def chat_completions(request: Request) -> Response:
     _refuse_fields(body, "")
     sources = _take_images(chat, body, gateway.engine.encoder.control_tokens)
     try:
-        payloads, robustness = await while_connected(request, gateway.smoothing.run(sources, chat.robustness))
+        smoothing = gateway.smoothing.run(sources, chat.robustness, request_id_of(request))
+        payloads, robustness = await while_connected(request, smoothing)
         language_request = ChatRequest(body, payloads, request_id_of(request))
         headers = _headers(robustness)
         if chat.stream:
@@ -156,10 +157,10 @@ def _headers(robustness: Robustness) -> dict[str, str]:
     """The compact form, known before the first token."""
     if not robustness.images:
         return {"x-robustness-certified": "none"}
-    worst = min(robustness.images, key=lambda image: image.smoothed.tight or 0.0)
+    worst = min(robustness.images, key=lambda image: image.smoothed.best or 0.0)
     return {
         "x-robustness-certified": str(robustness.certified).lower(),
-        "x-robustness-similarity": f"{worst.smoothed.tight or 0.0:.6f}",
+        "x-robustness-similarity": f"{worst.smoothed.best or 0.0:.6f}",
         "x-robustness-radius": f"{worst.radius.model:.6g}",
         "x-robustness-sigma": f"{worst.sigma:g}",
         "x-robustness-samples": str(worst.samples),

@@ -14,6 +14,7 @@ from fastapi import Request
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from fs_runtime.engine import SmoothingEngine
+from fs_runtime.receipts import SigningKey
 from server.errors import ApiError, from_validation, invalid
 from server.language_models.base import LanguageModel
 from server.metrics import Metrics
@@ -34,6 +35,7 @@ class Gateway:
     smoothing: SmoothingService
     metrics: Metrics
     started: int
+    receipt_key: SigningKey | None
 
 
 def gateway_of(request: Request) -> Gateway:

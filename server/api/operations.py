@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server.api.dependencies import check_key, gateway_of
-from server.api.schemas import Model, ModelList
+from server.api.schemas import ErrorBody, Model, ModelList, ReceiptKey
+from server.errors import ApiError
 
 router = APIRouter()
 
@@ -21,6 +22,23 @@ async def models(request: Request) -> ModelList:
     return ModelList(
         data=[Model(id=name, created=gateway.started, fingerprint=encoder.fingerprint, family=encoder.family)]
     )
+
+
+# Without a client's key: those who verify a receipt need not be clients, and the key is public.
+@router.get(
+    "/v1/receipt-key", responses={404: {"model": ErrorBody}}, summary="The public key that receipts are signed with."
+)
+async def receipt_key(request: Request) -> ReceiptKey:
+    """The key in PEM and its id; 404 where receipts are unsigned."""
+    key = gateway_of(request).receipt_key
+    if key is None:
+        raise ApiError(
+            404,
+            "this server does not sign receipts, for its operator has set no receipt_key; they can be replayed all "
+            "the same",
+            code="no_receipt_key",
+        )
+    return ReceiptKey(key_id=key.key_id, pem=key.public_pem())
 
 
 @router.get("/livez", summary="Whether the process works; restart it if not.")

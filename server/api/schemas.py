@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from fs_runtime.engine import MAX_CONFIDENCE
+from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
 
 # What could harm the language model server, or make it read an image that was not smoothed (design.md).
@@ -34,7 +37,11 @@ class RobustnessOptions(BaseModel):
     )
     samples: int | None = Field(None, ge=1, strict=True, description="Noise samples for each image.")
     confidence: float | None = Field(
-        None, gt=0, lt=1, strict=True, description="Probability that the certificate holds, over the server's draws."
+        None,
+        gt=0,
+        le=MAX_CONFIDENCE,
+        strict=True,
+        description="Probability that the certificate holds, over the server's draws; at most 1 - 1e-9.",
     )
     radius: float | None = Field(
         None, ge=0, strict=True, allow_inf_nan=False, description="l2 size of the attack in pixels of [0, 1]."
@@ -45,6 +52,15 @@ class RobustnessOptions(BaseModel):
     granularity: Literal["image", "token"] = Field(
         "image", description="One certificate for the mean over tokens, or for every token by itself."
     )
+    spectral: bool | None = Field(
+        None, description="Bound the features' spread too, which certifies more; with image granularity only."
+    )
+    stage: Literal["encoder", "projector"] = Field(
+        "encoder", description="Certify the encoder's output (the paper) or the projector's, which the model reads."
+    )
+    centred: bool = Field(False, description="Take the mean feature of a reference set off before comparing.")
+    curve: bool = Field(False, description="Give the bounds over a range of radii.")
+    token_map: bool = Field(False, description="Give the certified similarity of every token.")
     min_similarity: float | None = Field(
         None, ge=0, le=1, strict=True, description="Certified similarity that every image must reach."
     )
@@ -53,6 +69,9 @@ class RobustnessOptions(BaseModel):
     )
     adaptive: bool | None = Field(
         None, description="Stop sampling once min_similarity is certified, or will not be; samples is then the most."
+    )
+    receipt: bool | None = Field(
+        None, description="Add a receipt to each image: all that is needed to compute its certificate again."
     )
     seed: int | None = Field(
         None, ge=0, lt=2**64, strict=True, description="Fixes the noise; only where the operator allows it."
@@ -117,6 +136,18 @@ class CertifyRequest(BaseModel):
     robustness: RobustnessOptions = Field(default_factory=RobustnessOptions)
 
 
+@dataclass(frozen=True, slots=True)
+class ImageEntry(ImageRobustness):
+    """The certificate of one image, and its receipt if one was asked for."""
+
+    receipt: Receipt | None = None
+
+    @classmethod
+    def of(cls, certificate: ImageRobustness, receipt: Receipt | None) -> ImageEntry:
+        """Puts the two together."""
+        return cls(**{part.name: getattr(certificate, part.name) for part in fields(ImageRobustness)}, receipt=receipt)
+
+
 class Robustness(BaseModel):
     """The object that is added to every answer.
 
@@ -127,10 +158,10 @@ class Robustness(BaseModel):
     certified: bool | None
     satisfied: bool | None = Field(None, description="Whether every image reached min_similarity; null if not asked.")
     detail: str
-    images: list[ImageRobustness]
+    images: list[ImageEntry]
 
     @classmethod
-    def of(cls, images: list[ImageRobustness]) -> Robustness:
+    def of(cls, images: list[ImageEntry]) -> Robustness:
         """Sums up the images of one request."""
         if not images:
             return cls(certified=None, detail="nothing to certify: the request holds no image", images=[])
@@ -172,6 +203,15 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class ReceiptKey(BaseModel):
+    """Answer of ``/v1/receipt-key``: the public key that receipts are signed with."""
+
+    object: Literal["receipt_key"] = "receipt_key"
+    algorithm: Literal["Ed25519"] = "Ed25519"
+    key_id: str = Field(description="SHA-256 of the raw public key, as receipts name it.")
+    pem: str = Field(description="The public key in PEM, for fs-serve verify --public-key.")
 
 
 class ErrorDetail(BaseModel):

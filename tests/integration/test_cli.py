@@ -63,7 +63,7 @@ def test_the_request_that_serve_prints_works_when_pasted(served: tuple[str, str]
     assert "red circle" in answer["choices"][0]["message"]["content"].lower()
     (certificate,) = answer["robustness"]["images"]
     assert certificate["certified"] is True
-    assert 0.5 < certificate["smoothed"]["tight"] <= 1
+    assert 0.5 < certificate["smoothed"]["best"] <= 1
 
 
 @pytest.mark.parametrize("remote", [True, False])
@@ -92,7 +92,7 @@ def test_ask_reports_errors(served: tuple[str, str], tmp_path: Path) -> None:
 def test_certify() -> None:
     people = run("certify", IMAGE, "--samples", "64")
     assert people.returncode == 0, people.stderr
-    assert "certified similarity, tight" in people.stdout
+    assert "cosine similarity at that radius" in people.stdout
     program = run("certify", IMAGE, "--samples", "64", "--sigma", "0.2", "--radius", "0.05", "--json")
     certificate = json.loads(program.stdout)
     assert certificate["samples"] == 64
@@ -107,6 +107,26 @@ def test_certify_says_whether_the_asked_similarity_was_reached() -> None:
     reached = run("certify", IMAGE, "--min-similarity", "0.5", "--radius", "0.01")
     assert reached.returncode == 0
     assert "reached; sampling ended there" in reached.stdout
+
+
+def test_certify_shows_all_bounds_and_draws_them(tmp_path: Path) -> None:
+    done = run("certify", IMAGE, "--samples", "64", "--radius", "0.02", "--plot", str(tmp_path / "plot.png"))
+    assert done.returncode == 0, done.stderr
+    for word in ("spectral", "tight", "FCSB", "ρ, lower bound", "floor", "99.8"):
+        assert word in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"plot.png", "plot.svg"}
+    assert "plot.svg" in done.stderr
+
+
+def test_evaluate_features(tmp_path: Path) -> None:
+    small = ("evaluate", "features", "--count", "6", "--samples", "2", "--sigma", "0.1")
+    done = run(*small, "--json", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["card"]["images"] == 6
+    floors = {(floor["stage"], floor["centred"]): floor["mean"] for floor in found["floors"]}
+    assert floors["encoder", True] < floors["encoder", False]
+    assert [path.name for path in tmp_path.iterdir()] == ["feature_statistics.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +144,11 @@ def test_certify_says_whether_the_asked_similarity_was_reached() -> None:
         (["ask", IMAGE, "What?", "--model", "/no/such/folder"], "does not exist"),
         (["bench", "smoothing", "--shape", "round"], "unknown shape"),
         (["bench", "smoothing", "--batch-sizes", "a,b"], "whole numbers"),
+        (["bench", "bets", "--alphas", "0.05,2"], "between 0 and 1"),
+        (["bench", "bets", "--sigmas", "a"], "separated by commas"),
+        (["bench", "bets", "--sigmas", "0"], "above 0"),
+        (["evaluate", "features", "--images", "/no/such/folder"], "is not a folder"),
+        (["evaluate", "features", "--output", "/no/such/folder"], "is not a folder"),
         (["nonsense"], "nonsense"),
     ],
 )
@@ -152,6 +177,17 @@ def test_bench_smoothing() -> None:
     assert found["batch_size"] in (8, 16)
     assert found["of_encoder"] == pytest.approx(found["smoothing"] / found["encoder"])  # of one round
     assert min(found["encoder"], found["smoothing"], found["plain_loop"]) > 0
+
+
+def test_bench_bets() -> None:
+    small = ("bench", "bets", "--samples", "64", "--alphas", "0.05", "--sigmas", "0.25", "--streams", "2")
+    people = run(*small)
+    assert people.returncode == 0, people.stderr
+    assert "features, σ = 0.25, token" in people.stdout
+    program = json.loads(run(*small, "--json").stdout)
+    assert {row["samples"] for row in program["deficits"]} == {32, 64}
+    assert all(0 < row["deficit"] <= 1 for row in program["deficits"])
+    assert all(row["state_bytes"] > 0 for row in program["costs"])
 
 
 def test_two_gateways_cannot_share_a_port(served: tuple[str, str]) -> None:

@@ -37,10 +37,15 @@ def gateway(tiny_llava: Path, engine: SmoothingEngine) -> Iterator[Gateway]:
 def check_certificate(certificate: dict[str, Any], samples: int = 16) -> None:
     assert certificate["samples"] == samples
     assert 0 <= certificate["norm"]["lower"] <= certificate["norm"]["estimate"] + 0.2
-    tight = certificate["smoothed"]["tight"]
-    assert certificate["certified"] is (tight is not None)
-    assert tight is None or 0 < tight <= 1
-    assert (certificate["smoothed"]["fcsb"] or 0) <= (tight or 0)
+    smoothed = certificate["smoothed"]
+    best = smoothed["best"]
+    assert certificate["certified"] is (best is not None)
+    assert best is None or 0 < best <= 1
+    assert best == smoothed["spectral"] or smoothed["spectral"] is None
+    ordered = [smoothed[name] or 0 for name in ("fcsb", "chi_squared", "tight", "best")]
+    assert max(ordered[:2]) <= ordered[2] <= ordered[3]
+    alphas = certificate["alphas"]
+    assert alphas["norm"] + alphas["spread"] == pytest.approx(1 - certificate["confidence"])
     assert certificate["fingerprints"]["model"].startswith("sha256:")
 
 
@@ -84,7 +89,7 @@ def test_streaming_headers_carry_the_similarity_before_the_first_token(gateway: 
         events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert events[-1] == "[DONE]"
     (certificate,) = json.loads(events[-2])["robustness"]["images"]
-    assert header == pytest.approx(certificate["smoothed"]["tight"], abs=1e-6)
+    assert header == pytest.approx(certificate["smoothed"]["best"], abs=1e-6)
     assert response.headers["x-robustness-certified"] == "true"
 
 
@@ -145,7 +150,7 @@ def test_without_noise_nothing_is_certified(gateway: Gateway) -> None:
     answer = gateway.post("/v1/chat/completions", chat(picture(1), robustness={"sigma": 0})).json()
     (certificate,) = answer["robustness"]["images"]
     assert certificate["certified"] is False
-    assert certificate["smoothed"] == {"tight": None, "fcsb": None}
+    assert set(certificate["smoothed"].values()) == {None}
     assert certificate["samples"] == 1
 
 
@@ -230,10 +235,42 @@ def test_adaptive_sampling(gateway: Gateway) -> None:
     (certificate,) = response.json()["robustness"]["images"]
     assert certificate["ended"] == "reached"
     assert certificate["samples"] < 512
-    assert certificate["smoothed"]["tight"] >= 0.5
+    assert certificate["smoothed"]["best"] >= 0.5
     assert 'fs_sampling_endings_total{ended="reached"}' in httpx.get(f"{gateway.url}/metrics").text
     aimless = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked))
     assert (aimless.status_code, aimless.json()["error"]["param"]) == (400, "robustness.min_similarity")
+
+
+def test_curve_and_token_map(gateway: Gateway) -> None:
+    asked = {"curve": True, "token_map": True, "samples": 64, "confidence": 0.95, "stage": "projector"}
+    response = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked))
+    (certificate,) = response.json()["robustness"]["images"]
+    assert certificate["stage"] == "projector"
+    curve = certificate["curve"]
+    for name, values in curve["certified"].items():
+        assert len(values) == len(curve["radius_model"]) == len(curve["radius_client"])
+        assert values == sorted(values, reverse=True), name
+        assert values[0] > 0.9 or name == "fcsb"
+    gain = certificate["radius"]["model"] / certificate["radius"]["client"]
+    assert curve["radius_model"][-1] == pytest.approx(gain * curve["radius_client"][-1])
+    tokens = certificate["token_map"]
+    assert len(tokens["similarity"]) == len(tokens["similarity"][0]) == 4  # patches a side
+    assert tokens["confidence"] == 0.95
+    plain = gateway.post("/v1/chat/completions", chat(picture(1))).json()["robustness"]["images"][0]
+    assert plain["curve"] is plain["token_map"] is plain["floor"] is None
+
+
+def test_spread_can_be_left_out(gateway: Gateway) -> None:
+    options = {"spectral": False, "samples": 16}
+    answer = gateway.post("/v1/chat/completions", chat(picture(1), robustness=options)).json()
+    (certificate,) = answer["robustness"]["images"]
+    assert certificate["spread"] is certificate["smoothed"]["spectral"] is None
+    assert certificate["alphas"]["spread"] == 0
+
+
+def test_centring_needs_statistics(gateway: Gateway) -> None:
+    response = gateway.post("/v1/chat/completions", chat(picture(1), robustness={"centred": True}))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "robustness.centred")
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -275,6 +312,7 @@ def test_adaptive_sampling(gateway: Gateway) -> None:
         ({"robustness": {"sigma": "0.1"}}, 400, "robustness.sigma"),
         ({"robustness": {"on_failure": "reject"}}, 400, "robustness.min_similarity"),
         ({"robustness": {"confidence": 1}}, 400, "robustness.confidence"),
+        ({"robustness": {"confidence": 1 - 1e-13}}, 400, "robustness.confidence"),
         ({"robustness": {"granularity": "pixel"}}, 400, "robustness.granularity"),
         ({"robustness": {"min_similarity": 1.1}}, 400, "robustness.min_similarity"),
         ({"robustness": {"seed": 1}}, 403, "robustness.seed"),

@@ -148,7 +148,7 @@ def test_smoothed_images_are_certified_and_answered(gateway: Gateway) -> None:
     for certificate in answer["robustness"]["images"]:
         assert certificate["samples"] == 64
         assert certificate["certified"] is True
-        assert 0 < certificate["smoothed"]["tight"] <= 1
+        assert 0 < certificate["smoothed"]["best"] <= 1
 
 
 def test_text_only_and_multi_turn(gateway: Gateway) -> None:

@@ -65,6 +65,21 @@ def test_mounted_files_exist(compose: dict[str, Any]) -> None:
             assert not source.startswith(".") or (ROOT / source).exists()
 
 
+def test_gateway_alone_writes_its_cache_and_only_that(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    (volume,) = services["gateway"]["volumes"]
+    name, folder = volume.split(":")
+    users = [
+        service for service, entry in services.items() for v in entry.get("volumes", []) if v.startswith(f"{name}:")
+    ]
+    assert users == ["gateway"]
+    assert services["gateway"]["read_only"] is True
+    # A new volume takes its owner from the folder of the image that it is mounted on.
+    made = re.search(r"install --directory --owner fs-serve (?:.*\\\n)*.*", (ROOT / "Dockerfile").read_text())
+    assert made is not None
+    assert folder in made.group().split()
+
+
 def test_image_is_not_root_and_checks_its_health() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER \d+$", text, re.MULTILINE)

@@ -18,7 +18,8 @@ from fs_runtime.engine import (
     SmoothingRequest,
 )
 from fs_runtime.query import CertificateQuery
-from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
+from fs_runtime.smoothing import FeatureMap, InnerProducts, Smoother, SmoothingState
+from fs_runtime.spread_sketch import SpreadSketch
 
 
 class WatchedSmoother(Smoother):
@@ -212,3 +213,55 @@ def test_adaptive_sampling_ends_when_the_similarity_is_certified(
 def test_values_out_of_range(engine: SmoothingEngine, picture: NDArray[np.uint8], sigma: float, samples: int) -> None:
     with pytest.raises(ValueError, match=r"sigma|samples"):
         engine.submit(asked(picture, sigma, samples))
+
+
+def test_an_image_that_loses_its_sketch_goes_on_without_and_no_other_counts_twice(
+    engine: SmoothingEngine, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, calls = SpreadSketch.update, []
+
+    def failing(self: SpreadSketch, deviations: torch.Tensor) -> None:
+        calls.append(self)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("too much")
+        update(self, deviations)
+
+    monkeypatch.setattr(SpreadSketch, "update", failing)
+    requests = [asked(picture, sigma, spectral=True, seed=3) for sigma in (0.1, 0.2)]
+    results = [future.result(60) for future in [engine.submit(request) for request in requests]]
+    assert [result.samples for result in results] == [20, 20]
+    spreads = sorted(result.spread.across for result in results if result.spread)
+    assert spreads[0] < 1
+    assert spreads[1] == 1.0  # nothing is known, which always holds
+    assert sorted(result.spread_estimate is None for result in results) == [False, True]
+    monkeypatch.undo()
+    again = engine.submit(requests[0]).result(60)
+    assert results[0].norm_lower == pytest.approx(again.norm_lower, abs=1e-6)
+
+
+def test_all_samples_drawn_is_no_early_end(engine: SmoothingEngine, picture: NDArray[np.uint8]) -> None:
+    until = CertificateQuery(radius=0.001, min_similarity=0.8)  # certain to be out of reach only at the very end
+    result = engine.submit(asked(picture, samples=8, until=until)).result(60)
+    assert result.samples == 8
+    assert result.ended in ("samples", "reached")
+
+
+def test_images_that_cannot_share_batches_take_turns(
+    engine: SmoothingEngine, smoother: WatchedSmoother, picture: NDArray[np.uint8]
+) -> None:
+    smoother.gate.clear()
+    large = engine.submit(asked(picture, 0.1, samples=160))
+    small = engine.submit(asked(picture, 0.2, samples=4, feature_map=FeatureMap("projector")))
+    smoother.gate.set()
+    small.result(60)
+    assert not large.done()
+    assert sum(batch.get(0.1, 0) for batch in smoother.batches) < 80
+    large.cancel()
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 1 - 1e-13])
+def test_confidence_beyond_double_precision_is_refused(
+    engine: SmoothingEngine, picture: NDArray[np.uint8], confidence: float
+) -> None:
+    with pytest.raises(ValueError, match="confidence must lie"):
+        engine.submit(SmoothingRequest(picture, 0.1, 20, confidence))

@@ -43,6 +43,7 @@ def test_every_setting_says_why() -> None:
         ({"samples": 10, "max_samples": 5}, "max_samples"),
         ({"vllm_url": "not a url"}, "vllm_url"),
         ({"on_failure": "ignore"}, "on_failure"),
+        ({"receipt_key": "/no/such/key.pem"}, "receipt_key"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, object], word: str) -> None:

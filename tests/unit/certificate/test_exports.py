@@ -7,6 +7,8 @@ def test_exported_members() -> None:
     assert certificate.__all__ == sorted(
         [
             "NormConfidenceSequence",
+            "Spread",
+            "SpreadConfidenceSequence",
             "StoppingRule",
             "certified_radius",
             "chi_squared_similarity",
@@ -15,6 +17,8 @@ def test_exported_members() -> None:
             "required_norm",
             "score_from_norm",
             "served_similarity",
+            "spectral_radius",
+            "spectral_similarity",
             "tight_similarity",
             "worst_case_feature",
         ]

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from fs_runtime.certificate import NormConfidenceSequence, StoppingRule, required_norm, tight_similarity
+from fs_runtime.certificate import (
+    NormConfidenceSequence,
+    SpreadConfidenceSequence,
+    StoppingRule,
+    required_norm,
+    spectral_similarity,
+    tight_similarity,
+)
 
 
 @pytest.mark.parametrize("similarity", [0.01, 0.5, 0.9, 0.999])
@@ -27,8 +34,26 @@ def test_forecast_is_what_the_sequence_then_shows() -> None:
     assert NormConfidenceSequence(0.99).forecast(1.0, 0) == 0.0
 
 
+def test_forecast_is_never_below_what_the_sequence_then_shows() -> None:
+    rng = np.random.default_rng(1)
+    for law in (lambda n: rng.uniform(-1, 1, n), lambda n: np.where(rng.random(n) < 0.1, -1.0, 1.0)):
+        for value in (0.3, 0.9, 1.0):
+            sequence = NormConfidenceSequence(0.9)
+            sequence.update(law(50))
+            forecast, certain = sequence.forecast(value, 300), sequence.forecast(1.0, 350)
+            sequence.update(np.full(250, value))
+            assert forecast >= sequence.lower - 1e-7
+            sequence.update(law(50))
+            assert certain >= sequence.lower - 1e-7
+
+
 def sampled(mean: float, spread: float, blocks: int, seed: int) -> np.ndarray:
     return np.clip(np.random.default_rng(seed).normal(mean, spread, (blocks, 32)), -1, 1)
+
+
+def rule_for(norm: float, max_samples: int) -> StoppingRule:
+    """A rule that wants the similarity which this norm certifies."""
+    return StoppingRule(tight_similarity(norm, 0.1, 1.0), 0.1, 1.0, max_samples)
 
 
 def run(rule: StoppingRule, sequence: NormConfidenceSequence, samples: np.ndarray) -> str:
@@ -43,16 +68,16 @@ def run(rule: StoppingRule, sequence: NormConfidenceSequence, samples: np.ndarra
 def test_ends_when_reached_and_not_before() -> None:
     for seed in range(20):
         sequence = NormConfidenceSequence(0.999)
-        rule = StoppingRule(0.85, 32 * 128)
+        rule = rule_for(0.85, 32 * 128)
         assert run(rule, sequence, sampled(0.95, 0.03, 128, seed)) == "reached"
-        assert sequence.lower >= 0.85
+        assert sequence.lower >= 0.85 - 1e-6
         assert sequence.count < 32 * 12
 
 
 def test_gives_up_early_on_what_will_not_be_reached() -> None:
     for seed in range(20):
         sequence = NormConfidenceSequence(0.999)
-        rule = StoppingRule(0.9, 32 * 128)
+        rule = rule_for(0.9, 32 * 128)
         assert run(rule, sequence, sampled(0.7, 0.05, 128, seed)) == "out_of_reach"
         assert sequence.count <= 64
 
@@ -60,15 +85,15 @@ def test_gives_up_early_on_what_will_not_be_reached() -> None:
 def test_gives_up_for_certain_when_even_perfect_samples_would_not_do() -> None:
     sequence = NormConfidenceSequence(0.999)
     sequence.update(np.ones(8))
-    assert StoppingRule(0.99, 100).decide(sequence, np.ones(8)) == "out_of_reach"
-    assert StoppingRule(0.5, 100).decide(sequence, np.ones(8)) == "continue"
+    assert rule_for(0.99, 100).decide(sequence, np.ones(8)) == "out_of_reach"
+    assert rule_for(0.5, 100).decide(sequence, np.ones(8)) == "continue"
 
 
 def test_rarely_gives_up_on_what_could_be_reached() -> None:
     given_up = 0
     for seed in range(300):
         sequence = NormConfidenceSequence(0.95)
-        given_up += run(StoppingRule(0.87, 32 * 64), sequence, sampled(0.9, 0.1, 64, seed)) == "out_of_reach"
+        given_up += run(rule_for(0.87, 32 * 64), sequence, sampled(0.9, 0.1, 64, seed)) == "out_of_reach"
     assert given_up <= 6
 
 
@@ -78,8 +103,23 @@ def test_stopping_costs_no_coverage() -> None:
     rng = np.random.default_rng(1)
     for _ in range(runs):
         sequence = NormConfidenceSequence(1 - alpha)
-        rule = StoppingRule(0.5, 32 * 16)
+        rule = rule_for(0.5, 32 * 16)
         samples = np.where(rng.uniform(size=(16, 32)) < 0.749, 1.0, -1.0)  # mean 0.498
         wrong += run(rule, sequence, samples) == "reached"
     assert wrong <= alpha * runs + 3 * (alpha * (1 - alpha) * runs) ** 0.5
     assert wrong > 0  # the law is hard enough for the test to fail if the sequence were too bold
+
+
+def test_the_spread_ends_sampling_that_the_norm_alone_would_not() -> None:
+    sequence, spread = NormConfidenceSequence(0.9995), SpreadConfidenceSequence(0.9995)
+    samples = np.full(1024, 0.9)
+    sequence.update(samples)
+    spread.observe(0.001, 1024)
+    similarity = spectral_similarity(sequence.lower, spread.bound(), 1.0, 1.0)
+    assert similarity > tight_similarity(sequence.lower, 1.0, 1.0) + 0.05
+    reached = StoppingRule(similarity - 1e-6, 1.0, 1.0, 4096)
+    assert reached.decide(sequence, samples[-32:], spread) == "reached"
+    assert reached.decide(sequence, samples[-32:]) == "out_of_reach"  # 0.9 will never do for the norm alone
+    further = StoppingRule(similarity + 0.003, 1.0, 1.0, 4096)
+    assert further.decide(sequence, samples[-32:], spread) == "continue"
+    assert StoppingRule(0.9999, 1.0, 1.0, 2048).decide(sequence, samples[-32:], spread) == "out_of_reach"

@@ -1,0 +1,235 @@
+"""The attacks by name: what each raises, along which path, and with which steps, and one way to run them all.
+
+Every attack sees the model's parts and their gradients. All compare token features, since those are what the language
+model reads: where a paper matches one pooled vector of a surrogate encoder, the mean cosine over tokens stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fs_runtime.attacks.ascent import Objective, apgd, pgd
+from fs_runtime.attacks.crops import crop, random_boxes
+from fs_runtime.attacks.optimal_transport import cluster_centres, transport_cost
+from fs_runtime.attacks.pipeline import FeaturePipeline, Score
+from fs_runtime.attacks.similarity import token_cosine
+from fs_runtime.attacks.threat_model import ThreatModel
+
+_REFERENCE_DRAWS = 64  # behind the features that an attack moves towards, or away from
+_JUDGING_DRAWS = 32  # behind the choice between restarts
+_MOMENTUM = (
+    0.9  # of targeted attacks: they converge further with falling steps and momentum than with the papers' equal
+)
+_FOA_CLUSTERS, _FOA_WEIGHT = 5, 0.2  # K and λ of a public implementation
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        name: As in ``ATTACKS``.
+        targeted: Whether it moves towards a target image's features, or away from the image's own.
+        score: What it raises.
+        path: ``pgd`` or ``apgd``.
+        steps: Gradient steps of each restart.
+        step_size: First step of PGD, in parts of ε.
+        momentum: Of PGD.
+        restarts: Starts, of which the best is kept: random ones, but for the first of a targeted attack, the image.
+        crops: Compare a fresh random crop of image and target at every step too, with half of the weight.
+    """
+
+    name: str
+    targeted: bool
+    score: Score
+    path: Literal["pgd", "apgd"] = "pgd"
+    steps: int = 40
+    step_size: float = 0.1
+    momentum: float = 0.0
+    restarts: int = 1
+    crops: bool = False
+
+
+def pgd_attack(steps: int = 40, restarts: int = 1) -> Attack:
+    """PGD away from the image's own features.
+
+    Source: Madry et al., arXiv 1706.06083.
+    """
+    return Attack("pgd", False, _away, steps=steps, restarts=restarts)
+
+
+def apgd_attack(steps: int = 40, restarts: int = 1) -> Attack:
+    """APGD away from the image's own features. Source: Croce and Hein, arXiv 2003.01690, Algorithm 1."""
+    return Attack("apgd", False, _away, path="apgd", steps=steps, restarts=restarts)
+
+
+def attack_vlm(steps: int = 100, restarts: int = 1) -> Attack:
+    """AttackVLM, image-to-image feature matching (MF-ii): the features of a target image, by PGD.
+
+    Source: Zhao et al., "On Evaluating Adversarial Robustness of Large Vision-Language Models", NeurIPS 2023
+    (arXiv 2305.16934), section 3: 100 steps.
+    """
+    return Attack("attackvlm", True, token_cosine, steps=steps, momentum=_MOMENTUM, restarts=restarts)
+
+
+def m_attack(steps: int = 300, restarts: int = 1) -> Attack:
+    """M-Attack: matches random local crops of the image to the target's, over all encoders given, weighted equally.
+
+    Image and target are cut to the same box, as tokens are compared place by place, and the whole images are compared
+    beside the crops: a small encoder sees a crop so differently that crops alone hardly move what it sees of the whole.
+    Source: Li et al., "A Frustratingly
+    Simple Yet Highly Effective Attack Baseline", arXiv 2503.10635: 300 signed steps of 1/255 at ε = 16/255.
+    """
+    return Attack("m-attack", True, token_cosine, steps=steps, momentum=_MOMENTUM, restarts=restarts, crops=True)
+
+
+def foa_attack(steps: int = 300, restarts: int = 1) -> Attack:
+    """FOA-Attack: M-Attack's crops, with the transport cost between clusters of local tokens beside the cosine.
+
+    Source: Jia et al., "Adversarial Attacks against Closed-Source MLLMs via Feature Optimal Alignment",
+    arXiv 2505.21494. Encoders are weighted equally, where the paper adapts the weights.
+    """
+    return Attack("foa", True, foa_score, steps=steps, momentum=_MOMENTUM, restarts=restarts, crops=True)
+
+
+ATTACKS: dict[str, Callable[..., Attack]] = {
+    "pgd": pgd_attack,
+    "apgd": apgd_attack,
+    "attackvlm": attack_vlm,
+    "m-attack": m_attack,
+    "foa": foa_attack,
+}
+"""Factories by name; each takes ``steps`` and ``restarts``."""
+
+
+def run_attack(
+    attack: Attack,
+    pipelines: Sequence[FeaturePipeline],
+    images: Tensor,
+    threat: ThreatModel,
+    *,
+    targets: Tensor | None = None,
+    seed: int = 0,
+    report: Callable[[], None] | None = None,
+) -> Tensor:
+    """Attacks a batch of images.
+
+    Args:
+        attack: Which one.
+        pipelines: The models under attack; values and gradients are averaged over them. With σ = 0 the undefended
+            model. With σ > 0 the attack is adaptive, and the pipeline says how many fresh draws a step averages.
+        images: ``(B, C, H, W)`` in [0, 1].
+        threat: Ball and box.
+        targets: ``(B, C, H, W)`` images whose features are the goal of a targeted attack.
+        seed: Of random starts and crops.
+        report: Called after every gradient.
+
+    Returns:
+        ``(B, C, H, W)`` attacked images, within the ball and the box.
+
+    Raises:
+        ValueError: No pipeline is given, or a targeted attack has no targets.
+    """
+    if not pipelines:
+        raise ValueError("an attack needs at least one pipeline")
+    if attack.targeted and targets is None:
+        raise ValueError(f"{attack.name} is targeted: give targets, one image for each image")
+    goal = images if targets is None or not attack.targeted else targets
+    references = [_steady(pipeline, _REFERENCE_DRAWS, seed).features(goal) for pipeline in pipelines]
+    generator = torch.Generator(images.device).manual_seed(seed)
+    objective = _objective(attack, pipelines, references, goal, generator, report)
+    judges = [_steady(pipeline, _JUDGING_DRAWS, seed + 1) for pipeline in pipelines]
+    best, best_value = images, torch.full((len(images),), -torch.inf, device=images.device)
+    for restart in range(attack.restarts):
+        # The cosine with the image's own features has no gradient at the image; towards a target it is the best start.
+        start = images if attack.targeted and restart == 0 else threat.random_start(images, generator)
+        if attack.path == "apgd":
+            found = apgd(objective, start, images, threat, steps=attack.steps)
+        else:
+            noisy = attack.crops or any(pipeline.stochastic for pipeline in pipelines)
+            found = pgd(
+                objective,
+                start,
+                images,
+                threat,
+                steps=attack.steps,
+                step_size=attack.step_size,
+                momentum=attack.momentum,
+                keep_best=not noisy,
+            )
+        if attack.restarts == 1:
+            return found
+        value = attained(attack.score, judges, references, found)
+        best = torch.where((value > best_value).view(-1, 1, 1, 1), found, best)
+        best_value = torch.maximum(value, best_value)
+    return best
+
+
+def attained(
+    score: Score, pipelines: Sequence[FeaturePipeline], references: Sequence[Tensor], images: Tensor
+) -> Tensor:
+    """``(B,)`` scores of images, averaged over the pipelines; no gradients."""
+    values = [
+        score(pipeline.features(images), reference) for pipeline, reference in zip(pipelines, references, strict=True)
+    ]
+    return torch.stack(values).mean(dim=0)
+
+
+def foa_score(features: Tensor, reference: Tensor) -> Tensor:
+    """Global cosine plus 0.2 times the transported cosine (1 - cost) between five clusters: ``(B,)``."""
+    count = min(_FOA_CLUSTERS, features.shape[1])
+    cost = transport_cost(cluster_centres(features, count), cluster_centres(reference, count))
+    return token_cosine(features, reference) + _FOA_WEIGHT * (1 - cost)
+
+
+def _away(features: Tensor, reference: Tensor) -> Tensor:
+    return -token_cosine(features, reference)
+
+
+def _steady(pipeline: FeaturePipeline, draws: int, seed: int) -> FeaturePipeline:
+    """A pipeline whose values can be compared: one with fixed draws as it is, else one with fixed draws of its own."""
+    return pipeline if pipeline.fixed else pipeline.like(draws=draws, seed=seed, fixed=True)
+
+
+def _objective(
+    attack: Attack,
+    pipelines: Sequence[FeaturePipeline],
+    references: Sequence[Tensor],
+    goal: Tensor,
+    generator: torch.Generator,
+    report: Callable[[], None] | None,
+) -> Objective:
+    def whole(x: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = [
+            pipeline.value_and_gradient(x, reference, attack.score)
+            for pipeline, reference in zip(pipelines, references, strict=True)
+        ]
+        return _averages(pairs)
+
+    def cropped(x: Tensor) -> tuple[Tensor, Tensor]:
+        boxes = random_boxes(len(x), generator)
+        leaf = x.detach().requires_grad_()
+        part, goal_part = crop(leaf, boxes), crop(goal, boxes)
+        pairs = [
+            pipeline.value_and_gradient(part, pipeline.features(goal_part), attack.score) for pipeline in pipelines
+        ]
+        value, gradient = _averages(pairs)
+        return value, torch.autograd.grad(part, leaf, gradient)[0]
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        result = _averages([whole(x), cropped(x)]) if attack.crops else whole(x)
+        if report:
+            report()
+        return result
+
+    return objective
+
+
+def _averages(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    values, gradients = zip(*pairs, strict=True)
+    return torch.stack(values).mean(dim=0), torch.stack(gradients).mean(dim=0)

@@ -1,0 +1,119 @@
+"""The smoothed feature as a differentiable function of the image: what a white-box attacker climbs.
+
+Source: expectation over transformation (EOT), Athalye, Engstrom, Ilyas and Kwok, "Synthesizing Robust Adversarial
+Examples", ICML 2018 (arXiv 1707.07397), with Gaussian noise as the transformation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fs_runtime.smoothing import Smoother
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""From ``(B, T, D)`` mean unit features and ``(B, T, D)`` reference features to ``(B,)`` values to be raised."""
+
+
+class FeaturePipeline:
+    """Mean of the unit token features over noisy copies: f(x + σ·noise), averaged as the server does.
+
+    Gradients go through purifier, encoder and mapper. Batches are cut so that at most ``batch_size`` noisy copies are
+    alive at once; the copies of one image always stay together, since its value depends on all of them.
+
+    Args:
+        smoother: The parts.
+        sigma: Standard deviation σ of the noise; 0 is the undefended model, which needs a single draw.
+        grid: Rows and columns of the token grid.
+        draws: Noisy copies of each image for one evaluation.
+        seed: Of the draws.
+        fixed: Draw the same noise at every evaluation (common random numbers) instead of fresh noise (EOT).
+        batch_size: Most noisy copies in one pass.
+
+    Raises:
+        ValueError: σ is negative, or a count is not positive.
+    """
+
+    def __init__(
+        self,
+        smoother: Smoother,
+        sigma: float,
+        grid: tuple[int, int],
+        *,
+        draws: int = 1,
+        seed: int = 0,
+        fixed: bool = False,
+        batch_size: int = 64,
+    ) -> None:
+        if sigma < 0:
+            raise ValueError(f"sigma must not be negative; got {sigma}")
+        if draws < 1 or batch_size < 1:
+            raise ValueError(f"draws and batch_size must be at least 1; got {draws} and {batch_size}")
+        self.smoother = smoother
+        self.sigma = sigma
+        self.grid = grid
+        self.draws = draws if sigma > 0 else 1
+        self.seed = seed
+        self.fixed = fixed
+        self.batch_size = batch_size
+        self._generator = torch.Generator(smoother.encoder.device).manual_seed(seed)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two evaluations at one image differ."""
+        return self.sigma > 0 and not self.fixed
+
+    def like(self, **changes: Any) -> FeaturePipeline:
+        """The same pipeline with other ``draws``, ``seed`` or ``fixed``."""
+        options = {"draws": self.draws, "seed": self.seed, "fixed": self.fixed, "batch_size": self.batch_size}
+        return FeaturePipeline(self.smoother, self.sigma, self.grid, **(options | changes))
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """``(B, T, D)`` mean unit features of ``(B, C, H, W)`` images, without gradients."""
+        self._rewind()
+        return torch.cat([self._mean(part) for part in self._chunks(x)])
+
+    def value_and_gradient(self, x: Tensor, reference: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+        """Value and gradient of ``score`` at each image.
+
+        Args:
+            x: ``(B, C, H, W)`` images.
+            reference: ``(B, T, D)`` features that the score compares with.
+            score: What is to be raised.
+
+        Returns:
+            ``(B,)`` values and ``(B, C, H, W)`` gradients, each image's own.
+        """
+        self._rewind()
+        values, gradients = [], []
+        for part, against in zip(self._chunks(x), self._chunks(reference), strict=True):
+            leaf = part.detach().requires_grad_()
+            value = score(self._mean(leaf), against)
+            gradients.append(torch.autograd.grad(value.sum(), leaf)[0])
+            values.append(value.detach())
+        return torch.cat(values), torch.cat(gradients)
+
+    def unit_features(self, x: Tensor) -> Tensor:
+        """``(B, T, D)`` unit features of ``(B, C, H, W)`` copies that carry their noise already; differentiable."""
+        levels = torch.full((len(x),), self.sigma, device=x.device)
+        features = self.smoother.features(x, levels, self.grid, noisy=self.sigma > 0).float()
+        return torch.nn.functional.normalize(features, dim=-1)
+
+    def _rewind(self) -> None:
+        if self.fixed:
+            self._generator.manual_seed(self.seed)
+
+    def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(x, max(1, self.batch_size // self.draws))
+
+    def _mean(self, x: Tensor) -> Tensor:
+        if self.sigma > 0:
+            x = x.repeat_interleave(self.draws, dim=0)  # (B·draws, C, H, W)
+            noise = torch.empty_like(x).normal_(generator=self._generator)
+            x = x + self.sigma * noise
+        unit = self.unit_features(x)  # (B·draws, T, D)
+        return unit.view(-1, self.draws, *unit.shape[1:]).mean(dim=1)

@@ -1,0 +1,116 @@
+"""The cells of the robustness table, and the file that keeps those that are finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fs_runtime.attacks.threat_model import Norm
+from fs_runtime.evaluation.intervals import Estimate
+
+NO_ATTACK = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class CellKey:
+    """Which cell.
+
+    Attributes:
+        defence: Name of the row.
+        attack: Name of the attack, or ``none``.
+        norm: Of the attack's ball; None without attack.
+        size: ε in 255ths of the pixel range, the ℓ2 ball being as large as that ℓ∞ ball; 0 without attack.
+        adaptive: Whether the attack was made on this row, noise included, rather than on the undefended model.
+        samples: n.
+    """
+
+    defence: str
+    attack: str
+    norm: Norm | None
+    size: float
+    adaptive: bool
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What was measured in one cell; every estimate with its 95% interval.
+
+    Attributes:
+        key: Which cell.
+        images: Items asked.
+        accuracy: Share of right answers; every item is one that the undefended model answers correctly.
+        changed: Attack success, untargeted: of the items that this row answers correctly without attack, the share
+            that it no longer does. None without attack.
+        reached: Attack success, targeted: share of answers that are the target's. None without a target.
+        similarity: Cosine similarity, mean over tokens, of this row's features with and without attack.
+        certified: Mean certified similarity (tight, image granularity) at ``radius``; 0 where nothing is certified.
+        score: Mean Gaussian robustness score (1 + ρ)/2, a plug-in estimate; None for a single noisy sample.
+        seconds: Of the smoothing pass for one image, in shared batches.
+        radius: ℓ2 radius of ``certified``, in pixels of [0, 1].
+    """
+
+    key: CellKey
+    images: int
+    accuracy: Estimate
+    changed: Estimate | None
+    reached: Estimate | None
+    similarity: Estimate
+    certified: Estimate
+    score: Estimate | None
+    seconds: float
+    radius: float
+
+
+class CellFile:
+    """Finished cells, one JSON line each, below a line with the settings they were measured under.
+
+    A line that a kill cut off is dropped. Cells of other settings are refused.
+
+    Args:
+        path: The file; made with its folder if it is not there.
+        settings: What all cells have in common, as JSON values.
+
+    Raises:
+        ValueError: The file holds cells of other settings, or a line that is not a cell.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path = path
+        self.cells: dict[CellKey, Cell] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        complete = text[: text.rfind("\n") + 1]
+        if not complete:
+            path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+            return
+        head, *lines = complete.splitlines()
+        try:
+            found = json.loads(head)["settings"]
+            cells = [_cell(json.loads(line)) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not hold cells of an evaluation ({error}): move it away") from None
+        if found != json.loads(json.dumps(settings)):
+            differing = sorted(name for name in found | settings if found.get(name) != settings.get(name))
+            raise ValueError(
+                f"{path} was measured under other settings ({', '.join(differing)}): "
+                "choose another output folder, or remove it to start again"
+            )
+        self.cells = {cell.key: cell for cell in cells}
+        if complete != text:
+            path.write_text(complete, encoding="utf-8")
+
+    def add(self, cell: Cell) -> None:
+        """Keeps a finished cell; it is on disk when this returns."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(cell)) + "\n")
+        self.cells[cell.key] = cell
+
+
+def _cell(line: dict[str, Any]) -> Cell:
+    names = ("accuracy", "changed", "reached", "similarity", "certified", "score")
+    estimates = {name: None if line[name] is None else Estimate(**line[name]) for name in names}
+    return Cell(**(line | estimates | {"key": CellKey(**line["key"])}))

@@ -1,0 +1,131 @@
+"""The command that measures what attacks do to each defence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
+
+_Value = TypeVar("_Value", int, float)
+
+
+def robustness(
+    output: Annotated[Path, typer.Argument(help="Folder for tables and plots; a finished cell is kept.")],
+    model: ModelOption = "reference",
+    psm: PsmOption = "auto",
+    images: Annotated[int, typer.Option(min=1, help="Images in each cell.")] = 200,
+    kinds: Annotated[str, typer.Option(help="Kinds of question, separated by commas; all if empty.")] = "",
+    sigma: Annotated[float, typer.Option(help="Noise level in pixels of [0, 1].")] = 0.25,
+    samples: Annotated[str, typer.Option(help="Every n, separated by commas; 1,2,4,8,16,32 for the ablation.")] = "32",
+    attacks: Annotated[str, typer.Option(help="Separated by commas.")] = "pgd,apgd,attackvlm,m-attack,foa",
+    norms: Annotated[str, typer.Option(help="linf, l2 or both.")] = "linf,l2",
+    sizes: Annotated[str, typer.Option(help="ε in 255ths, separated by commas.")] = "2,4,8,16",
+    rows: Annotated[str, typer.Option(help="Rows to measure beside 'none', separated by commas; all if empty.")] = "",
+    adaptive: Annotated[bool, typer.Option(help="Attack each defended row itself, too.")] = True,
+    steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; by default each attack's own.")] = None,
+    restarts: Annotated[int, typer.Option(min=1, help="Random starts of each attack.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Fresh noisy copies behind each adaptive gradient.")] = 8,
+    radius: Annotated[float | None, typer.Option(help="l2 radius of the certified similarity; half of sigma.")] = None,
+    confidence: Annotated[float, typer.Option(help="Probability that a certificate holds.")] = 0.999,
+    seed: Annotated[int, typer.Option(min=0, help="Of pictures, targets, attacks and noise.")] = 0,
+    plots: Annotated[bool, typer.Option(help="Draw plots; needs the extra 'plots'.")] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure accuracy and attack success of the reference model under each defence, attacks fixed and adaptive."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fs_runtime.attacks import ATTACKS
+    from fs_runtime.evaluation.answers import Answerer
+    from fs_runtime.evaluation.cells import CellFile
+    from fs_runtime.evaluation.defences import defences_for
+    from fs_runtime.evaluation.items import KINDS, evaluation_items
+    from fs_runtime.evaluation.plots import write_plots
+    from fs_runtime.evaluation.report import as_csv, markdown
+    from fs_runtime.evaluation.robustness import Plan, evaluate_robustness
+    from fs_runtime.loading import load_smoother, resolve_device
+    from fs_runtime.plots import require_matplotlib
+    from fs_runtime.reference import reference_model_path
+
+    if sigma <= 0:
+        raise typer.BadParameter("sigma must be positive; the row 'none' is measured without noise anyway")
+    if not 0 < confidence < 1:
+        raise typer.BadParameter("confidence lies strictly between 0 and 1, for example 0.999")
+    if radius is not None and radius <= 0:
+        raise typer.BadParameter("radius must be positive")
+    plan = Plan(
+        attacks=_choices("attacks", attacks, tuple(ATTACKS)),
+        norms=_choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
+        sizes=_numbers("sizes", sizes, float),
+        samples=_numbers("samples", samples, int),
+        radius=sigma / 2 if radius is None else radius,
+        steps=steps,
+        restarts=restarts,
+        draws=draws,
+        adaptive=adaptive,
+        confidence=confidence,
+        seed=seed,
+    )
+    asked = _choices("kinds", kinds, KINDS) if kinds else KINDS
+    console = Console(stderr=True)
+    if plots:
+        require_matplotlib()
+    folder = reference_model_path() if model == "reference" else Path(model)
+    device = resolve_device(device)
+    smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")
+    encoder = smoother.encoder
+    defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper)
+    for sentence in left_out:
+        console.print(sentence, style="yellow")
+    if rows:
+        chosen = _choices("rows", rows, tuple(defence.name for defence in defences))
+        defences = [d for d in defences if d is defences[0] or d.name in chosen]
+    answerer = Answerer(folder, device)
+    try:
+        items = evaluation_items(images, defences[0], answerer, seed, asked)
+        common = dataclasses.asdict(plan)
+        for name in ("attacks", "norms", "sizes", "samples", "adaptive"):  # more of these extend what is there
+            del common[name]
+        parts = [part.fingerprint if part else None for part in (encoder, smoother.purifier, smoother.mapper)]
+        settings = common | {"images": images, "kinds": asked, "sigma": sigma, "fingerprints": parts}
+        file = CellFile(output / "cells.jsonl", settings)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    keys = [key for defence in defences for key in plan.cells(defence)]
+    with Progress(console=console) as progress:
+        task = progress.add_task("measuring", total=len(keys))
+
+        def report(text: str) -> None:
+            progress.update(task, completed=sum(key in file.cells for key in keys), description=text)
+
+        evaluate_robustness(plan, defences, items, answerer, file, report=report)
+        report("measured")
+    cells = list(file.cells.values())
+    (output / "robustness.md").write_text(markdown(cells), encoding="utf-8")
+    (output / "robustness.csv").write_text(as_csv(cells), encoding="utf-8")
+    if plots:
+        write_plots(cells, output)
+    typer.echo(f"Tables of {len(cells)} cells are in {output}.")
+
+
+def _choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = tuple(part.strip() for part in text.split(","))
+    unknown = [part for part in chosen if part not in known]
+    if unknown:
+        raise typer.BadParameter(f"{option}: {', '.join(map(repr, unknown))} is not among {', '.join(known)}")
+    return chosen
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], _Value]) -> tuple[_Value, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} are numbers separated by commas, not {text!r}") from None
+    if any(value <= 0 for value in values):
+        raise typer.BadParameter(f"{option} must be positive")
+    return values

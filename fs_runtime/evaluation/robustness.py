@@ -1,0 +1,233 @@
+"""Measures every cell of the robustness table: rows × attacks × sizes × samples, attacks fixed and adaptive."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fs_runtime.attacks import ATTACKS, Attack, FeaturePipeline, Norm, ThreatModel, run_attack
+from fs_runtime.attacks.similarity import token_cosine
+from fs_runtime.certificate import tight_similarity
+from fs_runtime.evaluation.answers import Answerer
+from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
+from fs_runtime.evaluation.defences import UNDEFENDED, Defence, ServedImages, serve_images
+from fs_runtime.evaluation.intervals import mean, proportion
+from fs_runtime.evaluation.items import EvaluationItem, with_pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        attacks: Names in ``ATTACKS``.
+        norms: Of the balls.
+        sizes: ε in 255ths.
+        samples: Every n.
+        steps: Gradient steps; None for each attack's own.
+        restarts: Random starts of each attack.
+        draws: Fresh noisy copies behind each gradient of an adaptive attack.
+        adaptive: Whether to make adaptive attacks too.
+        radius: ℓ2 radius of the certified similarity, in pixels of [0, 1].
+        confidence: 1 - α of the certificates.
+        seed: Of attacks and noise.
+    """
+
+    attacks: tuple[str, ...]
+    norms: tuple[Norm, ...]
+    sizes: tuple[float, ...]
+    samples: tuple[int, ...]
+    radius: float
+    steps: int | None = None
+    restarts: int = 1
+    draws: int = 8
+    adaptive: bool = True
+    confidence: float = 0.999
+    seed: int = 0
+
+    def attack(self, name: str) -> Attack:
+        """The attack of that name with this plan's steps and restarts."""
+        steps = {} if self.steps is None else {"steps": self.steps}
+        return ATTACKS[name](restarts=self.restarts, **steps)
+
+    def cells(self, defence: Defence) -> list[CellKey]:
+        """All cells of a row, in no particular order."""
+        sources = {source.name for source in self.sources(defence)}
+        counts = self.samples if defence.sigma > 0 else (1,)
+        keys = [CellKey(defence.name, NO_ATTACK, None, 0.0, False, n) for n in counts]
+        for attack, norm, size in self.attacked():
+            keys += [
+                CellKey(defence.name, attack, norm, size, source != UNDEFENDED, n) for source in sources for n in counts
+            ]
+        return keys
+
+    def sources(self, defence: Defence) -> Iterator[Defence]:
+        """Rows on which the attacks against this row are made; the undefended model by its name only."""
+        yield Defence(UNDEFENDED, defence.smoother, 0.0)
+        if self.adaptive and defence.sigma > 0:
+            yield defence
+
+    def attacked(self) -> Iterator[tuple[str, Norm, float]]:
+        """Attack, norm and size of every attack."""
+        for name in self.attacks:
+            for norm in self.norms:
+                for size in self.sizes:
+                    yield name, norm, size
+
+
+def evaluate_robustness(
+    plan: Plan,
+    defences: Sequence[Defence],
+    items: Sequence[EvaluationItem],
+    answerer: Answerer,
+    file: CellFile,
+    *,
+    batch_size: int = 64,
+    report: Callable[[str], None] | None = None,
+) -> None:
+    """Measures the cells that ``file`` does not hold yet, and adds each one when it is finished.
+
+    Args:
+        plan: What to measure.
+        defences: The rows; the first is the undefended model, on which fixed attacks are made.
+        items: The questions.
+        answerer: The language part.
+        file: Where finished cells are kept.
+        batch_size: Most noisy copies in one pass.
+        report: Called with the name of what has just begun.
+
+    Raises:
+        ValueError: The first row is not the undefended model.
+    """
+    if not defences or defences[0].name != UNDEFENDED:
+        raise ValueError(f"the first row must be {UNDEFENDED!r}, the undefended model: fixed attacks are made on it")
+    run = _Run(plan, items, answerer, file, batch_size, report or (lambda text: None))
+    for defence in defences:
+        run.measure(defence, [key for key in plan.cells(defence) if key.attack == NO_ATTACK], None)
+    for name, norm, size in plan.attacked():
+        for source in defences if plan.adaptive else defences[:1]:
+            rows = defences if source.name == UNDEFENDED else [source]
+            wanted = {
+                row.name: [
+                    key
+                    for key in plan.cells(row)
+                    if (key.attack, key.norm, key.size, key.adaptive) == (name, norm, size, source.name != UNDEFENDED)
+                    and key not in file.cells
+                ]
+                for row in rows
+            }
+            if not any(wanted.values()):
+                continue
+            attacked = run.attacked(source, name, norm, size)
+            for row in rows:
+                run.measure(row, wanted[row.name], attacked)
+
+
+class _Run:
+    """One evaluation under way; keeps what the rows serve without attack."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        items: Sequence[EvaluationItem],
+        answerer: Answerer,
+        file: CellFile,
+        batch_size: int,
+        report: Callable[[str], None],
+    ) -> None:
+        self.plan, self.items, self.answerer, self.file = plan, items, answerer, file
+        self.batch_size, self.report = batch_size, report
+        self._clean: dict[tuple[str, int], tuple[ServedImages, list[str]]] = {}
+
+    def attacked(self, source: Defence, name: str, norm: Norm, size: float) -> Tensor:
+        """``(B, C, H, W)`` images attacked on a row."""
+        self.report(f"{name} {norm} {size:g}/255 on {source.name}")
+        images = torch.stack([item.image.pixels for item in self.items])
+        targets = torch.stack([item.target.pixels for item in self.items])
+        device = source.smoother.encoder.device
+        pipeline = FeaturePipeline(
+            source.smoother,
+            source.sigma,
+            self.items[0].image.grid,
+            draws=self.plan.draws,
+            seed=self._seed("attack", source.name, name, norm, size),
+            batch_size=self.batch_size,
+        )
+        found = run_attack(
+            self.plan.attack(name),
+            [pipeline],
+            images.to(device),
+            ThreatModel.of_size(norm, size / 255, images.shape[1:]),
+            targets=targets.to(device),
+            seed=self.plan.seed,
+        )
+        return found.cpu()
+
+    def measure(self, row: Defence, keys: Sequence[CellKey], attacked: Tensor | None) -> None:
+        """Measures cells of one row that share their images."""
+        for key in keys:
+            if key in self.file.cells:
+                continue
+            self.report(f"{row.name}, n = {key.samples}" + ("" if attacked is None else f" under {key.attack}"))
+            clean, clean_answers = self._without_attack(row, key.samples)
+            if attacked is None:
+                served, answers = clean, clean_answers
+            else:
+                served, answers = self._serve(row, key.samples, attacked, str(key))
+            self.file.add(self._cell(row, key, clean, clean_answers, served, answers))
+
+    def _without_attack(self, row: Defence, samples: int) -> tuple[ServedImages, list[str]]:
+        if (row.name, samples) not in self._clean:
+            images = torch.stack([item.image.pixels for item in self.items])
+            self._clean[row.name, samples] = self._serve(row, samples, images, "clean")
+        return self._clean[row.name, samples]
+
+    def _serve(self, row: Defence, samples: int, pixels: Tensor, purpose: str) -> tuple[ServedImages, list[str]]:
+        images = [with_pixels(item.image, one) for item, one in zip(self.items, pixels, strict=True)]
+        seed = self._seed("noise", row.name, samples, purpose)
+        served = serve_images(
+            row, images, samples, seed=seed, confidence=self.plan.confidence, batch_size=self.batch_size
+        )
+        return served, self.answerer.answer([item.question for item in self.items], served.embeddings)
+
+    def _cell(
+        self,
+        row: Defence,
+        key: CellKey,
+        clean: ServedImages,
+        clean_answers: Sequence[str],
+        served: ServedImages,
+        answers: Sequence[str],
+    ) -> Cell:
+        right = np.array([given == item.answer for given, item in zip(answers, self.items, strict=True)])
+        was_right = np.array([given == item.answer for given, item in zip(clean_answers, self.items, strict=True)])
+        at_target = [given == item.target_answer for given, item in zip(answers, self.items, strict=True)]
+        attacked = key.attack != NO_ATTACK
+        targeted = attacked and self.plan.attack(key.attack).targeted
+        certified = np.zeros(len(answers))
+        if row.sigma > 0:
+            certified = np.asarray(tight_similarity(served.norm_lower, self.plan.radius, row.sigma))
+        known = np.isfinite(served.norm_estimate).all()
+        return Cell(
+            key=key,
+            images=len(answers),
+            accuracy=proportion(int(right.sum()), len(right)),
+            changed=proportion(int((was_right & ~right).sum()), int(was_right.sum()))
+            if attacked and was_right.any()
+            else None,
+            reached=proportion(sum(at_target), len(at_target)) if targeted else None,
+            similarity=mean(token_cosine(served.features, clean.features).tolist()),
+            certified=mean(certified.tolist()),
+            score=mean(((1 + served.norm_estimate) / 2).tolist()) if known else None,
+            seconds=served.seconds,
+            radius=self.plan.radius,
+        )
+
+    def _seed(self, *parts: object) -> int:
+        """A seed that differs between purposes and is the same after a resume."""
+        return self.plan.seed * 2**40 + zlib.crc32(repr(parts).encode()) * 2**8

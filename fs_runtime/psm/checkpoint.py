@@ -1,0 +1,78 @@
+"""The state of a training run on disk, from which it goes on exactly where it was."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fs_runtime.psm.files import TrainingError, write_file
+
+CHECKPOINT = "checkpoint.pt"
+Stage = Literal["purifier", "mapper"]
+STAGES: tuple[Stage, ...] = ("purifier", "mapper")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """State after a step.
+
+    Attributes:
+        stage: ``purifier`` or ``mapper``.
+        step: Steps of this stage that are done.
+        score: Newest score on the held-out pictures.
+        networks: Weights of this stage's network and of those finished before.
+        optimizer: State of this stage's optimiser.
+    """
+
+    stage: Stage
+    step: int
+    score: float
+    networks: dict[Stage, dict[str, Tensor]]
+    optimizer: dict[str, Any]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """Writes a checkpoint in one move; ``identity`` tells runs apart.
+
+    Raises:
+        TrainingError: The disk is full or cannot be written.
+    """
+    contents = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
+    buffer = io.BytesIO()
+    torch.save({"identity": _canonical(identity), **contents}, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
+    """Reads the checkpoint of the run ``identity``; None where there is none.
+
+    Raises:
+        TrainingError: It belongs to another run, or cannot be read.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        begun = json.loads(contents.pop("identity"))
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} cannot be read ({error}); delete it to begin again") from error
+    wanted = json.loads(_canonical(identity))
+    different = sorted(name for name in wanted.keys() | begun.keys() if wanted.get(name) != begun.get(name))
+    if different:
+        name = different[0]
+        raise TrainingError(
+            f"{path} belongs to a run with other settings ({name}: {begun.get(name)} there, {wanted.get(name)} now); "
+            "give another --output, or delete it to begin again"
+        )
+    return Checkpoint(**contents)
+
+
+def _canonical(identity: dict[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True)

@@ -1,0 +1,113 @@
+"""A pretrained diffusion model as purifier: one denoising step at the timestep whose noise is the image's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from fs_runtime.psm.files import TrainingError
+from fs_runtime.psm.network import PsmNetwork
+
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+class DiffusionPurifier(PsmNetwork):
+    """One-step denoising with a diffusers ``UNet2DModel`` (Carlini et al. 2023, arXiv 2206.10550, algorithm 1).
+
+    Such a model knows images y = 2 x − 1 in [−1, 1] with noise √ᾱ y + √(1 − ᾱ) ε. A noisy image x + σ ε becomes
+    y + 2σ ε, so the timestep is the one with √((1 − ᾱ) / ᾱ) = 2σ, and the image is scaled by √ᾱ = 1 / √(1 + 4σ²).
+    Between two timesteps the nearer one in log noise is told to the network; the scaling is exact. Noise beyond the
+    schedule's ends gets the end's timestep. Draws nothing, so it is a fixed function.
+
+    Args:
+        unet: A ``UNet2DModel``, or what is called like one.
+        description: ``unet``: its configuration; ``prediction``: what it predicts; ``timesteps``: their number.
+        alphas_cumprod: ``(timesteps,)`` ᾱ of the schedule, falling.
+    """
+
+    kind = "diffusion"
+    noise_levels: Tensor
+
+    def __init__(self, unet: nn.Module, description: dict[str, Any], alphas_cumprod: Tensor) -> None:
+        super().__init__()
+        if description["prediction"] not in _PREDICTIONS:
+            raise ValueError(f"a model that predicts {description['prediction']!r} is not known; {_PREDICTIONS} are")
+        self.unet = unet
+        self._description = description
+        alphas = alphas_cumprod.double()
+        self.register_buffer("noise_levels", ((1 - alphas) / alphas).sqrt().float())  # of images in [-1, 1], rising
+
+    @classmethod
+    def from_pretrained(cls, source: str) -> Self:
+        """Loads a pipeline (``unet`` and ``scheduler`` subfolders) or a bare model with its scheduler beside it.
+
+        Args:
+            source: Folder or hub id.
+
+        Raises:
+            TrainingError: diffusers is not installed, or ``source`` has no such model.
+        """
+        try:
+            from diffusers import DDPMScheduler, UNet2DModel
+        except ModuleNotFoundError as error:
+            raise TrainingError("a diffusion purifier needs diffusers: pip install 'fs-serve[diffusion]'") from error
+        pipeline = not Path(source).is_dir() or (Path(source) / "unet").is_dir()
+        parts = {"unet": "unet", "scheduler": "scheduler"} if pipeline else {"unet": None, "scheduler": None}
+        try:
+            unet = UNet2DModel.from_pretrained(source, subfolder=parts["unet"])  # type: ignore[no-untyped-call]
+            scheduler = DDPMScheduler.from_pretrained(  # type: ignore[no-untyped-call]
+                source, subfolder=parts["scheduler"]
+            )
+        except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
+            raise TrainingError(f"{source} is neither 'unet' nor a diffusers UNet2DModel: {error}") from error
+        config = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
+        description = {
+            "unet": config,
+            "prediction": scheduler.config.prediction_type,
+            "timesteps": len(scheduler.alphas_cumprod),
+        }
+        return cls(unet, description, scheduler.alphas_cumprod)
+
+    @classmethod
+    @override
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        from diffusers import UNet2DModel
+
+        unet = UNet2DModel.from_config(description["unet"])  # type: ignore[no-untyped-call]
+        return cls(unet, description, torch.full((int(description["timesteps"]),), 0.5))
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return self._description
+
+    def timesteps(self, sigma: Tensor) -> Tensor:
+        """The ``(B,)`` timesteps whose noise, on images in [−1, 1], is nearest to 2σ."""
+        levels = self.noise_levels.clamp_min(torch.finfo(torch.float32).tiny).log()
+        wanted = (2 * sigma.float()).clamp_min(torch.finfo(torch.float32).tiny).log()
+        return (wanted.unsqueeze(-1) - levels).abs().argmin(-1)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Purifies ``(B, C, H, W)`` pixels with ``(B,)`` noise levels: x̂₀; the result has the dtype of ``x``."""
+        height, width = x.shape[-2:]
+        stride = 2 ** (len(self._description["unet"]["block_out_channels"]) - 1)
+        y = functional.pad(2 * x.float() - 1, (0, -width % stride, 0, -height % stride), mode="replicate")
+        noise = 2 * sigma.float().view(-1, 1, 1, 1)
+        scale = (1 + noise.square()).rsqrt()  # √ᾱ
+        parameter = next(self.unet.parameters())
+        predicted = self.unet((y * scale).to(parameter.dtype), self.timesteps(sigma)).sample.float()
+        predicted = predicted[:, : y.shape[1]]  # some models predict a variance, too
+        prediction = self._description["prediction"]
+        if prediction == "epsilon":
+            clean = y - noise * predicted
+        elif prediction == "v_prediction":  # v = √ᾱ ε − √(1 − ᾱ) y₀ (Salimans and Ho 2022, appendix D)
+            clean = scale * (scale * y) - noise * scale * predicted
+        else:
+            clean = predicted
+        purified: Tensor = ((clean[..., :height, :width] + 1) / 2).to(x.dtype)
+        return purified

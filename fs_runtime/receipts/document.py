@@ -1,0 +1,174 @@
+"""The receipt as a document: its schema, and the bytes of it that are signed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, NoReturn, Self
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+_DIGEST = r"^sha256:[0-9a-f]{64}$"
+
+
+class ReceiptError(ValueError):
+    """A document that is not a receipt, with the field at fault in its message."""
+
+
+class _Part(BaseModel):
+    # No field has a default: what was signed and what is read back are then the same, field by field.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ReceiptImage(_Part):
+    """The image that was received, decoded to 8-bit RGB."""
+
+    digest: str = Field(pattern=_DIGEST, description="SHA-256 of size and pixels (fs_runtime.pictures.digest).")
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+
+
+class ReceiptPreprocessing(_Part):
+    """The way from that image to the one that the encoder reads."""
+
+    spectral_norm: float = Field(ge=0, description="‖A‖₂ from the client's pixels to the encoder's.")
+    steps: dict[str, Any] = Field(description="The encoder's own statement; empty where it makes none.")
+
+
+class ReceiptDraws(_Part):
+    """The noise samples. The seed is a string: 64 bits do not fit into the numbers of JSON, which are exact to 53."""
+
+    sigma: float = Field(ge=0, description="σ in pixels of [0, 1].")
+    seed: str = Field(pattern=r"^(0|[1-9][0-9]{0,19})$", description="Unsigned 64-bit integer, in decimal.")
+    samples: int = Field(ge=1, description="Samples drawn.")
+    max_samples: int = Field(ge=1, description="Samples that would have been drawn at most.")
+    confidence: float = Field(gt=0, lt=1, description="1 - α.")
+    granularity: Literal["image", "token"]
+    stage: Literal["encoder", "projector"]
+    centred: bool
+    spectral: bool
+    token_map: bool
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> Self:
+        if int(self.seed) >= 2**64:
+            raise ValueError("seed must be below 2**64")
+        if self.samples > self.max_samples:
+            raise ValueError(f"samples {self.samples} is above max_samples {self.max_samples}")
+        return self
+
+
+class ReceiptQuery(_Part):
+    """What the certificate was asked about (fs_runtime.query.CertificateQuery)."""
+
+    radius: float = Field(ge=0)
+    space: Literal["model", "client"]
+    min_similarity: float | None = Field(ge=0, le=1)
+    curve: bool
+
+
+class ReceiptArithmetic(_Part):
+    """What computed it. CPU and CUDA draw different noise from one seed; the rest moves numbers within a tolerance."""
+
+    device: Literal["cpu", "cuda"]
+    device_name: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    batch_size: int = Field(ge=1, description="Most samples in one batch.")
+
+
+class ReceiptFingerprints(_Part):
+    """Digests of the weights; null for a part that was not there."""
+
+    model: str = Field(pattern=_DIGEST)
+    purifier: str | None = Field(pattern=_DIGEST)
+    mapper: str | None = Field(pattern=_DIGEST)
+    centre: str | None = Field(pattern=_DIGEST)
+
+
+class ReceiptSigner(_Part):
+    """Who signed: an Ed25519 key."""
+
+    key_id: str = Field(pattern=_DIGEST, description="SHA-256 of the raw public key.")
+    public_key: str = Field(description="The raw public key, 32 bytes in base64.")
+
+
+class Receipt(_Part):
+    """One certificate with all that is needed to compute it again, given the image and the weights.
+
+    Everything but ``signature`` is signed, as canonical JSON (RFC 8785), so that neither the order of the fields nor
+    white space nor the spelling of a number matters.
+    """
+
+    object: Literal["receipt"]
+    version: Literal[1]
+    created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC.")
+    request_id: str | None
+    image: ReceiptImage
+    preprocessing: ReceiptPreprocessing
+    draws: ReceiptDraws
+    query: ReceiptQuery
+    arithmetic: ReceiptArithmetic
+    fingerprints: ReceiptFingerprints
+    versions: dict[str, str]
+    certificate: dict[str, Any] = Field(description="The robustness entry of the image, whole.")
+    signer: ReceiptSigner | None
+    signature: str | None = Field(description="Ed25519 signature in base64.")
+
+    @model_validator(mode="after")
+    def _can_be_signed(self) -> Self:
+        if (self.signer is None) != (self.signature is None):
+            raise ValueError("signer and signature come together or not at all")
+        self.signed_bytes()
+        return self
+
+    def signed_bytes(self) -> bytes:
+        """The canonical JSON (RFC 8785) of everything but the signature, in UTF-8.
+
+        Raises:
+            ValueError: A number has no exact form in JSON: an integer of more than 53 bits, NaN or infinite.
+        """
+        return rfc8785.dumps(self.model_dump(exclude={"signature"}))  # mode="json" would make a null of infinity
+
+    def to_json(self) -> str:
+        """The document as people read it."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def parse_receipt(text: str | bytes) -> Receipt:
+    """Reads a receipt.
+
+    Raises:
+        ReceiptError: It is not valid JSON, repeats a field, or a field is missing, unknown or out of range.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ReceiptError(f"the receipt is not valid JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("object") != "receipt":
+        raise ReceiptError('this is not a receipt: it has no "object": "receipt"')
+    if data.get("version") != 1:
+        raise ReceiptError(f"version {data.get('version')!r} of the receipt is not known here; update fs-serve")
+    try:
+        return Receipt.model_validate(data)
+    except (ValidationError, RecursionError) as error:
+        raise ReceiptError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "the receipt is nested too deeply"
+    problem = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(map(str, problem["loc"]))
+    return f"the receipt's {path or 'document'} is wrong: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers may take different ones of two fields of one name, so neither is taken."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field occurs twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,103 @@
+"""From the outcome of the smoothing pass to a receipt."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fs_runtime import __version__
+from fs_runtime.engine import SmoothingEngine, SmoothingResult
+from fs_runtime.pictures import digest
+from fs_runtime.query import CertificateQuery
+from fs_runtime.receipts.document import (
+    Receipt,
+    ReceiptArithmetic,
+    ReceiptDraws,
+    ReceiptFingerprints,
+    ReceiptImage,
+    ReceiptPreprocessing,
+    ReceiptQuery,
+)
+from fs_runtime.receipts.signing import SigningKey
+from fs_runtime.robustness import ImageRobustness
+from fs_runtime.smoothing import Smoother
+
+
+def issue_receipt(
+    engine: SmoothingEngine,
+    image: NDArray[np.uint8],
+    query: CertificateQuery,
+    result: SmoothingResult,
+    certificate: ImageRobustness,
+    *,
+    request_id: str | None = None,
+    key: SigningKey | None = None,
+) -> Receipt:
+    """Writes down what a certificate was made from.
+
+    Args:
+        engine: The one that drew the samples.
+        image: ``(H, W, 3)`` uint8 RGB, as it was given to the engine.
+        query: What the certificate was asked about.
+        result: Of the engine.
+        certificate: Made from ``result`` and ``query``.
+        request_id: Of the request that is answered.
+        key: Signs the receipt; None leaves it unsigned.
+
+    Returns:
+        The receipt. It holds the seed: nobody may have it before the draws are done.
+    """
+    receipt = Receipt(
+        object="receipt",
+        version=1,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        request_id=request_id,
+        image=ReceiptImage(digest=digest(image), height=image.shape[0], width=image.shape[1]),
+        preprocessing=ReceiptPreprocessing(spectral_norm=result.spectral_norm, steps=engine.encoder.preprocessing),
+        draws=ReceiptDraws(
+            sigma=result.sigma,
+            seed=str(result.seed),
+            samples=result.samples,
+            max_samples=result.max_samples,
+            confidence=result.confidence,
+            granularity=result.granularity,
+            stage=result.feature_map.stage,
+            centred=result.feature_map.centred,
+            spectral=result.spread is not None,
+            token_map=result.token_norm_lower is not None,
+        ),
+        query=ReceiptQuery(
+            radius=query.radius, space=query.space, min_similarity=query.min_similarity, curve=query.curve
+        ),
+        arithmetic=arithmetic_of(engine.smoother, engine.batch_size),
+        fingerprints=ReceiptFingerprints(**dataclasses.asdict(certificate.fingerprints)),
+        versions=library_versions(),
+        certificate=dataclasses.asdict(certificate),
+        signer=None,
+        signature=None,
+    )
+    return key.sign(receipt) if key else receipt
+
+
+@lru_cache(maxsize=1)
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that compute a certificate."""
+    return {"fs-serve": __version__, **{name: version(name) for name in ("torch", "transformers", "numpy")}}
+
+
+def arithmetic_of(smoother: Smoother, batch_size: int) -> ReceiptArithmetic:
+    """Device and precision that a smoother computes with."""
+    encoder = smoother.encoder
+    on_gpu = encoder.device.type == "cuda"
+    return ReceiptArithmetic(
+        device=encoder.device.type,  # type: ignore[arg-type] # checked by the schema, as is the next but one
+        device_name=torch.cuda.get_device_name(encoder.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        dtype=str(encoder.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        batch_size=batch_size,
+    )

@@ -1,0 +1,129 @@
+"""Draws the samples of a receipt again and certifies them, with the tolerance that the arithmetic needs.
+
+Every number of a certificate that depends on the draws rises with the bound and the estimate of ρ and falls with those
+of the spread. So the tolerance τ is one of ρ, the spread's is a multiple of it, and the numbers may lie between those
+of certificates at ρ - τ and at ρ + τ (and τ beyond).
+A tolerance of the similarities themselves would not do: their slope in ρ has no limit where they fall to nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs_runtime.certificate import Spread
+from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.query import CertificateQuery
+from fs_runtime.receipts.document import Receipt
+from fs_runtime.robustness import Fingerprints, certify
+from fs_runtime.smoothing import FeatureMap, Smoother
+
+# By how much ρ may move, by device and precision, when other batches, or another device of the same kind, sum in
+# another order: docs/receipts.md has the measurements behind them.
+_TOLERANCE = {
+    ("cpu", "float32"): 1e-5,
+    ("cuda", "float32"): 5e-4,  # convolutions there may round to TF32, which has the digits of float16
+    ("cpu", "float16"): 5e-4,
+    ("cuda", "float16"): 5e-4,
+    ("cpu", "bfloat16"): 5e-3,
+    ("cuda", "bfloat16"): 5e-3,
+}
+
+
+# The bound of the spread moves by this multiple at most: it rises by up to ten times as much as what was seen.
+_SPREAD_TOLERANCE = 10.0
+
+
+def tolerance(device: str, recorded: str, replayed: str) -> float:
+    """τ for a kind of device and two precisions: where they differ, the sum of what each needs."""
+    one, other = _TOLERANCE[device, recorded], _TOLERANCE[device, replayed]
+    return one if recorded == replayed else one + other
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replay:
+    """The replayed certificate as JSON values: at ρ - τ, as replayed, at ρ + τ.
+
+    Attributes:
+        certificates: The three.
+        spectral_norm: ‖A‖₂ of the preprocessing.
+    """
+
+    certificates: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+    spectral_norm: float
+
+
+def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: float) -> Replay:
+    """Draws exactly as many samples as the receipt says, from its seed, whatever ended the sampling then.
+
+    Where it ended early, that depended on the batches, which other requests shared; it is not decided again.
+
+    Args:
+        receipt: Its device must be of the smoother's kind.
+        image: ``(H, W, 3)`` uint8 RGB.
+        smoother: With the receipt's weights.
+        tau: Tolerance of ρ.
+
+    Raises:
+        SmoothingError: The pass failed.
+    """
+    draws = receipt.draws
+    request = SmoothingRequest(
+        image,
+        draws.sigma,
+        draws.samples,
+        draws.confidence,
+        draws.granularity,
+        seed=int(draws.seed),
+        feature_map=FeatureMap(draws.stage, draws.centred),
+        spectral=draws.spectral,
+        token_map=draws.token_map,
+    )
+    engine = SmoothingEngine(smoother, batch_size=receipt.arithmetic.batch_size)
+    try:
+        result = engine.submit(request).result()
+    finally:
+        engine.close()
+    # The receipt's own reason for the end, which a replay cannot find again; verify() checks that it is consistent.
+    ended = receipt.certificate.get("ended", "samples")
+    result = dataclasses.replace(result, ended=ended, max_samples=draws.max_samples)
+    asked = receipt.query
+    query = CertificateQuery(asked.radius, asked.space, asked.min_similarity, asked.curve)
+    fingerprints = Fingerprints.of(smoother, request.feature_map)
+    floor = smoother.statistics.floor_at(request.feature_map, draws.sigma) if smoother.statistics else None
+    low, middle, high = (
+        dataclasses.asdict(certify(_shifted(result, by), query, fingerprints, floor)) for by in (-tau, 0.0, tau)
+    )
+    return Replay((low, middle, high), result.spectral_norm)
+
+
+def _shifted(result: SmoothingResult, by: float) -> SmoothingResult:
+    """The result, had the samples given a ρ that is larger by ``by``; the place of every statistic of the samples."""
+    spread, seen = result.spread, result.spread_estimate
+    return dataclasses.replace(
+        result,
+        norm_lower=_moved(result.norm_lower, by),
+        norm_estimate=_moved(result.norm_estimate, by),
+        token_norm_lower=_moved(result.token_norm_lower, by),
+        spread=None if spread is None else Spread(_less(spread.across, by, 1.0), _less(spread.along, by, 4.0)),
+        spread_estimate=None if seen is None else _less(seen, by, 4.0),
+    )
+
+
+@overload
+def _moved(norm: float, by: float) -> float: ...
+@overload
+def _moved(norm: NDArray[np.float64], by: float) -> NDArray[np.float64]: ...
+@overload
+def _moved(norm: None, by: float) -> None: ...
+def _moved(norm: float | NDArray[np.float64] | None, by: float) -> float | NDArray[np.float64] | None:
+    if isinstance(norm, np.ndarray):
+        return np.clip(norm + by, 0.0, 1.0)
+    return None if norm is None else min(max(norm + by, 0.0), 1.0)
+
+
+def _less(variance: float, by: float, most: float) -> float:
+    return min(max(variance - _SPREAD_TOLERANCE * by, 0.0), most)

@@ -1,0 +1,175 @@
+"""A small evaluation from end to end, its table, and its resumption."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
+from fs_runtime.evaluation.intervals import mean, proportion
+from fs_runtime.evaluation.report import as_csv, markdown
+from fs_runtime.evaluation.robustness import Plan, evaluate_robustness
+from server.cli import add_commands, app
+
+SETTINGS = {"images": 4}
+PLAN = Plan(attacks=("pgd", "attackvlm"), norms=("l2",), sizes=(16.0,), samples=(1, 4), radius=0.05, steps=6, draws=2)
+
+
+@pytest.fixture(scope="module")
+def evaluated(defences, items, answerer, tmp_path_factory):
+    file = CellFile(tmp_path_factory.mktemp("cells") / "cells.jsonl", SETTINGS)
+    begun = []
+    evaluate_robustness(PLAN, defences, items, answerer, file, report=begun.append)
+    return file, begun
+
+
+def cell(file: CellFile, defence: str, attack: str, *, adaptive: bool = False, samples: int = 4) -> Cell:
+    norm, size = (None, 0.0) if attack == NO_ATTACK else ("l2", 16.0)
+    return file.cells[CellKey(defence, attack, norm, size, adaptive, samples)]
+
+
+def test_every_cell_is_measured_once(evaluated, defences):
+    file, begun = evaluated
+    expected = {key for defence in defences for key in PLAN.cells(defence)}
+    assert set(file.cells) == expected
+    assert len(expected) == 3 + 2 * (1 + 2 * 2)  # clean; each attack: undefended once, FS fixed and adaptive at two n
+    assert len([text for text in begun if " on " in text]) == 4
+
+
+def test_cells_say_what_happened(evaluated):
+    file, _ = evaluated
+    clean = cell(file, "none", NO_ATTACK, samples=1)
+    assert (clean.accuracy.value, clean.changed, clean.reached, clean.similarity.value) == (
+        1,
+        None,
+        None,
+        pytest.approx(1),
+    )
+    attacked = cell(file, "none", "pgd", samples=1)
+    assert attacked.changed.value == 1 - attacked.accuracy.value > 0
+    assert attacked.reached is None
+    assert attacked.similarity.value < 0.7
+    assert cell(file, "none", "attackvlm", samples=1).reached is not None
+    smoothed = cell(file, "FS", NO_ATTACK)
+    assert 0.5 < smoothed.score.value < 1
+    assert cell(file, "FS", NO_ATTACK, samples=1).score is None
+    fixed, adaptive = (cell(file, "FS", "pgd", adaptive=kind) for kind in (False, True))
+    assert adaptive.similarity.value != fixed.similarity.value
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(evaluated, defences, items, answerer, tmp_path):
+    """Two finished cells of one attack and half a line are there: only the rest is measured, with the same outcome."""
+    file, _ = evaluated
+    path = tmp_path / "cells.jsonl"
+    lines = file._path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:6]) + lines[6][:40])
+    resumed = CellFile(path, SETTINGS)
+    kept = set(resumed.cells)
+    assert len(kept) == 5
+    begun = []
+    evaluate_robustness(PLAN, defences, items, answerer, resumed, report=begun.append)
+    assert len(path.read_text().splitlines()) == len(lines)
+    same = {key: dataclasses.replace(value, seconds=0) for key, value in resumed.cells.items()}
+    assert same == {key: dataclasses.replace(value, seconds=0) for key, value in file.cells.items()}
+    assert not any(text.startswith("none, n = 1") and "under" not in text for text in begun)
+
+
+def test_a_finished_evaluation_does_nothing(evaluated, defences, items, answerer):
+    begun = []
+    evaluate_robustness(PLAN, defences, items, answerer, evaluated[0], report=begun.append)
+    assert begun == []
+
+
+def test_other_settings_are_refused(evaluated):
+    with pytest.raises(ValueError, match=r"other settings \(images\)"):
+        CellFile(evaluated[0]._path, {"images": 5})
+
+
+def test_a_file_of_something_else(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    path.write_text("hello\n")
+    with pytest.raises(ValueError, match="move it away"):
+        CellFile(path, SETTINGS)
+    assert path.read_text() == "hello\n"
+
+
+def test_tables(evaluated):
+    cells = list(evaluated[0].cells.values())
+    text = markdown(cells)
+    assert "## pgd, ℓ2, ε = 16/255" in text
+    assert text.count("| FS | 4 |") == 3
+    rows = list(csv.DictReader(as_csv(cells).splitlines()))
+    assert len(rows) == len(cells)
+    assert rows[0]["defence"] == "none"
+    assert float(rows[0]["accuracy"]) == 1
+    assert float(rows[0]["accuracy_low"]) == pytest.approx(0.5101, abs=1e-3)
+    assert rows[0]["changed"] == ""
+    assert markdown([]) == "Nothing is measured yet.\n"
+
+
+def test_plots(evaluated, tmp_path):
+    pytest.importorskip("matplotlib")
+    from fs_runtime.evaluation.plots import write_plots
+
+    written = write_plots(list(evaluated[0].cells.values()), tmp_path)
+    assert [path.name for path in written] == ["pgd-l2.png", "attackvlm-l2.png", "samples.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_missing_matplotlib_is_explained(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    add_commands(app)
+    done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path)], terminal_width=200)
+    assert done.exit_code == 2
+    assert "fs-serve[plots]" in done.output
+
+
+def test_a_row_that_answers_nothing_correctly_has_no_share_of_changed_answers(tmp_path):
+    key = CellKey("FS", "pgd", "linf", 8.0, True, 1)
+    bare = Cell(key, 4, proportion(0, 4), None, None, mean([0.5]), mean([0.0]), None, 0.1, 0.05)
+    file = CellFile(tmp_path / "cells.jsonl", SETTINGS)
+    file.add(bare)
+    assert CellFile(tmp_path / "cells.jsonl", SETTINGS).cells == {key: bare}
+    assert "| FS | 1 | – | – |" in markdown([bare])
+
+
+def test_the_undefended_row_comes_first(defences, items, answerer, tmp_path):
+    with pytest.raises(ValueError, match="'none'"):
+        evaluate_robustness(PLAN, defences[1:], items, answerer, CellFile(tmp_path / "c.jsonl", SETTINGS))
+
+
+def test_command(tmp_path):
+    add_commands(app)
+    options = "--images 4 --samples 2 --attacks apgd --norms linf --sizes 8 --steps 2 --draws 2 --no-plots --device cpu"
+    options += " --psm none"
+    done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path), *options.split()])
+    assert done.exit_code == 0, done.output
+    assert "row 'FS + PSM' is left out" in done.output
+    assert "## apgd, ℓ∞, ε = 8/255" in (tmp_path / "robustness.md").read_text()
+    head = json.loads((tmp_path / "cells.jsonl").read_text().splitlines()[0])
+    assert head["settings"]["images"] == 4
+    assert (tmp_path / "robustness.csv").is_file()
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--attacks fgsm", "attacks"),
+        ("--norms l1", "norms"),
+        ("--kinds taste", "kinds"),
+        ("--sizes 0", "sizes"),
+        ("--samples x", "samples"),
+        ("--sigma 0", "sigma"),
+        ("--confidence 1", "confidence"),
+        ("--radius 0", "radius"),
+    ],
+)
+def test_command_names_bad_options(options, message, tmp_path):
+    add_commands(app)
+    done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path), "--no-plots", *options.split()])
+    assert done.exit_code == 2
+    assert message in done.output
