@@ -1,4 +1,4 @@
-"""How fast the smoothing pass is, beside the bare encoder and a plain loop, in one run."""
+"""How fast the smoothing pass is, beside the bare networks, a plain loop and the device's peak, in one run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fs_runtime.encoders import VisionEncoder
+from fs_runtime.arithmetic import flops, matmul_peak
 from fs_runtime.noise import NoiseStream
 from fs_runtime.smoothing import Smoother
+
+_SIGMA = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +25,38 @@ class SmoothingBenchmark:
 
     Attributes:
         device: Where it ran.
-        dtype: Arithmetic of pass and bare encoder.
-        batch_size: The bare encoder's best one; the pass uses it too.
-        encoder_rates: Rate of the bare encoder by batch size.
-        encoder: Bare encoder at its best batch size: the ceiling.
-        smoothing: The pass: noise, encoder, unit features, sums and inner products.
+        dtype: Arithmetic of pass and bare networks.
+        parts: The networks: the encoder, with purifier and mapper where there are such.
+        batch_size: The bare networks' best one; the pass uses it too.
+        bare_rates: Rate of the bare networks by batch size.
+        bare: Bare networks at their best batch size: the ceiling.
+        smoothing: The pass: noise, networks, unit features, sums and inner products.
         plain_loop: One sample at a time in float32, its feature copied to the host: what a first script does.
-        of_encoder: The pass's part of the bare encoder's rate.
+        of_bare: The pass's part of the bare networks' rate.
         over_plain_loop: How many times faster the pass is than the plain loop.
+        sample_flops: Floating-point operations that the networks need for one sample.
+        peak_flops: Those that the device does in a second, in its fastest matrix product of this arithmetic.
+        flop_utilisation: The part of that peak which the pass makes use of.
     """
 
     device: str
     dtype: str
+    parts: str
     batch_size: int
-    encoder_rates: dict[int, float]
-    encoder: float
+    bare_rates: dict[int, float]
+    bare: float
     smoothing: float
     plain_loop: float
-    of_encoder: float
+    of_bare: float
     over_plain_loop: float
+    sample_flops: int
+    peak_flops: float
+    flop_utilisation: float
 
 
 def benchmark_smoothing(
     smoother: Smoother,
-    plain_encoder: VisionEncoder,
+    plain: Smoother,
     *,
     batch_sizes: Sequence[int],
     samples: int,
@@ -57,7 +67,7 @@ def benchmark_smoothing(
 
     Args:
         smoother: What is measured.
-        plain_encoder: The same model in float32 on the same device, for the plain loop.
+        plain: The same networks in float32 on the same device, for the plain loop.
         batch_sizes: Candidates for the best batch.
         samples: Samples in each measurement, rounded up to whole batches.
         rounds: Measurements of each; they take turns, so that a slow moment of the machine meets all alike.
@@ -66,6 +76,7 @@ def benchmark_smoothing(
     encoder = smoother.encoder
     image = encoder.prepare(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     x = image.pixels.to(encoder.device)
+    level = torch.tensor([_SIGMA], device=encoder.device)
 
     def sync() -> None:
         if encoder.device.type == "cuda":
@@ -83,11 +94,11 @@ def benchmark_smoothing(
         batch = x.expand(batch_size, *x.shape).contiguous()
         batches = -(-samples // batch_size)
         for _ in range(batches):
-            encoder.encode(batch)
+            smoother.features(batch, level.expand(batch_size), image.grid, noisy=True)
         return batches * batch_size
 
     def smooth(batch_size: int) -> int:
-        state = smoother.start(image, 0.25, seed=1)
+        state = smoother.start(image, _SIGMA, seed=1)
         batches = -(-samples // batch_size)
         for _ in range(batches):
             for products in smoother.step([(state, batch_size)]):
@@ -96,13 +107,13 @@ def benchmark_smoothing(
         return state.count
 
     @torch.inference_mode()
-    def plain() -> int:
-        noise = NoiseStream(1, plain_encoder.device)
+    def plain_loop() -> int:
+        noise = NoiseStream(1, plain.encoder.device)
         mean, count = np.zeros(0), max(8, samples // 8)
         for _ in range(count):
             delta = torch.empty_like(x)[None]
             noise.draw(delta)
-            feature = plain_encoder.encode(x[None] + 0.25 * delta)
+            feature = plain.features(x[None] + _SIGMA * delta, level, image.grid, noisy=True)
             feature = torch.nn.functional.normalize(feature, dim=-1)[0]
             mean = feature.cpu().numpy() + (mean if mean.size else 0)
         return count
@@ -110,17 +121,17 @@ def benchmark_smoothing(
     tried: dict[int, list[float]] = {batch_size: [] for batch_size in batch_sizes}
     for turn in range(rounds):
         for batch_size, rates in tried.items():
-            progress(f"bare encoder, batch {batch_size}, round {turn + 1} of {rounds}")
+            progress(f"bare networks, batch {batch_size}, round {turn + 1} of {rounds}")
             if not turn:
                 bare(batch_size)  # warm-up
             rates.append(rate(lambda b=batch_size: bare(b)))  # type: ignore[misc]
-    encoder_rates = {batch_size: statistics.median(rates) for batch_size, rates in tried.items()}
-    best = max(encoder_rates, key=lambda b: encoder_rates[b])
+    bare_rates = {batch_size: statistics.median(rates) for batch_size, rates in tried.items()}
+    best = max(bare_rates, key=lambda b: bare_rates[b])
 
     runs: dict[str, Callable[[], int]] = {
-        "bare encoder": lambda: bare(best),
+        "bare networks": lambda: bare(best),
         "smoothing pass": lambda: smooth(best),
-        "plain loop": plain,
+        "plain loop": plain_loop,
     }
     for run in runs.values():
         run()  # warm-up
@@ -133,14 +144,27 @@ def benchmark_smoothing(
     def ratio(name: str) -> float:
         return statistics.median(a / b for a, b in zip(measured["smoothing pass"], measured[name], strict=True))
 
+    one = x[None].contiguous()
+    sample_flops = flops(lambda: smoother.features(one, level, image.grid, noisy=True))
+    peak = matmul_peak(encoder.device, encoder.dtype)
+    smoothing = statistics.median(measured["smoothing pass"])
     return SmoothingBenchmark(
         device=torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else "cpu",
         dtype=str(encoder.dtype).removeprefix("torch."),
+        parts=_parts(smoother),
         batch_size=best,
-        encoder_rates=encoder_rates,
-        encoder=statistics.median(measured["bare encoder"]),
-        smoothing=statistics.median(measured["smoothing pass"]),
+        bare_rates=bare_rates,
+        bare=statistics.median(measured["bare networks"]),
+        smoothing=smoothing,
         plain_loop=statistics.median(measured["plain loop"]),
-        of_encoder=ratio("bare encoder"),
+        of_bare=ratio("bare networks"),
         over_plain_loop=ratio("plain loop"),
+        sample_flops=sample_flops,
+        peak_flops=peak,
+        flop_utilisation=sample_flops * smoothing / peak,
     )
+
+
+def _parts(smoother: Smoother) -> str:
+    present = (("purifier", smoother.purifier), ("encoder", smoother.encoder), ("mapper", smoother.mapper))
+    return ", ".join(name for name, part in present if part is not None)

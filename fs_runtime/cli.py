@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fs_runtime.reference import reference_model_path
 
@@ -37,6 +34,7 @@ def checkpoint_of(model: str) -> str:
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands to the command line."""
     from fs_runtime.attacks.cli import certificate_attack
+    from fs_runtime.bench_smoothing_command import bench_smoothing
     from fs_runtime.certify_command import certify
     from fs_runtime.evaluation.certificates_cli import evaluate_certificates
     from fs_runtime.evaluation.cli import robustness
@@ -48,6 +46,7 @@ def add_commands(app: typer.Typer) -> None:
 
     for command in (certify, verify, keygen):
         app.command()(command)
+    bench.command("smoothing")(bench_smoothing)
     app.add_typer(bench, name="bench")
     train.command("reference")(train_reference)
     train.command("psm")(train_psm)
@@ -58,56 +57,6 @@ def add_commands(app: typer.Typer) -> None:
     evaluate.command("certificates")(evaluate_certificates)
     app.add_typer(train, name="train")
     app.add_typer(evaluate, name="evaluate")
-
-
-@bench.command("smoothing")
-def bench_smoothing(
-    model: ModelOption = "reference",
-    shape: Annotated[
-        str | None, typer.Option(help="Instead of a model: random weights in the shape of 'clip-vit-l-14-336'.")
-    ] = None,
-    psm: PsmOption = "none",
-    samples: Annotated[int, typer.Option(min=8, help="Samples in each measurement.")] = 512,
-    batch_sizes: Annotated[str, typer.Option(help="Batch sizes to try, separated by commas.")] = "",
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median is reported.")] = 9,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """The smoothing pass beside the bare encoder at its best batch and a plain per-sample loop."""
-    from fs_runtime.bench import benchmark_smoothing
-    from fs_runtime.encoders import load_encoder
-    from fs_runtime.loading import load_smoother
-    from fs_runtime.random_models import write_random_llava
-
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            checkpoint = str(write_random_llava(shape, Path(folder))) if shape else checkpoint_of(model)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        smoother = load_smoother(checkpoint, psm=psm, device=device, dtype=dtype)
-        on = str(smoother.encoder.device)
-        plain = load_encoder(checkpoint, device=on, dtype="float32")
-    default = "8,16,32,64" if on == "cpu" else "32,64,128,256"
-    try:
-        sizes = [int(size) for size in (batch_sizes or default).split(",")]
-    except ValueError:
-        raise typer.BadParameter("batch sizes are whole numbers separated by commas, for example 16,32") from None
-    with console.status("measuring") as status:
-        found = benchmark_smoothing(
-            smoother, plain, batch_sizes=sizes, samples=samples, rounds=rounds, progress=status.update
-        )
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
-        return
-    table = Table("", "samples/s", "ratio", title=f"{shape or model}: smoothing on {found.device}, {found.dtype}")
-    for size, rate in found.encoder_rates.items():
-        table.add_row(f"bare encoder, batch {size}", f"{rate:.0f}", "")
-    table.add_row(f"bare encoder, best batch {found.batch_size}", f"{found.encoder:.0f}", "1 (ceiling)")
-    table.add_row("smoothing pass", f"{found.smoothing:.0f}", f"{found.of_encoder:.3f} of the bare encoder")
-    table.add_row("plain loop", f"{found.plain_loop:.0f}", f"pass is {found.over_plain_loop:.2f} x this")
-    Console().print(table)
 
 
 @bench.command("bets")

@@ -170,13 +170,18 @@ def test_help_is_for_people() -> None:
     assert re.match(r"\d+\.\d+", run("--version").stdout)
 
 
-def test_bench_smoothing() -> None:
-    done = run("bench", "smoothing", "--samples", "32", "--batch-sizes", "8,16", "--rounds", "1", "--json")
+def test_bench_smoothing(tmp_path: Path) -> None:
+    small = ("bench", "smoothing", "--samples", "32", "--batch-sizes", "8,16", "--rounds", "1", "--psm", "auto")
+    done = run(*small, "--json", "--output", str(tmp_path / "pass"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "pass.json").read_text())
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg"}
+    assert found["parts"] == "purifier, encoder, mapper"
     assert found["batch_size"] in (8, 16)
-    assert found["of_encoder"] == pytest.approx(found["smoothing"] / found["encoder"])  # of one round
-    assert min(found["encoder"], found["smoothing"], found["plain_loop"]) > 0
+    assert found["of_bare"] == pytest.approx(found["smoothing"] / found["bare"])  # of one round
+    assert min(found["bare"], found["smoothing"], found["plain_loop"]) > 0
+    assert found["flop_utilisation"] == pytest.approx(found["sample_flops"] * found["smoothing"] / found["peak_flops"])
 
 
 def test_bench_bets() -> None:
