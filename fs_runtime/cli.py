@@ -1,4 +1,4 @@
-"""Commands that need no gateway: ``certify``, ``verify``, ``keygen``, ``bench``, ``train``, ``evaluate``."""
+"""Commands without a gateway: ``models``, ``certify``, ``verify``, ``keygen``, ``bench``, ``train``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.evaluation.certificates_cli import evaluate_certificates
     from fs_runtime.evaluation.cli import robustness
     from fs_runtime.feature_survey_command import evaluate_features
+    from fs_runtime.models_command import models
     from fs_runtime.psm.cli import train as train_psm
     from fs_runtime.receipts.cli import keygen, verify
     from fs_runtime.reference.cli import evaluate as evaluate_reference
     from fs_runtime.reference.cli import train as train_reference
 
-    for command in (certify, verify, keygen):
+    for command in (models, certify, verify, keygen):
         app.command()(command)
     bench.command("smoothing")(bench_smoothing)
     app.add_typer(bench, name="bench")

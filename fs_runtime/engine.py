@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fs_runtime.certificate import NormConfidenceSequence, Spread, SpreadConfidenceSequence, StoppingRule
 from fs_runtime.encoders import PreparedImage, VisionEncoder
+from fs_runtime.encoders.base import Grid
 from fs_runtime.noise import fresh_seed
 from fs_runtime.query import CertificateQuery
 from fs_runtime.smoothing import ENCODER_FEATURES, FeatureMap, InnerProducts, Smoother, SmoothingState
@@ -97,7 +98,7 @@ class SmoothingResult:
         spread_estimate: Largest eigenvalue of the samples' covariance, without confidence; None likewise,
             and where nothing was seen of it.
         spectral_norm: ‖A‖₂ from the client's pixels to the encoder's.
-        grid: Rows and columns of the token grid.
+        token_grids: Rows and columns of the rectangles that the tokens fill, one after another.
         seed: Of the draws.
         queue_seconds: Time before the first sample.
         smoothing_seconds: Time from the first sample to the last.
@@ -118,7 +119,7 @@ class SmoothingResult:
     spread: Spread | None
     spread_estimate: float | None
     spectral_norm: float
-    grid: tuple[int, int]
+    token_grids: tuple[tuple[int, int], ...]
     seed: int
     queue_seconds: float
     smoothing_seconds: float
@@ -160,7 +161,7 @@ class _Job:
         return self.request.samples - (self.state.count if self.state else 0)
 
     @property
-    def bucket(self) -> tuple[tuple[int, ...], tuple[int, int], FeatureMap, bool]:
+    def bucket(self) -> tuple[tuple[int, ...], Grid, FeatureMap, bool]:
         """Jobs of one bucket may share a batch."""
         request = self.request
         return tuple(self.image.pixels.shape), self.image.grid, request.feature_map, request.sigma == 0
@@ -421,7 +422,7 @@ class SmoothingEngine:
             spread=job.spread.bound() if job.spread else None,
             spread_estimate=job.spread.observed if job.spread and job.spread.count else None,
             spectral_norm=job.image.spectral_norm,
-            grid=job.image.grid,
+            token_grids=self.encoder.token_grids(job.image.grid, job.request.feature_map.stage),
             seed=job.seed,
             queue_seconds=job.started - job.submitted,
             smoothing_seconds=time.monotonic() - job.started,

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, device
 
 if TYPE_CHECKING:
-    from fs_runtime.smoothing import FeatureMap, Stage
+    from fs_runtime.encoders.base import Grid, Stage
+    from fs_runtime.smoothing import FeatureMap
 
-Grid = tuple[int, int]
 STAGES: tuple[Stage, ...] = ("encoder", "projector")
 FILE_NAME = "feature_statistics.safetensors"
 
@@ -124,12 +124,11 @@ class FeatureStatistics:
 
 
 def _name(stage: Stage, grid: Grid | None) -> str:
-    return stage if grid is None else f"{stage}.{grid[0]}x{grid[1]}"
+    return stage if grid is None else f"{stage}.{'x'.join(map(str, grid))}"
 
 
 def _key(name: str) -> tuple[Stage, Grid | None]:
     stage, _, grid = name.partition(".")
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage}")
-    rows, _, columns = grid.partition("x")
-    return stage, (int(rows), int(columns)) if grid else None
+    return stage, tuple(map(int, grid.split("x"))) if grid else None

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fs_runtime.encoders import PreparedImage
-from fs_runtime.feature_statistics import STAGES, FeatureStatistics, Floor, Grid, StatisticsCard
+from fs_runtime.encoders.base import Grid, Stage
+from fs_runtime.feature_statistics import STAGES, FeatureStatistics, Floor, StatisticsCard
 from fs_runtime.robustness import Fingerprints
-from fs_runtime.smoothing import ENCODER_FEATURES, FeatureMap, Smoother, SmoothingState, Stage
+from fs_runtime.smoothing import ENCODER_FEATURES, FeatureMap, Smoother, SmoothingState
 
 _NO_FLOOR = Floor(0.0, 0.0)  # until it is measured
 

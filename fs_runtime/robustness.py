@@ -17,10 +17,11 @@ from fs_runtime.certificate import (
     tight_similarity,
 )
 from fs_runtime.curve import Curve, TokenMap, bounds_at, curve_of
+from fs_runtime.encoders.base import Stage
 from fs_runtime.engine import ConfidenceSplit, Ending, Granularity, SmoothingResult
 from fs_runtime.feature_statistics import Floor
 from fs_runtime.query import CertificateQuery, Radius
-from fs_runtime.smoothing import FeatureMap, Smoother, Stage
+from fs_runtime.smoothing import FeatureMap, Smoother
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,4 +258,5 @@ def _token_map(result: SmoothingResult, radius: float) -> TokenMap | None:
     if result.token_norm_lower is None or result.sigma == 0:
         return None
     similarity = tight_similarity(result.token_norm_lower, radius, result.sigma)
-    return TokenMap(result.confidence, similarity.reshape(result.grid).tolist())
+    rows = [columns for count, columns in result.token_grids for _ in range(count)]
+    return TokenMap(result.confidence, [row.tolist() for row in np.split(similarity, np.cumsum(rows)[:-1])])

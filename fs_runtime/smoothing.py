@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fs_runtime.encoders.base import PreparedImage, VisionEncoder
+from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
 from fs_runtime.feature_statistics import FeatureStatistics
 from fs_runtime.noise import NoiseStream
 from fs_runtime.psm import Mapper, Purifier
 from fs_runtime.spread_sketch import SpreadSketch
-
-Stage = Literal["encoder", "projector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class SmoothingState:
 
     Attributes:
         image: The prepared image.
-        x: ``(C, H, W)`` its pixels on the device.
+        x: ``(C, H, W)``, or ``(N, C, H, W)`` for tiles, its pixels on the device.
         sigma: Standard deviation σ of the noise; 0 turns smoothing off.
         noise: The image's draws.
         feature_map: Which f is smoothed.
@@ -129,23 +126,31 @@ class Smoother:
         self.statistics = statistics
         self.sigma = sigma
 
-    def features(self, x: Tensor, sigma: Tensor, grid: tuple[int, int], *, noisy: bool) -> Tensor:
+    def features(self, x: Tensor, sigma: Tensor, grid: Grid, *, noisy: bool) -> Tensor:
         """Purifier, encoder and mapper, each where there is one; differentiable in ``x`` if they are.
 
         Args:
-            x: ``(B, C, H, W)`` pixels, noise included.
+            x: ``(B, C, H, W)`` pixels, noise included, or ``(B, N, C, H, W)``: tiles pass one by one.
             sigma: ``(B,)`` noise levels.
-            grid: Rows and columns of the token grid.
+            grid: Of the tokens.
             noisy: Whether noise was added; without, purifier and mapper have nothing to do and are left out.
 
         Returns:
             ``(B, T, D)`` token features, not made unit.
         """
+        if x.dim() == 5:
+            tiles = x.shape[1]
+            by_tile = self._features(x.flatten(0, 1), sigma.repeat_interleave(tiles), grid, noisy)
+            return self.encoder.assemble(by_tile.view(-1, tiles, *by_tile.shape[1:]), grid)
+        return self._features(x, sigma, grid, noisy)
+
+    def _features(self, x: Tensor, sigma: Tensor, grid: Grid, noisy: bool) -> Tensor:
+        """The same for ``(B, C, H, W)`` images or tiles."""
         if self.purifier is not None and noisy:
             x = self.purifier(x, sigma)
         features = self.encoder.encode(x)
         if self.mapper is not None and noisy:
-            features = self.mapper(features, sigma, grid)
+            features = self.mapper(features, sigma, (grid[0], grid[1]))
         return features
 
     def start(
@@ -251,7 +256,7 @@ class Smoother:
         return features / lengths.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1), lengths
 
     def _noisy_copies(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
-        """Noisy copies ``(B, C, H, W)`` and the noise level ``(B,)`` of each."""
+        """Noisy copies ``(B, …)`` of the images' shape and the noise level ``(B,)`` of each."""
         device = self.encoder.device
         batch = sum(count for _, count in parts)
         x = torch.empty((batch, *parts[0][0].x.shape), device=device)

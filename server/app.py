@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from fs_runtime import __version__
 from fs_runtime.embedded import EmbeddedModel
+from fs_runtime.encoders import CheckpointError, load_family
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
 from fs_runtime.receipts import read_signing_key
@@ -20,6 +21,7 @@ from server.api.dependencies import Gateway
 from server.errors import install_handlers
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
+from server.language_models.none import NoLanguageModel
 from server.language_models.vllm import VllmLanguageModel
 from server.metrics import Metrics
 from server.middleware import AccessMiddleware, BodyLimitMiddleware, RequestIdMiddleware
@@ -33,7 +35,19 @@ def checkpoint_of(settings: Settings) -> str:
 
 
 def build_engine(settings: Settings) -> SmoothingEngine:
-    """Loads the vision part, starts the engine and warms it up."""
+    """Loads the vision part, starts the engine and warms it up.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used, or not with the language model that the settings ask for.
+    """
+    family = load_family(checkpoint_of(settings), revision=settings.revision)
+    kinds = [*family.language_models, "none"]
+    if settings.language_model not in kinds:
+        why = f" ({family.note})" if family.note else ""
+        raise CheckpointError(
+            f"{settings.model} is of family {family.name}, which is not served with --language-model "
+            f"{settings.language_model}{why}; use {' or '.join(kinds)}"
+        )
     engine = load_engine(
         checkpoint_of(settings),
         psm=settings.psm,
@@ -49,6 +63,8 @@ def build_engine(settings: Settings) -> SmoothingEngine:
 
 def build_language_model(settings: Settings) -> LanguageModel:
     """Loads the embedded language model, or makes the client of the vLLM server."""
+    if settings.language_model == "none":
+        return NoLanguageModel()
     if settings.language_model == "vllm":
         return VllmLanguageModel(settings, settings.model_name)
     device = resolve_device(settings.device)

@@ -59,8 +59,10 @@ class Settings(BaseSettings):
         65536, ge=1, description="Noise samples that may wait; above it requests are answered 429."
     )
 
-    language_model: Literal["embedded", "vllm"] = Field(
-        "embedded", description="Where answers are made: in this process (small models), or by a vLLM server."
+    language_model: Literal["embedded", "vllm", "none"] = Field(
+        "embedded",
+        description="Where answers are made: in this process (small models), by a vLLM server, or not at all ('none'): "
+        "images are certified, and chat requests refused.",
     )
     vllm_url: AnyHttpUrl = Field(
         AnyHttpUrl("http://127.0.0.1:8001"), description="Address of the vLLM server; keep it on an internal network."

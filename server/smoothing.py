@@ -70,9 +70,10 @@ class SmoothingService:
             ApiError: An image or an option is invalid, the server is too busy, or a certificate was rejected.
         """
         plan = self._plan(options)
-        if len(images) > self._settings.max_images:
+        most = min(self._settings.max_images, self._engine.encoder.max_images or self._settings.max_images)
+        if len(images) > most:
             raise invalid(
-                f"the request holds {len(images)} images; at most {self._settings.max_images} are allowed",
+                f"the request holds {len(images)} images; at most {most} are allowed",
                 "messages",
                 "too_many_images",
             )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fs_runtime.encoders.base import Grid
 from fs_runtime.smoothing import Smoother
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -27,7 +28,7 @@ class FeaturePipeline:
     Args:
         smoother: The parts.
         sigma: Standard deviation σ of the noise; 0 is the undefended model, which needs a single draw.
-        grid: Rows and columns of the token grid.
+        grid: Of the tokens.
         draws: Noisy copies of each image for one evaluation.
         seed: Of the draws.
         fixed: Draw the same noise at every evaluation (common random numbers) instead of fresh noise (EOT).
@@ -41,7 +42,7 @@ class FeaturePipeline:
         self,
         smoother: Smoother,
         sigma: float,
-        grid: tuple[int, int],
+        grid: Grid,
         *,
         draws: int = 1,
         seed: int = 0,

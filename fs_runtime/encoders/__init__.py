@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from fs_runtime.encoders.base import PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError
-from fs_runtime.encoders.llava import LlavaEncoder
+from fs_runtime.encoders.families import FAMILIES, Family, supported_family
 
-__all__ = ["FAMILIES", "CheckpointError", "PreparedImage", "VisionEncoder", "load_encoder"]
+__all__ = ["FAMILIES", "CheckpointError", "PreparedImage", "VisionEncoder", "load_encoder", "load_family"]
 
-FAMILIES = {"llava": LlavaEncoder}
+
+def load_family(model: str, *, revision: str | None = None) -> Family:
+    """The family of a checkpoint, of which only ``config.json`` is read.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, or of a family that is not supported.
+    """
+    checkpoint = Checkpoint(model, revision)
+    try:
+        return supported_family(checkpoint.config(), model)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def load_encoder(
@@ -27,9 +42,8 @@ def load_encoder(
     Raises:
         CheckpointError: The checkpoint is missing, incomplete, or of a family that is not supported.
     """
-    checkpoint = Checkpoint(model, revision)
-    family = checkpoint.config().get("model_type")
-    adapter = FAMILIES.get(str(family))
-    if adapter is None:
-        raise CheckpointError(f"{model} is of family {family!r}; supported: {', '.join(sorted(FAMILIES))}")
-    return adapter(checkpoint, torch.device(device), getattr(torch, dtype))
+    family = load_family(model, revision=revision)
+    module, _, name = str(family.adapter).partition(":")
+    adapter = getattr(importlib.import_module(module), name)  # only the family that is asked for is imported
+    encoder: VisionEncoder = adapter(Checkpoint(model, revision), torch.device(device), getattr(torch, dtype))
+    return encoder

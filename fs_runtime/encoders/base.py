@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Grid = tuple[int, ...]
+"""Rows and columns of the token grid, of the image or, in families that cut it into tiles, of one tile. Such families
+append whatever else says how the tiles lie. A function of the image's size alone, which an attack does not change."""
+
+Stage = Literal["encoder", "projector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,21 +23,23 @@ class PreparedImage:
     """An image as the encoder reads it, with what the certificate needs to know about how it was made.
 
     Attributes:
-        pixels: ``(C, H, W)`` float32 in [0, 1] on the host: x of docs/guarantee.md, before mean/std normalisation.
-        spectral_norm: ‖A‖₂ of the map from the client's pixels to ``pixels`` (docs/guarantee.md section 6).
-        grid: Rows and columns of the token grid, a function of the image's size alone.
+        pixels: ``(C, H, W)``, or ``(N, C, H, W)`` for N tiles, float32 in [0, 1] on the host: x of docs/guarantee.md,
+            before mean/std normalisation.
+        spectral_norm: ‖A‖₂ of the map from the client's pixels to ``pixels`` (docs/guarantee.md section 6), or an
+            upper bound of it.
+        grid: Of the tokens.
     """
 
     pixels: Tensor
     spectral_norm: float
-    grid: tuple[int, int]
+    grid: Grid
 
 
 class VisionEncoder(abc.ABC):
     """Vision tower and projector of one model family, without its language model.
 
-    Images of one batch share their shape; images of different shapes (families with dynamic resolution) go in
-    different batches. The adapter is a fixed function: evaluation mode, no dropout, no gradient state.
+    Images of one batch share their shape and grid; others (families with dynamic resolution) go in different batches.
+    The adapter is a fixed function: evaluation mode, no dropout, no gradient state.
 
     Attributes:
         family: The ``model_type`` of the checkpoint, for example ``llava``.
@@ -40,6 +48,7 @@ class VisionEncoder(abc.ABC):
         dtype: Arithmetic of the encoder.
         preprocessing: What is done to a client's image, in JSON values, for those who read a receipt.
         control_tokens: Spellings that the model's tokenizer reads as an image; they are not allowed in plain text.
+        max_images: Most images that the model takes in one request; None for any number.
     """
 
     family: str
@@ -48,6 +57,7 @@ class VisionEncoder(abc.ABC):
     dtype: torch.dtype
     preprocessing: dict[str, Any]
     control_tokens: tuple[str, ...]
+    max_images: int | None = None
 
     @abc.abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
@@ -58,15 +68,28 @@ class VisionEncoder(abc.ABC):
         """Mean/std normalisation and vision tower.
 
         Args:
-            x: ``(B, C, H, W)`` pixels around [0, 1], noise included, on ``device``, float32 or ``dtype``.
+            x: ``(B, C, H, W)`` pixels around [0, 1], noise included, on ``device``, float32 or ``dtype``: whole images,
+                or the tiles of some images one after another.
 
         Returns:
-            ``(B, T, D)`` token features that the projector reads, in ``dtype``.
+            ``(B, T, D)`` token features that the projector reads, in ``dtype``, row by row over the grid.
         """
 
+    def assemble(self, features: Tensor, grid: Grid) -> Tensor:
+        """Tokens of all tiles, ``(…, N, T, D)``, as one sequence ``(…, T'', D)``: the f that is smoothed.
+
+        For families that cut images into tiles. By default the tiles' tokens one after another; tokens that the
+        language model never reads can be left out here.
+        """
+        return features.flatten(-3, -2)
+
     @abc.abstractmethod
-    def project(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Projector: ``(…, T, D)`` features to the ``(…, T', D')`` embeddings that the language model reads."""
+    def project(self, features: Tensor, grid: Grid) -> Tensor:
+        """Projector: ``(…, T, D)`` features to ``(…, T', D')`` embeddings; constants come later, in the payload."""
+
+    def token_grids(self, grid: Grid, stage: Stage) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the rectangles that the tokens of a stage fill, one after another."""
+        return ((grid[0], grid[1]),)
 
     @abc.abstractmethod
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:

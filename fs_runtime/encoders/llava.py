@@ -14,9 +14,20 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.activations import ACT2FN
 from typing_extensions import override
 
-from fs_runtime.encoders.base import PreparedImage, VisionEncoder
+from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
+from fs_runtime.encoders.parts import (
+    channels,
+    checked,
+    frozen,
+    materialise_position_ids,
+    mean_and_std,
+    on_host,
+    processor_config,
+    spelling,
+)
 from fs_runtime.preprocess import ResizeCrop
+from fs_runtime.tiling import Tiling
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 # On disk: `vision_tower.vision_model.…`, with or without a leading `model.`, with or without `vision_model.`.
@@ -64,6 +75,7 @@ class LlavaEncoder(VisionEncoder):
     """
 
     family = "llava"
+    _constant_names: tuple[str, ...] = ()  # vectors of the language model's width that belong to the vision part
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         raw = checkpoint.config()
@@ -72,7 +84,12 @@ class LlavaEncoder(VisionEncoder):
         if vision.model_type not in _TOWERS:
             raise CheckpointError(f"a LLaVA with a {vision.model_type} tower is not supported; use {_TOWERS}")
         self.device, self.dtype = device, dtype
-        self._geometry, mean, std = _read_processor(checkpoint)
+        processor = processor_config(checkpoint)
+        mean, std = mean_and_std(processor)
+        try:
+            self._geometry = self._read_geometry(processor, config)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.source}: {error}") from error
         self.preprocessing = {**dataclasses.asdict(self._geometry), "mean": mean, "std": std}
         side = vision.image_size // vision.patch_size
         self._grid = (side, side)
@@ -90,6 +107,8 @@ class LlavaEncoder(VisionEncoder):
                 vision, dtype=torch.float32, attn_implementation="sdpa"
             )
             projector = _Projector(config, vision.hidden_size * len(self._layers))
+            width = config.text_config.hidden_size
+            constants = nn.ParameterDict({name: torch.empty(width) for name in self._constant_names})
         # The selected hidden states come before this norm, so it is only a cost.
         inner = getattr(tower, "vision_model", tower)
         inner.post_layernorm = nn.Identity()
@@ -103,19 +122,28 @@ class LlavaEncoder(VisionEncoder):
             match = _PROJECTOR_KEY.match(key)
             return match.group(1) if match else None
 
+        def constant_name(key: str) -> str | None:
+            name = key.removeprefix("model.")
+            return name if name in self._constant_names else None
+
         load_weights(tower, checkpoint.tensors(tower_name), "vision tower")
         load_weights(projector, checkpoint.tensors(projector_name), "projector")
-        _materialise_position_ids(tower)
+        load_weights(constants, checkpoint.tensors(constant_name), "vision part")
+        materialise_position_ids(tower)
         self.fingerprint = fingerprint(
-            {"config": raw, "geometry": repr(self._geometry), "mean": mean, "std": std}, inner, projector
+            {"config": raw, "geometry": repr(self._geometry), "mean": mean, "std": std}, inner, projector, constants
         )
-        self._tower = tower.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self._projector = projector.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self._tower = frozen(tower, device, dtype)
+        self._projector = frozen(projector, device, dtype)
+        self._constants = dict(frozen(constants, device, dtype).named_parameters())
+        self._mean, self._std = channels(mean, device), channels(std, device)
         self.tokens = side * side + int(has_class_token) - int(self._drop_class_token)
-        self.embedding_size = int(config.text_config.hidden_size)
-        self.control_tokens = _control_tokens(checkpoint, config)
+        self.embedding_size = int(width)
+        self.control_tokens = (spelling(checkpoint, config.image_token_index, "<image>"),)
+
+    def _read_geometry(self, processor: dict[str, Any], config: PreTrainedConfig) -> ResizeCrop | Tiling:
+        """How images are resized, from the image processor's configuration; ValueError if that is not possible here."""
+        return ResizeCrop.from_processor_config(processor)
 
     @override
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
@@ -135,47 +163,15 @@ class LlavaEncoder(VisionEncoder):
         return features[:, 1:] if self._drop_class_token else features
 
     @override
-    def project(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    def project(self, features: Tensor, grid: Grid) -> Tensor:
         projected: Tensor = self._projector(features.to(self.dtype))
         return projected
 
     @override
+    def token_grids(self, grid: Grid, stage: Stage) -> tuple[tuple[int, int], ...]:
+        picture = (grid[0], grid[1])
+        return (picture,) if self.tokens == grid[0] * grid[1] else ((1, 1), picture)  # the class token comes first
+
+    @override
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
-        expected = (self.tokens, self.embedding_size)
-        if tuple(embeddings.shape) != expected:
-            raise ValueError(f"embeddings have shape {tuple(embeddings.shape)}, the language model needs {expected}")
-        if not bool(torch.isfinite(embeddings).all()):
-            raise ValueError("embeddings hold values that are not finite")
-        return {"image_embeds": embeddings.float().cpu().numpy()}
-
-
-def _read_processor(checkpoint: Checkpoint) -> tuple[ResizeCrop, list[float], list[float]]:
-    """Geometry, mean and standard deviation from the image processor's configuration."""
-    config: dict[str, Any] = checkpoint.json("preprocessor_config.json")
-    if not config:  # transformers 5 may keep it inside the processor's own file
-        config = checkpoint.json("processor_config.json").get("image_processor", {})
-    if not config:
-        raise CheckpointError(f"{checkpoint.source} has no preprocessor_config.json")
-    try:
-        geometry = ResizeCrop.from_processor_config(config)
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.source}: {error}") from error
-    if config.get("do_normalize", True):
-        return geometry, list(config["image_mean"]), list(config["image_std"])
-    return geometry, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
-
-
-def _materialise_position_ids(tower: nn.Module) -> None:
-    """Gives the non-persistent position indices their values: the meta device left them without."""
-    for module in tower.modules():
-        ids = getattr(module, "position_ids", None)
-        if isinstance(ids, Tensor) and ids.is_meta:
-            module.position_ids = torch.arange(ids.shape[-1]).expand(ids.shape)
-
-
-def _control_tokens(checkpoint: Checkpoint, config: PreTrainedConfig) -> tuple[str, ...]:
-    """The spelling of the image token, from ``tokenizer.json``; ``<image>`` if the checkpoint does not say."""
-    for token in checkpoint.json("tokenizer.json").get("added_tokens", []):
-        if token.get("id") == config.image_token_index:
-            return (str(token["content"]),)
-    return ("<image>",)
+        return {"image_embeds": on_host(checked(embeddings, self.tokens, self.embedding_size))}

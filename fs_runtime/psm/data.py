@@ -128,7 +128,10 @@ def reference_pictures(count: int, seed: int = _SEED) -> list[NDArray[np.uint8]]
 
 
 class PreparedPictures(Dataset[Tensor]):
-    """Pictures as the encoder reads them: ``(C, H, W)`` float32 in [0, 1]."""
+    """Pictures as the encoder reads them: ``(C, H, W)`` float32 in [0, 1].
+
+    Of a picture that is cut into tiles one tile is taken: purifier and mapper see tiles one by one.
+    """
 
     def __init__(self, pictures: Pictures, encoder: VisionEncoder) -> None:
         self._pictures = pictures
@@ -140,7 +143,8 @@ class PreparedPictures(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """Reads and prepares a picture."""
-        return self._encoder.prepare(self._pictures[index]).pixels
+        pixels = self._encoder.prepare(self._pictures[index]).pixels
+        return pixels if pixels.dim() == 3 else pixels[index % len(pixels)]
 
 
 @dataclass(frozen=True, slots=True)

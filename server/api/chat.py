@@ -33,6 +33,7 @@ from server.api.schemas import (
 )
 from server.errors import ApiError, invalid
 from server.language_models.base import IMAGE_PART, ChatRequest
+from server.language_models.none import no_language_model
 from server.smoothing import ImageSource
 
 router = APIRouter()
@@ -70,6 +71,8 @@ async def chat_completions(request: Request) -> Response:
     gateway = gateway_of(request)
     chat, body = await read_body(request, ChatCompletionRequest)
     check_model(gateway, chat.model)
+    if gateway.settings.language_model == "none":
+        raise no_language_model()
     body.pop("robustness", None)
     _refuse_fields(body, "")
     sources = _take_images(chat, body, gateway.engine.encoder.control_tokens)

@@ -8,6 +8,7 @@ several shards with an index. Vision and text widths differ, so that confusing t
 import json
 import math
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ VISION_WIDTH = 48
 TEXT_WIDTH = 64
 CONTEXT_LENGTH = 512
 
-SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " \n"
 
 # As in LLaVA 1.5: images first, then the text, in each turn.
@@ -50,7 +51,7 @@ def build_tiny_llava(folder: Path, *, seed: int = 0, with_vision: bool = True) -
     an embeddings-only vLLM accepts; the language model is the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = character_tokenizer()
     config = _config(tokenizer)
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -63,19 +64,20 @@ def build_tiny_llava(folder: Path, *, seed: int = 0, with_vision: bool = True) -
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer(image_tokens: Sequence[str] = ("<image>",)) -> PreTrainedTokenizerFast:
     """One token per printable character: every answer is clean text, however random the model."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
+    special = [*SPECIAL_TOKENS, *image_tokens]
+    vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": image_tokens[0]},
         model_max_length=CONTEXT_LENGTH,
         clean_up_tokenization_spaces=False,
     )
@@ -106,7 +108,7 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         architectures=["LlavaForConditionalGeneration"],
         vision_config=vision,
         text_config=text,
-        image_token_index=SPECIAL_TOKENS.index("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -148,7 +150,7 @@ def _random_weights(config: LlavaConfig, seed: int) -> dict[str, torch.Tensor]:
         model = LlavaForConditionalGeneration(config)
     shapes = {_published_name(name): parameter.shape for name, parameter in model.named_parameters()}
     generator = torch.Generator().manual_seed(seed)
-    return {name: _random_weight(name, shape, generator) for name, shape in sorted(shapes.items())}
+    return {name: random_weight(name, shape, generator) for name, shape in sorted(shapes.items())}
 
 
 def _write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -180,14 +182,14 @@ def _published_name(name: str) -> str:
     raise ValueError(f"unexpected parameter {name}")
 
 
-def _random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Draw a weight large enough that the answer depends on the image: a training run's initial scale would not do."""
     noise = torch.randn(shape, generator=generator)
     if "norm" in name:
         return float(name.endswith("weight")) + 0.1 * noise
     if name.endswith("bias"):
         return 0.1 * noise
-    if "position_embedding" in name or "class_embedding" in name or "embed_tokens" in name:
+    if any(part in name for part in ("position_embedding", "class_embedding", "embed_tokens", "image_newline")):
         return noise
     # The projector's output is to be of the size of the words' embeddings, so that neither drowns the other.
     gain = 3.0 if "lm_head" in name else 1.0 if "multi_modal_projector" in name else 1.4

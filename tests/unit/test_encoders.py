@@ -138,7 +138,8 @@ def test_control_tokens_come_from_the_tokenizer(encoder: VisionEncoder) -> None:
 @pytest.mark.parametrize(
     ("breakage", "message"),
     [
-        ("family", "supported: "),
+        ("family", "Supported: LLaVA-1.5"),
+        ("architecture", "convert it to LlavaForConditionalGeneration"),
         ("missing weight", "lacks 1 weights"),
         ("shape", "has shape"),
         ("layer", "does not exist"),
@@ -150,9 +151,11 @@ def test_control_tokens_come_from_the_tokenizer(encoder: VisionEncoder) -> None:
 def test_unusable_checkpoints_are_refused_with_the_reason(
     tiny_llava: Path, tmp_path: Path, breakage: str, message: str
 ) -> None:
-    changes: dict[str, object] = {"family": {"model_type": "gpt2"}, "layer": {"vision_feature_layer": -9}}.get(
-        breakage, {}
-    )
+    changes: dict[str, object] = {
+        "family": {"model_type": "gpt2"},
+        "layer": {"vision_feature_layer": -9},
+        "architecture": {"architectures": ["LlavaLlamaForCausalLM"]},
+    }.get(breakage, {})
     folder = variant(tiny_llava, tmp_path / "model", **changes)
     if breakage in ("missing weight", "shape"):
         file = next(f for f in folder.glob("*.safetensors") if "multi_modal_projector.linear_1.bias" in load_file(f))

@@ -66,7 +66,7 @@ def test_result_has_what_was_asked(engine: SmoothingEngine, picture: NDArray[np.
     assert isinstance(result.norm_lower, float)
     assert 0 < result.norm_lower < 1
     assert result.payload["image_embeds"].shape == (16, 64)
-    assert result.grid == (4, 4)
+    assert result.token_grids == ((4, 4),)
     by_token = engine.submit(asked(picture, granularity="token")).result(30)
     assert np.shape(by_token.norm_lower) == np.shape(by_token.norm_estimate) == (16,)
 

@@ -41,7 +41,7 @@ def a_result(**changes: Any) -> SmoothingResult:
         spread=None,
         spread_estimate=None,
         spectral_norm=0.5,
-        grid=(2, 3),
+        token_grids=((2, 3),),
         seed=1,
         queue_seconds=0.0,
         smoothing_seconds=0.1,

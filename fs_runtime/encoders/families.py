@@ -1,0 +1,96 @@
+"""The model families that are known, how each is served, and the way from ``config.json`` to one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+LanguageModelKind = Literal["vllm", "embedded"]
+
+_NO_IMAGES = '{"image":0,"video":0}'
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What is known of a model family.
+
+    Attributes:
+        name: As people call it.
+        model_type: As its ``config.json`` says.
+        architectures: As its ``config.json`` and vLLM call the whole model.
+        adapter: ``module:class`` of its vision encoder; None if it is known and not supported.
+        language_models: Where answers can be made from its embeddings; none leaves ``/v1/certify``.
+        vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``.
+        note: What users should know, for example why it is not supported.
+    """
+
+    name: str
+    model_type: str
+    architectures: tuple[str, ...]
+    adapter: str | None = None
+    language_models: tuple[LanguageModelKind, ...] = ()
+    vllm_limit: str = _NO_IMAGES
+    note: str = ""
+
+    @property
+    def served(self) -> str:
+        """How it is served, in words."""
+        if self.adapter is None:
+            return "not supported"
+        if not self.language_models:
+            return "certify only"
+        return " or ".join({"vllm": "vLLM", "embedded": "embedded"}[kind] for kind in self.language_models)
+
+
+_ALL = (
+    Family(
+        "LLaVA-1.5",
+        "llava",
+        ("LlavaForConditionalGeneration",),
+        "fs_runtime.encoders.llava:LlavaEncoder",
+        ("vllm", "embedded"),
+        note="CLIP or SigLIP tower at a fixed resolution",
+    ),
+    Family(
+        "LLaVA-NeXT",
+        "llava_next",
+        ("LlavaNextForConditionalGeneration",),
+        "fs_runtime.encoders.llava_next:LlavaNextEncoder",
+        ("vllm", "embedded"),
+        note="whole image and tiles; LLaVA-1.6",
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
+"""By ``model_type``."""
+
+
+def family_of(config: dict[str, Any]) -> Family | None:
+    """The family of a ``config.json`` by its ``model_type``, or by its ``architectures`` if it has none."""
+    if "model_type" in config:
+        return FAMILIES.get(str(config["model_type"]))
+    named = set(config.get("architectures") or ())
+    return next((family for family in _ALL if named & set(family.architectures)), None)
+
+
+def supported_family(config: dict[str, Any], source: str) -> Family:
+    """The family of a ``config.json``, which has an adapter.
+
+    Raises:
+        ValueError: There is none; the message says why, and lists the families that are supported.
+    """
+    family = family_of(config)
+    architectures = config.get("architectures") or ()
+    if family is None:
+        fault = f"{source} is of family {config.get('model_type')!r}, which is not supported"
+    elif family.adapter is None:
+        fault = f"{source} is of family {family.name}, which is not supported: {family.note}"
+    elif architectures and not set(architectures) & set(family.architectures):
+        fault = (
+            f"{source} is a {family.model_type} whose architecture is {architectures[0]}, which is not supported; "
+            f"convert it to {family.architectures[0]}, or take a checkpoint that is"
+        )
+    else:
+        return family
+    listed = ", ".join(f"{known.name} ({known.model_type})" for known in _ALL if known.adapter is not None)
+    raise ValueError(f"{fault}. Supported: {listed}; `fs-serve models` says how")

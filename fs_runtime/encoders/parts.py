@@ -1,0 +1,78 @@
+"""What adapters share: reading the processor's configuration, finishing modules, checking payloads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError
+
+
+def processor_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The image processor's configuration.
+
+    Raises:
+        CheckpointError: The checkpoint has none.
+    """
+    config = checkpoint.json("preprocessor_config.json")
+    if not config:  # transformers 5 may keep it inside the processor's own file
+        config = checkpoint.json("processor_config.json").get("image_processor", {})
+    if not config:
+        raise CheckpointError(f"{checkpoint.source} has no preprocessor_config.json")
+    return config
+
+
+def mean_and_std(processor: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that pixels are normalised with; 0 and 1 where they are not."""
+    if processor.get("do_normalize", True):
+        return list(processor["image_mean"]), list(processor["image_std"])
+    return [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+
+
+def channels(values: list[float], device: torch.device) -> Tensor:
+    """One value for each channel, to be broadcast over ``(B, C, H, W)``."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def materialise_position_ids(module: nn.Module) -> None:
+    """Gives the non-persistent position indices their values: the meta device left them without."""
+    for inner in module.modules():
+        ids = getattr(inner, "position_ids", None)
+        if isinstance(ids, Tensor) and ids.is_meta:
+            inner.position_ids = torch.arange(ids.shape[-1]).expand(ids.shape)
+
+
+def frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module as adapters use it: in place, in evaluation mode, without gradients for its weights."""
+    return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def spelling(checkpoint: Checkpoint, token: int, otherwise: str) -> str:
+    """How the tokenizer spells a special token, from ``tokenizer.json``."""
+    for added in checkpoint.json("tokenizer.json").get("added_tokens", []):
+        if added.get("id") == token:
+            return str(added["content"])
+    return otherwise
+
+
+def checked(embeddings: Tensor, tokens: int, width: int) -> Tensor:
+    """The ``(tokens, width)`` embeddings in float32, if they are what the language model expects.
+
+    Raises:
+        ValueError: The shape is another, or a value is not finite. Such a payload can stop vLLM.
+    """
+    if tuple(embeddings.shape) != (tokens, width):
+        raise ValueError(f"embeddings have shape {tuple(embeddings.shape)}, the language model needs {(tokens, width)}")
+    if not bool(torch.isfinite(embeddings).all()):
+        raise ValueError("embeddings hold values that are not finite")
+    return embeddings.float()
+
+
+def on_host(tensor: Tensor) -> NDArray[np.generic]:
+    """The tensor as a host array."""
+    array: NDArray[np.generic] = tensor.cpu().numpy()
+    return array

@@ -1,0 +1,111 @@
+"""A test entry of a model family, and what the builders of tiny checkpoints share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..tiny_llava import CONTEXT_LENGTH, TEXT_WIDTH, character_tokenizer, random_weight
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+NEAREST = 0
+"""Resampling of the tiny checkpoints that serve parity: 8-bit processors then round nothing, so that their rounding is
+not what differs. How well the real filters agree is tested beside the adapters."""
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """What the tests of families need to know about one.
+
+    Attributes:
+        model_type: Its name in the registry.
+        build: Writes the tiny checkpoint into a folder, in the layout of the published ones.
+        sizes: Heights and widths of pictures to ask about, of several aspect ratios and grids; the first two are also
+            asked about in one request.
+        reference: The class of transformers that has the whole model.
+        vllm: Further arguments for vLLM.
+        several: Whether the family takes several images in one request.
+    """
+
+    model_type: str
+    build: Callable[[Path], None]
+    sizes: tuple[tuple[int, int], ...]
+    reference: type[PreTrainedModel]
+    vllm: tuple[str, ...] = ()
+    several: bool = True
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> LlamaConfig:
+    """A language model whose heads are 32 wide: vLLM's CPU attention knows only some widths."""
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 2 * TEXT_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return LlamaConfig(**sizes | changes)
+
+
+def tiny_tokenizer(*image_tokens: str) -> PreTrainedTokenizerFast:
+    """A token for each character, and the family's special ones; the first is the image token."""
+    return character_tokenizer(image_tokens)
+
+
+def write_checkpoint(
+    folder: Path,
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    chat_template: str,
+    published: Sequence[tuple[str, str]],
+    files: dict[str, Any],
+    seed: int = 0,
+) -> None:
+    """Writes a checkpoint with random weights that transformers and vLLM load.
+
+    Args:
+        folder: Where to; it is made.
+        config: Of the whole model.
+        model_class: What transformers makes of it; only shapes and names of its parameters are taken.
+        tokenizer: Of the language model.
+        chat_template: Jinja source.
+        published: Pairs of prefixes: of parameter names in transformers, and of the same in published checkpoints. The
+            first that fits is taken.
+        files: Contents of JSON files, by name.
+        seed: Of the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config.architectures = [model_class.__name__]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(chat_template)
+    for name, contents in files.items():
+        (folder / name).write_text(json.dumps(contents, indent=2))
+    with torch.device("meta"):
+        model = model_class(config)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    shapes = {_renamed(name, published): p.shape for name, p in model.named_parameters() if name not in tied}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: random_weight(name, shape, generator) for name, shape in sorted(shapes.items())}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _renamed(name: str, published: Sequence[tuple[str, str]]) -> str:
+    for ours, theirs in published:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise ValueError(f"unexpected parameter {name}")
