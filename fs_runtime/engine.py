@@ -24,6 +24,7 @@ from fs_runtime.smoothing import ENCODER_FEATURES, FeatureMap, InnerProducts, Sm
 Granularity = Literal["image", "token"]
 Ending = Literal["samples", "reached", "out_of_reach"]
 
+_HEARTBEAT_SECONDS = 1.0
 MAX_CONFIDENCE = 1 - 1e-9  # beyond it 1 - α, divided over tokens, is no longer exact in double precision
 
 
@@ -227,6 +228,7 @@ class SmoothingEngine:
         self._closed = False
         self._turn = 0
         self.last_batch_fill = 0.0
+        self._heartbeat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="smoothing", daemon=True)
         self._thread.start()
 
@@ -244,6 +246,11 @@ class SmoothingEngine:
     def alive(self) -> bool:
         """Whether the thread that runs the passes is running."""
         return self._thread.is_alive()
+
+    @property
+    def seconds_since_heartbeat(self) -> float:
+        """How long the thread has been busy with one batch; it gives a sign of life at least once a second else."""
+        return time.monotonic() - self._heartbeat
 
     @property
     def queued_samples(self) -> int:
@@ -326,8 +333,10 @@ class SmoothingEngine:
     def _wait_for_batch(self) -> list[tuple[_Job, int]] | None:
         """The next batch, perhaps empty; None once the engine is closed."""
         with self._changed:
+            self._heartbeat = time.monotonic()
             while not self._jobs and not self._closed:
-                self._changed.wait()
+                self._changed.wait(_HEARTBEAT_SECONDS)
+                self._heartbeat = time.monotonic()
             if self._closed:
                 return None
             self._jobs = [job for job in self._jobs if not job.future.cancelled()]

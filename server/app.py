@@ -18,10 +18,12 @@ from fs_runtime.receipts import read_signing_key
 from fs_runtime.reference import reference_model_path
 from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
+from server.drain import Drain, DrainMiddleware
 from server.errors import install_handlers
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
 from server.language_models.none import NoLanguageModel
+from server.language_models.upstreams import Upstreams
 from server.language_models.vllm import VllmLanguageModel
 from server.metrics import Metrics
 from server.middleware import AccessMiddleware, BodyLimitMiddleware, RequestIdMiddleware
@@ -61,12 +63,12 @@ def build_engine(settings: Settings) -> SmoothingEngine:
     return engine
 
 
-def build_language_model(settings: Settings) -> LanguageModel:
-    """Loads the embedded language model, or makes the client of the vLLM server."""
+def build_language_model(settings: Settings, metrics: Metrics) -> LanguageModel:
+    """Loads the embedded language model, or makes the client of the vLLM servers."""
     if settings.language_model == "none":
         return NoLanguageModel()
     if settings.language_model == "vllm":
-        return VllmLanguageModel(settings, settings.model_name)
+        return VllmLanguageModel(Upstreams(settings, metrics.upstreams), settings.model_name)
     device = resolve_device(settings.device)
     model = EmbeddedModel(
         checkpoint_of(settings),
@@ -85,12 +87,14 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
         engine: A running engine to share, which the caller closes; None loads one at start and closes it at the end.
     """
     metrics = Metrics()
+    drain = Drain()
     receipt_key = read_signing_key(settings.receipt_key) if settings.receipt_key else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
-        language_model = await asyncio.to_thread(build_language_model, settings)
+        language_model = await asyncio.to_thread(build_language_model, settings, metrics)
+        await language_model.start()
         app.state.gateway = Gateway(
             settings=settings,
             engine=running,
@@ -99,6 +103,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
             metrics=metrics,
             started=int(time.time()),
             receipt_key=receipt_key,
+            drain=drain,
         )
         try:
             yield
@@ -116,6 +121,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
         docs_url=None,
         redoc_url=None,
     )
+    app.state.drain = drain
     for module in (chat, certify, operations):
         app.include_router(module.router)
     install_handlers(app)
@@ -123,4 +129,5 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(AccessMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(DrainMiddleware, drain=drain)
     return app

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fs_runtime import __version__
 from fs_runtime.cli import JsonOption, ModelOption, add_commands
+from server.log_output import open_missing_streams
 
 app = typer.Typer(
     name="fs-serve",
@@ -157,6 +158,7 @@ def _show(answer: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    open_missing_streams()
     add_commands(app)
     try:
         app(prog_name="fs-serve")

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from fs_runtime import __version__
 from fs_runtime.robustness import ImageRobustness
+from server.upstream_metrics import UpstreamMetrics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 # Denser towards 1, where certificates live.
@@ -76,6 +77,7 @@ class Metrics:
         self.upstream_errors = Counter(
             "fs_language_model_errors", "Failures of the language model, by code.", ["code"], registry=self.registry
         )
+        self.upstreams = UpstreamMetrics(self.registry)
         Info("fs_build", "Version of the gateway.", registry=self.registry).info({"version": __version__})
 
     def observe_image(self, image: ImageRobustness) -> None:

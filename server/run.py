@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import os
 import signal
 import socket
 import sys
+from contextlib import suppress
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -13,13 +18,20 @@ import uvicorn
 from fs_runtime.encoders import CheckpointError
 from fs_runtime.reference import example_images
 from server.app import build_engine, create_app
+from server.drain import Drain
+from server.log_output import STANDARD_ERROR, LogOutput
 from server.settings import Settings
+
+log = structlog.get_logger("server")
+
+_STANDARD_OUTPUT = 1
+_TIME_FOR_LAST_WORDS = 5  # seconds for the errors that end what was not finished in time
 
 
 def configure_logging(settings: Settings) -> None:
     """JSON lines on standard error, the request id in each; readable lines on a terminal."""
     level = getattr(logging, settings.log_level.upper())
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    renderer = structlog.dev.ConsoleRenderer() if os.isatty(STANDARD_ERROR) else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -32,7 +44,7 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler()
+    handler = LogOutput()
     processors: list[structlog.types.Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.format_exc_info,
@@ -50,17 +62,44 @@ def configure_logging(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which greets once it listens."""
+    """uvicorn's server, which greets once it listens, and stops without losing requests.
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    At SIGTERM readiness goes down first, and requests are still taken for ``drain_lead`` seconds; at SIGINT, from a
+    person at a terminal, they are not. Then it stops listening, what is under way has ``drain_timeout`` seconds, and
+    what is left gets an error. A second signal ends the process at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, drain: Drain) -> None:
         super().__init__(config)
         self._settings = settings
+        self._drain = drain
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and self.servers:
             port = self.servers[0].sockets[0].getsockname()[1]
-            print(greeting(self._settings, port), flush=True)
+            # That nobody can read it is no reason not to serve. Python's own buffer would fail again at the end.
+            with suppress(OSError):
+                os.write(_STANDARD_OUTPUT, greeting(self._settings, port).encode())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by Python between two instructions of the main thread."""
+        if self._drain.begun or self._loop is None:
+            os._exit(128 + sig)
+        self._drain.begin()
+        lead = self._settings.drain_lead if sig == signal.SIGTERM else 0.0
+        self._loop.call_soon_threadsafe(self._stop_after, lead)
+
+    def _stop_after(self, lead: float) -> None:
+        log.info("stopping", lead_seconds=lead, seconds_to_finish=self._settings.drain_timeout)
+        loop = asyncio.get_running_loop()
+        loop.call_later(lead, self._stop_listening)
+        loop.call_later(lead + self._settings.drain_timeout, self._drain.finish)
+
+    def _stop_listening(self) -> None:
+        self.should_exit = True
 
 
 def greeting(settings: Settings, port: int) -> str:
@@ -88,19 +127,16 @@ def run(settings: Settings) -> int:
         print(f"cannot load the model: {error}", file=sys.stderr)
         return 2
     try:
+        app = create_app(settings, engine)
         config = uvicorn.Config(
-            create_app(settings, engine),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,
             server_header=False,
-            timeout_graceful_shutdown=30,
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout) + _TIME_FOR_LAST_WORDS,
         )
-        server = _Server(config, settings)
-        # uvicorn stops gracefully on these signals and raises them again when it is done; by then they have had
-        # their effect, and what is left is to close the engine and to leave with status 0.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+        server = _Server(config, settings, app.state.drain)
         server.run()
     finally:
         engine.close()

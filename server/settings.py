@@ -67,15 +67,61 @@ class Settings(BaseSettings):
     vllm_url: AnyHttpUrl = Field(
         AnyHttpUrl("http://127.0.0.1:8001"), description="Address of the vLLM server; keep it on an internal network."
     )
+    vllm_urls: Annotated[list[AnyHttpUrl], NoDecode] = Field(
+        [],
+        description="Addresses of several vLLM servers that serve the same model, separated by commas; instead of "
+        "vllm_url.",
+    )
     vllm_model: str | None = Field(
-        None, description="Name of the model at vLLM; by default the first one that it serves."
+        None, description="Name of the model at vLLM; by default the first one that each server lists."
     )
     vllm_api_key: SecretStr | None = Field(None, description="Key that the gateway sends to vLLM, if vLLM wants one.")
     vllm_connect_timeout: float = Field(
-        5.0, gt=0, description="Seconds to reach vLLM before a request is answered 503."
+        5.0, gt=0, description="Seconds to reach a vLLM server before another one is tried."
     )
-    vllm_read_timeout: float = Field(
-        120.0, gt=0, description="Seconds without a byte from vLLM before a request is answered 504."
+    vllm_first_token_timeout: float = Field(
+        60.0, gt=0, description="Seconds to the first token of a stream before another server is tried."
+    )
+    vllm_next_token_timeout: float = Field(
+        30.0, gt=0, description="Seconds between two tokens of a stream before it is ended with an error."
+    )
+    vllm_total_timeout: float = Field(
+        600.0, gt=0, description="Seconds that an answer of vLLM may take in all, retries included."
+    )
+    vllm_max_in_flight: int = Field(
+        256, ge=1, description="Most requests at one vLLM server at once; what it can run in one batch (max-num-seqs)."
+    )
+    vllm_max_wait: float = Field(
+        5.0, gt=0, description="Seconds that a request may wait for a free vLLM server before it is answered 429."
+    )
+    vllm_retries: int = Field(
+        1, ge=0, description="How often a request is sent again when a vLLM server fails before the first token."
+    )
+    vllm_health_interval: float = Field(
+        2.0, gt=0, description="Seconds between health checks of a vLLM server: how soon a lost one is noticed."
+    )
+    vllm_health_timeout: float = Field(
+        2.0, gt=0, description="Seconds that a vLLM server has to answer a health check; two late ones in a row count."
+    )
+    max_waiting: int = Field(
+        256, ge=0, description="Most requests that may wait for the language model; above it they are answered 429."
+    )
+    client_write_timeout: float = Field(
+        60.0, gt=0, description="Seconds for which a client may take nothing of a stream before it is cut off."
+    )
+    stall_timeout: float = Field(
+        120.0, gt=0, description="Seconds without a sign of life from the smoothing thread before /livez fails."
+    )
+    drain_lead: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds from SIGTERM, when /readyz turns 503, to the end of listening: the time that load "
+        "balancers need to notice.",
+    )
+    drain_timeout: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds after that for what is under way, before it is ended with an error.",
     )
     max_new_tokens: int = Field(
         256, ge=1, description="Length of an answer of the embedded language model when the request does not say."
@@ -145,11 +191,19 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
-        keys = values.get("api_keys")
-        if isinstance(keys, str):
-            values = {**values, "api_keys": [key.strip() for key in keys.split(",") if key.strip()]}
+    def _split_lists(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in ("api_keys", "vllm_urls"):
+            if isinstance(text := values.get(name), str):
+                values = {**values, name: [part.strip() for part in text.split(",") if part.strip()]}
         return values
+
+    @model_validator(mode="after")
+    def _one_list_of_servers(self) -> Settings:
+        if self.vllm_urls and "vllm_url" in self.model_fields_set:
+            raise ValueError("give vllm_url for one vLLM server or vllm_urls for several, not both")
+        if len(set(self.vllm_addresses)) < len(self.vllm_addresses):
+            raise ValueError("vllm_urls names a server twice")
+        return self
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Settings:
@@ -165,6 +219,11 @@ class Settings(BaseSettings):
         if path is not None:
             read_signing_key(path)  # a wrong file is found at start, not by the first client
         return path
+
+    @property
+    def vllm_addresses(self) -> list[str]:
+        """Addresses of the vLLM servers, without a slash at the end."""
+        return [str(url).rstrip("/") for url in self.vllm_urls or [self.vllm_url]]
 
     @property
     def model_name(self) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from server.api.dependencies import (
     ClientGoneError,
@@ -22,6 +22,7 @@ from server.api.dependencies import (
     request_id_of,
     while_connected,
 )
+from server.api.event_stream import EventStream
 from server.api.schemas import (
     REFUSED_FIELDS,
     TEXT_PART_FIELDS,
@@ -33,7 +34,6 @@ from server.api.schemas import (
 )
 from server.errors import ApiError, invalid
 from server.language_models.base import IMAGE_PART, ChatRequest
-from server.language_models.none import no_language_model
 from server.smoothing import ImageSource
 
 router = APIRouter()
@@ -71,18 +71,17 @@ async def chat_completions(request: Request) -> Response:
     gateway = gateway_of(request)
     chat, body = await read_body(request, ChatCompletionRequest)
     check_model(gateway, chat.model)
-    if gateway.settings.language_model == "none":
-        raise no_language_model()
     body.pop("robustness", None)
     _refuse_fields(body, "")
     sources = _take_images(chat, body, gateway.engine.encoder.control_tokens)
     try:
+        await gateway.language_model.admit()
         smoothing = gateway.smoothing.run(sources, chat.robustness, request_id_of(request))
         payloads, robustness = await while_connected(request, smoothing)
         language_request = ChatRequest(body, payloads, request_id_of(request))
         headers = _headers(robustness)
         if chat.stream:
-            return await _start_stream(gateway, language_request, robustness, headers)
+            return await _start_stream(request, language_request, robustness, headers)
         start = time.perf_counter()
         answer = await while_connected(request, gateway.language_model.complete(language_request))
     except ClientGoneError:
@@ -96,21 +95,22 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def _start_stream(
-    gateway: Gateway, request: ChatRequest, robustness: Robustness, headers: dict[str, str]
-) -> StreamingResponse:
+    request: Request, language_request: ChatRequest, robustness: Robustness, headers: dict[str, str]
+) -> EventStream:
     """Waits for the first chunk, so that an early failure is still an ordinary error answer."""
+    gateway = gateway_of(request)
     start = time.perf_counter()
-    chunks = gateway.language_model.stream(request)
+    chunks = gateway.language_model.stream(language_request)
     try:
-        first = await anext(chunks)
+        first = await while_connected(request, anext(chunks))
     except StopAsyncIteration:
         raise ApiError(502, "the language model sent no answer; try again", code="language_model_broken_off") from None
     gateway.metrics.stage_seconds.labels(stage="first_token").observe(time.perf_counter() - start)
 
-    async def stream() -> AsyncIterator[str]:
+    async def events() -> AsyncGenerator[str, None]:
         async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
             try:
-                async for chunk in _with_robustness(first, chunks, robustness):
+                async for chunk in _with_robustness(first, _while_open(gateway, chunks), robustness):
                     yield _event(chunk)
             except ApiError as error:
                 _count_upstream(gateway, error)
@@ -123,8 +123,18 @@ async def _start_stream(
             yield "data: [DONE]\n\n"
         gateway.metrics.stage_seconds.labels(stage="language_model").observe(time.perf_counter() - start)
 
-    headers = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
+    return EventStream(events(), headers, gateway.settings.client_write_timeout)
+
+
+async def _while_open(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    """The chunks, until the gateway has no more time to finish."""
+    while True:
+        try:
+            async with gateway.drain.limit():
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        yield chunk
 
 
 async def _with_robustness(

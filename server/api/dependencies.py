@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.receipts import SigningKey
+from server.drain import Drain
 from server.errors import ApiError, from_validation, invalid
 from server.language_models.base import LanguageModel
 from server.metrics import Metrics
@@ -36,6 +37,7 @@ class Gateway:
     metrics: Metrics
     started: int
     receipt_key: SigningKey | None
+    drain: Drain
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -94,7 +96,8 @@ async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any
     Raises:
         ApiError: 400, naming the field at fault.
     """
-    raw = await request.body()
+    async with gateway_of(request).drain.limit():
+        raw = await request.body()
 
     def parse() -> tuple[M, dict[str, Any]]:  # off the event loop: bodies can have megabytes
         try:
@@ -120,15 +123,17 @@ class ClientGoneError(Exception):
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Awaits ``work``, and cancels it when the client leaves.
+    """Awaits ``work``, and cancels it when the client leaves or the time to finish what is under way is over.
 
     Raises:
         ClientGoneError: The client left first.
+        ApiError: 503, the gateway stops.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        async with gateway_of(request).drain.limit():
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGoneError
         return task.result()

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from server.api.dependencies import check_key, gateway_of
+from server.api.dependencies import Gateway, check_key, gateway_of
 from server.api.schemas import ErrorBody, Model, ModelList, ReceiptKey
 from server.errors import ApiError
 
@@ -43,18 +43,26 @@ async def receipt_key(request: Request) -> ReceiptKey:
 
 @router.get("/livez", summary="Whether the process works; restart it if not.")
 async def livez(request: Request) -> Response:
-    """200 while the thread that runs the smoothing passes is alive, else 503."""
-    alive = gateway_of(request).engine.alive
-    return JSONResponse({"live": alive}, status_code=200 if alive else 503)
+    """200 while the thread that runs the smoothing passes shows signs of life, else 503."""
+    live = _engine_lives(gateway_of(request))
+    return JSONResponse({"live": live}, status_code=200 if live else 503)
 
 
-@router.get("/readyz", summary="Whether requests can be answered now.")
+@router.get("/readyz", summary="Whether further requests should be sent here now.")
 async def readyz(request: Request) -> Response:
-    """200 when the engine is warm and the language model answers its health check, else 503."""
+    """200 when the engine is warm, a language model is healthy and the gateway is not about to stop, else 503."""
     gateway = gateway_of(request)
-    parts = {"engine": gateway.engine.alive, "language_model": await gateway.language_model.ready()}
+    parts = {
+        "engine": _engine_lives(gateway),
+        "language_model": await gateway.language_model.ready(),
+        "staying": not gateway.drain.begun,
+    }
     ready = all(parts.values())
     return JSONResponse({"ready": ready, **parts}, status_code=200 if ready else 503)
+
+
+def _engine_lives(gateway: Gateway) -> bool:
+    return gateway.engine.alive and gateway.engine.seconds_since_heartbeat <= gateway.settings.stall_timeout
 
 
 @router.get("/metrics", summary="Prometheus metrics.")

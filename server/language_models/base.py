@@ -35,6 +35,18 @@ class LanguageModel(Protocol):
     Both ways of asking raise :class:`server.errors.ApiError` for what the caller or the language model did wrong.
     """
 
+    async def start(self) -> None:
+        """Begins what runs in the background; on the event loop that will also serve requests."""
+        ...
+
+    async def admit(self) -> None:
+        """Returns if one more request can be taken; asked before anything is spent on it.
+
+        Raises:
+            ApiError: 429 while too many wait, 503 while there is no language model.
+        """
+        ...
+
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """The whole answer, as an OpenAI chat completion."""
         ...

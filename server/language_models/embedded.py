@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fs_runtime.embedded import EmbeddedModel, Generation, Piece, Prompt, PromptError
-from server.errors import from_validation, invalid
+from server.errors import ApiError, from_validation, invalid
 from server.language_models.base import IMAGE_PART, ChatRequest
 from server.settings import Settings
 
@@ -65,7 +65,22 @@ class EmbeddedLanguageModel:
         self._model = model
         self._model_name = model_name
         self._default_length = settings.max_new_tokens
+        self._most_answers = 1 + settings.max_waiting
+        self._answers = 0  # under way, or waiting for the thread
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="language-model")
+
+    async def start(self) -> None:
+        """Nothing to do: it was loaded at start."""
+
+    async def admit(self) -> None:
+        """See :class:`LanguageModel`."""
+        if self._answers >= self._most_answers:
+            raise ApiError(
+                429,
+                "the language model has as many answers to make as may wait for it; try again later",
+                code="overloaded",
+                headers={"retry-after": "1"},
+            )
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """See :class:`LanguageModel`."""
@@ -112,6 +127,7 @@ class EmbeddedLanguageModel:
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
     async def _prepare(self, request: ChatRequest) -> tuple[Prompt, Generation]:
+        await self.admit()  # once more: smoothing took its time
         body = {key: value for key, value in request.body.items() if key not in ("model", "messages")}
         try:
             options = _Options.model_validate(body).generation(self._default_length)
@@ -136,10 +152,12 @@ class EmbeddedLanguageModel:
         """Pieces as they are made; leaving the loop stops the model."""
         cancelled = threading.Event()
         pieces = self._model.generate(prompt, options, cancelled)
+        self._answers += 1
         try:
             while (piece := await self._on_thread(lambda: next(pieces, None))) is not None:
                 yield piece
         finally:
+            self._answers -= 1
             cancelled.set()
 
     async def _on_thread(self, call: Callable[[], T]) -> T:

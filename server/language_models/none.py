@@ -22,6 +22,13 @@ def no_language_model() -> ApiError:
 class NoLanguageModel:
     """Stands where a language model would."""
 
+    async def start(self) -> None:
+        """Nothing runs."""
+
+    async def admit(self) -> None:
+        """Raises, always."""
+        raise no_language_model()
+
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """Raises, always."""
         raise no_language_model()

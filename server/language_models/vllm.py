@@ -1,20 +1,21 @@
-"""A vLLM server over HTTP. It reads embeddings only, so no image reaches it unsmoothed."""
+"""vLLM over HTTP. It reads embeddings only, so no image reaches it unsmoothed."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ApiError
 from server.language_models.base import IMAGE_PART, ChatRequest, ImagePayload
-from server.settings import Settings
+from server.language_models.exchange import ExchangeError
+from server.language_models.retries import Outcome
+from server.language_models.upstreams import Upstreams
 
 
 def _npy(array: NDArray[np.generic]) -> str:
@@ -48,166 +49,55 @@ def vllm_body(request: ChatRequest, model: str) -> dict[str, Any]:
     return {**request.body, "model": model, "messages": messages}
 
 
-def events(lines: Iterable[str]) -> list[str]:
-    """The data of the server-sent events in ``lines``."""
-    return [line[5:].strip() for line in lines if line.startswith("data:")]
+def _encode(request: ChatRequest, model: str) -> bytes:
+    return json.dumps(vllm_body(request, model), separators=(",", ":")).encode("ascii")
 
 
 class VllmLanguageModel:
-    """Client of one vLLM server.
+    """Answers by a pool of vLLM servers.
 
     Args:
-        settings: Address, key and timeouts.
+        upstreams: The pool.
         model_name: Name under which answers leave the gateway.
     """
 
-    def __init__(self, settings: Settings, model_name: str) -> None:
-        headers = {}
-        if settings.vllm_api_key is not None:
-            headers["authorization"] = f"Bearer {settings.vllm_api_key.get_secret_value()}"
-        self._client = httpx.AsyncClient(
-            base_url=str(settings.vllm_url),
-            headers=headers,
-            timeout=httpx.Timeout(settings.vllm_read_timeout, connect=settings.vllm_connect_timeout),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            trust_env=False,
-        )
-        self._read_timeout = settings.vllm_read_timeout
-        self._model = settings.vllm_model
+    def __init__(self, upstreams: Upstreams, model_name: str) -> None:
+        self._upstreams = upstreams
         self._model_name = model_name
+
+    async def start(self) -> None:
+        """See :class:`LanguageModel`."""
+        await self._upstreams.start()
+
+    async def admit(self) -> None:
+        """See :class:`LanguageModel`."""
+        await self._upstreams.admit()
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """See :class:`LanguageModel`."""
-        response = await self._send(request)
-        try:
-            await response.aread()
-            answer = response.json()
-            if not isinstance(answer, dict):
-                raise ValueError("not an object")
-        except httpx.TimeoutException as error:
-            raise self._timed_out() from error
-        except (httpx.HTTPError, ValueError) as error:
-            raise _broken_off() from error
-        finally:
-            await response.aclose()
-        answer["model"] = self._model_name
-        return answer
+        exchange = await self._upstreams.open(partial(_encode, request), request.request_id, streamed=False)
+        await self._upstreams.end(exchange, Outcome.ANSWERED)
+        return {**exchange.first, "model": self._model_name}
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """See :class:`LanguageModel`."""
-        response = await self._send(request)
+        exchange = await self._upstreams.open(partial(_encode, request), request.request_id, streamed=True)
+        outcome = Outcome.WITHDRAWN  # unless something else is known: whoever reads may stop at any event
         try:
-            async for line in response.aiter_lines():
-                for data in events([line]):
-                    if data == "[DONE]":
-                        return
-                    chunk = json.loads(data)
-                    if "error" in chunk:
-                        raise _upstream_error(chunk, 502)
-                    yield {**chunk, "model": self._model_name}
-            raise _broken_off()  # the stream ended without [DONE]
-        except httpx.TimeoutException as error:
-            raise self._timed_out() from error
-        except (httpx.HTTPError, ValueError) as error:
-            raise _broken_off() from error
+            yield {**exchange.first, "model": self._model_name}
+            async for event in exchange.rest():
+                yield {**event, "model": self._model_name}
+            outcome = Outcome.ANSWERED
+        except ExchangeError as error:
+            outcome = error.outcome
+            raise error.answer from error
         finally:
-            await response.aclose()
+            await self._upstreams.end(exchange, outcome)
 
     async def ready(self) -> bool:
-        """Whether vLLM's health check answers."""
-        try:
-            response = await self._client.get("/health", timeout=2.0)
-        except httpx.HTTPError:
-            return False
-        return response.status_code == httpx.codes.OK
+        """See :class:`LanguageModel`."""
+        return await self._upstreams.ready()
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
-
-    async def _send(self, request: ChatRequest) -> httpx.Response:
-        """Sends the request and returns the answer with its body unread."""
-        try:
-            body = vllm_body(request, await self._upstream_model())
-            response = await self._post(body, request.request_id)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _unavailable() from error
-        except httpx.TimeoutException as error:
-            raise self._timed_out() from error
-        except httpx.HTTPError as error:
-            raise _broken_off() from error
-        if response.status_code != httpx.codes.OK:
-            try:
-                await response.aread()
-                contents = response.json()
-            except (httpx.HTTPError, ValueError):
-                contents = {}
-            finally:
-                await response.aclose()
-            raise _upstream_error(contents, response.status_code)
-        return response
-
-    async def _post(self, body: dict[str, Any], request_id: str) -> httpx.Response:
-        """Posts, once more if a kept connection turns out to be closed: vLLM closes some without notice."""
-        for last in (False, True):
-            request = self._client.build_request(
-                "POST", "/v1/chat/completions", json=body, headers={"x-request-id": request_id}
-            )
-            try:
-                return await self._client.send(request, stream=True)
-            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                if last:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _upstream_model(self) -> str:
-        """vLLM's name of the model, asked once."""
-        if self._model is None:
-            response = await self._client.get("/v1/models")
-            if response.status_code != httpx.codes.OK:
-                raise _upstream_error({}, response.status_code)
-            self._model = str(response.json()["data"][0]["id"])
-        return self._model
-
-    def _timed_out(self) -> ApiError:
-        return ApiError(
-            504,
-            f"the language model sent nothing for {self._read_timeout:g} s; try again, or ask for fewer tokens",
-            code="language_model_timeout",
-        )
-
-
-def _unavailable() -> ApiError:
-    return ApiError(
-        503,
-        "the language model server cannot be reached; try again later",
-        code="language_model_unavailable",
-        headers={"retry-after": "5"},
-    )
-
-
-def _broken_off() -> ApiError:
-    return ApiError(502, "the language model server broke off its answer; try again", code="language_model_broken_off")
-
-
-def _upstream_error(contents: Any, status: int) -> ApiError:
-    """vLLM's error as ours: what the caller did wrong keeps its status and words, the rest is a 502."""
-    inner = contents.get("error", contents) if isinstance(contents, dict) else {}
-    if not isinstance(inner, dict):
-        inner = {}
-    message = inner.get("message")
-    if status in (400, 404, 413, 422) and isinstance(message, str):
-        return ApiError(
-            413 if status == 413 else 400,
-            f"the language model refused the request: {message}",
-            code="language_model_refused",
-            param=inner.get("param") if isinstance(inner.get("param"), str) else None,
-        )
-    if status in (429, 503):
-        return ApiError(
-            503,
-            "the language model server is overloaded; try again later",
-            code="language_model_unavailable",
-            headers={"retry-after": "5"},
-        )
-    return ApiError(502, "the language model server failed; try again", code="language_model_failed")
+        """See :class:`LanguageModel`."""
+        await self._upstreams.close()

@@ -1,0 +1,47 @@
+"""Server-sent events to a client that may be slow, or gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import structlog
+from fastapi.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+log = structlog.get_logger("server.stream")
+
+
+class EventStream(StreamingResponse):
+    """Sends what ``events`` yields, no faster than the client reads; in every case ``events`` is closed in the end.
+
+    Args:
+        events: Events in their form on the wire.
+        headers: Of the answer.
+        write_timeout: Seconds for which the client may take nothing before it is cut off: nobody is there, or nobody
+            who reads.
+    """
+
+    def __init__(self, events: AsyncGenerator[str, None], headers: dict[str, str], write_timeout: float) -> None:
+        super().__init__(
+            events,
+            media_type="text/event-stream",
+            headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+        self._events = events
+        self._write_timeout = write_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._write_timeout):
+                await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_in_time)
+        except TimeoutError:
+            # Returning with the answer incomplete makes the server close the connection.
+            log.warning("client cut off: it took nothing of its stream in time")
+        finally:
+            await self._events.aclose()
