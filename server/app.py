@@ -16,8 +16,10 @@ from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
 from fs_runtime.receipts import read_signing_key
 from fs_runtime.reference import reference_model_path
+from server.access.directory import AccessDirectory
 from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
+from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
 from server.errors import install_handlers
 from server.language_models.base import LanguageModel
@@ -25,6 +27,8 @@ from server.language_models.embedded import EmbeddedLanguageModel
 from server.language_models.none import NoLanguageModel
 from server.language_models.upstreams import Upstreams
 from server.language_models.vllm import VllmLanguageModel
+from server.limits.limiter import RateLimiter
+from server.limits.middleware import LimitHeadersMiddleware
 from server.metrics import Metrics
 from server.middleware import AccessMiddleware, BodyLimitMiddleware, RequestIdMiddleware
 from server.settings import Settings
@@ -89,6 +93,9 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
     metrics = Metrics()
     drain = Drain()
     receipt_key = read_signing_key(settings.receipt_key) if settings.receipt_key else None
+    access = AccessDirectory(settings, metrics)
+    limiter = RateLimiter(settings.limits_redis_url.get_secret_value() if settings.limits_redis_url else None, metrics)
+    audit = AuditLog(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,18 +104,24 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
         await language_model.start()
         app.state.gateway = Gateway(
             settings=settings,
+            access=access,
+            limiter=limiter,
             engine=running,
             language_model=language_model,
-            smoothing=SmoothingService(settings, running, metrics, receipt_key),
+            smoothing=SmoothingService(settings, running, metrics, limiter, audit, receipt_key),
             metrics=metrics,
             started=int(time.time()),
             receipt_key=receipt_key,
             drain=drain,
         )
+        watch = asyncio.create_task(access.watch())
         try:
             yield
         finally:
+            watch.cancel()
             await language_model.close()
+            await limiter.close()
+            await audit.close()
             if engine is None:
                 await asyncio.to_thread(running.close)
 
@@ -127,6 +140,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
     install_handlers(app)
     # The last one added sees a request first.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(LimitHeadersMiddleware)
     app.add_middleware(AccessMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(DrainMiddleware, drain=drain)

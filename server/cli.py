@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fs_runtime import __version__
 from fs_runtime.cli import JsonOption, ModelOption, add_commands
+from server.access.cli import api_key
 from server.log_output import open_missing_streams
 
 app = typer.Typer(
@@ -132,7 +133,7 @@ async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model
     from server.run import configure_logging
     from server.settings import Settings
 
-    settings = Settings(log_level="warning", model=model, language_model="embedded", api_keys=[])
+    settings = Settings(log_level="warning", model=model, language_model="embedded", api_keys=[], access_file=None)
     configure_logging(settings)
     application = create_app(settings)
     async with application.router.lifespan_context(application):
@@ -160,6 +161,7 @@ def main() -> None:
     """Entry point of the console script."""
     open_missing_streams()
     add_commands(app)
+    app.add_typer(api_key, name="api-key")
     try:
         app(prog_name="fs-serve")
     except ValueError as error:

@@ -67,9 +67,55 @@ class Metrics:
             buckets=_SIMILARITY,
             registry=self.registry,
         )
-        self.rejections = Counter(
-            "fs_policy_rejections", "Requests answered 422 for want of similarity.", registry=self.registry
+        self.policy_decisions = Counter(
+            "fs_policy_decisions",
+            "Requests that a minimum similarity was asked of, by decision: pass, flag, withhold, reject.",
+            ["decision"],
+            registry=self.registry,
         )
+        self.rate_limited = Counter(
+            "fs_rate_limited",
+            "Requests answered 429 by a tenant's limit: requests, images, samples.",
+            ["limit"],
+            registry=self.registry,
+        )
+        self.limits_shared = Gauge(
+            "fs_rate_limits_shared",
+            "1 while Redis counts the rate limits, 0 while this process does so by itself.",
+            registry=self.registry,
+        )
+        self.limits_errors = Counter(
+            "fs_rate_limit_storage_errors", "Failed calls of the Redis that counts rate limits.", registry=self.registry
+        )
+        self.access_reloads = Counter(
+            "fs_access_reloads",
+            "Changes of the access file, by outcome: loaded, refused.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.access_file_current = Gauge(
+            "fs_access_file_current",
+            "1 while the access file on disk is the one in force; 0 while a broken one waits to be mended.",
+            registry=self.registry,
+        )
+        self.audit_records = Counter(
+            "fs_audit_records",
+            "Audit records by outcome: written, lost.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.audit_up = Gauge(
+            "fs_audit_log_up", "1 while the latest record of the audit log was written.", registry=self.registry
+        )
+        # Series that are there from the start: an alert cannot watch what appears with the first fault.
+        for decision in ("pass", "flag", "withhold", "reject"):
+            self.policy_decisions.labels(decision=decision)
+        for limit in ("requests", "images", "samples"):
+            self.rate_limited.labels(limit=limit)
+        for outcome in ("loaded", "refused"):
+            self.access_reloads.labels(outcome=outcome)
+        for outcome in ("written", "lost"):
+            self.audit_records.labels(outcome=outcome)
         self.queued_samples = Gauge("fs_queued_samples", "Noise samples waiting.", registry=self.registry)
         self.batch_fill = Gauge(
             "fs_batch_fill_ratio", "Part of the latest batch that was used.", registry=self.registry

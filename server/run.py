@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import math
 import os
@@ -106,7 +107,7 @@ def greeting(settings: Settings, port: int) -> str:
     """The address, and a request to paste."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (a comparison)
     address = f"http://{host}:{port}"
-    key = '\n  -H "Authorization: Bearer $FS_API_KEY" \\' if settings.api_keys else ""
+    key = '\n  -H "Authorization: Bearer $FS_API_KEY" \\' if settings.api_keys or settings.access_file else ""
     return f"""
 FS-Serve listens on {address} and serves {settings.model_name!r}. Try:
 
@@ -118,16 +119,38 @@ curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' \\{key
 """
 
 
+def warn_if_exposed(settings: Settings) -> None:
+    """Says so where anybody who reaches the port may use the server."""
+    if settings.api_keys or settings.access_file or _is_loopback(settings.host):
+        return
+    structlog.get_logger("server").warning(
+        "everyone who reaches this address may use the server: set access_file or api_keys, or listen on 127.0.0.1",
+        host=settings.host,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def run(settings: Settings) -> int:
     """Serves until it is told to stop. Returns the process's exit status."""
     configure_logging(settings)
+    warn_if_exposed(settings)
     try:
         engine = build_engine(settings)
     except CheckpointError as error:
         print(f"cannot load the model: {error}", file=sys.stderr)
         return 2
     try:
-        app = create_app(settings, engine)
+        try:
+            app = create_app(settings, engine)
+        except (OSError, ValueError) as error:
+            print(f"cannot start: {error}", file=sys.stderr)
+            return 2
         config = uvicorn.Config(
             app,
             host=settings.host,

@@ -16,11 +16,15 @@ from pydantic_settings import (
 )
 
 from fs_runtime.receipts import read_signing_key
+from server.access.keys import stored_form
+from server.access.tenants import read_access
+from server.limits.redis import check_redis_url
+from server.request_settings import RequestSettings
 
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
 
-class Settings(BaseSettings):
+class Settings(RequestSettings, BaseSettings):
     """All settings of the gateway.
 
     A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file
@@ -36,9 +40,26 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line to write."
     )
+
     api_keys: Annotated[list[SecretStr], NoDecode] = Field(
         [],
-        description="Keys that clients may send as 'Authorization: Bearer …', separated by commas; none lets all in.",
+        description="Keys that clients may send as 'Authorization: Bearer …', separated by commas, each in clear or as "
+        "sha256:<hex>; they belong to the tenant 'default'. Without these and access_file everyone is let in.",
+    )
+    access_file: Path | None = Field(
+        None,
+        description="YAML file of tenants, each with the digests of its keys and with settings of its own; a change "
+        "takes effect without a restart. 'fs-serve api-key new' makes keys.",
+    )
+    cache_salt_key: SecretStr | None = Field(
+        None,
+        description="Secret from which each tenant's salt of vLLM's prefix cache is derived; the same for replicas "
+        "that share a vLLM. By default a fresh one at each start, which costs shared prefixes.",
+    )
+    limits_redis_url: SecretStr | None = Field(
+        None,
+        description="redis://… that counts rate limits for several replicas together (extra 'redis'); by default each "
+        "process counts for itself, as it does while Redis is away.",
     )
 
     model: str = Field(
@@ -132,62 +153,32 @@ class Settings(BaseSettings):
         description="Purifier and mapper for the model: a folder that 'train psm' wrote, 'none', or 'auto' for the "
         "ones that ship with the reference model.",
     )
-    sigma: float | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="Noise level when the request does not say, in pixels of [0, 1]; by default the one that the "
-        "purifier and mapper were trained for, and 0.05 without them.",
-    )
-    max_sigma: float = Field(1.0, ge=0, allow_inf_nan=False, description="Largest noise level a request may ask for.")
-    samples: int = Field(256, ge=1, description="Noise samples for each image when the request does not say.")
-    max_samples: int = Field(4096, ge=1, description="Most noise samples a request may ask for: they are what costs.")
-    confidence: float = Field(
-        0.999,
-        gt=0,
-        le=1 - 1e-9,
-        description="Probability that a certificate holds, over the server's own draws; at most 1 - 1e-9.",
-    )
-    radius: float | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="l2 radius when the request does not say; by default half of sigma.",
-    )
-    min_similarity: float | None = Field(
-        None, ge=0, le=1, description="Certified similarity that every image must reach when the request does not say."
-    )
-    on_failure: Literal["reject", "flag"] = Field(
-        "flag", description="Below min_similarity: answer 422 (reject), or answer and say so (flag)."
-    )
-    spectral: bool = Field(
-        True,
-        description="Bound the features' spread too: it certifies far more at the same samples, for a little time.",
-    )
-    adaptive: bool = Field(
-        False,
-        description="Stop drawing samples once min_similarity is certified, or will not be: it saves encoder passes.",
-    )
     allow_seed: bool = Field(
         False, description="Let requests fix the seed of the noise. For tests only: known draws can be attacked."
     )
 
-    receipts: bool = Field(
-        False, description="Add a receipt to each image's certificate when the request does not say."
-    )
     receipt_key: Path | None = Field(
         None,
         description="PEM file of the Ed25519 private key that signs receipts; without it they are unsigned. "
         "fs-serve keygen makes one.",
     )
 
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body; larger ones are answered 413.")
-    max_image_bytes: int = Field(20 * 2**20, ge=64, description="Largest encoded image.")
-    max_image_pixels: int = Field(
-        25_000_000, ge=64, description="Largest image in pixels, checked before it is decoded (decompression bombs)."
+    audit_log: Path | None = Field(
+        None,
+        description="File that gets a JSON line for each decision about a request's images; '-' is standard output.",
     )
+    audit_max_bytes: int = Field(
+        100 * 2**20, ge=0, description="Size at which the audit log becomes <file>.1; 0 leaves rotation to others."
+    )
+    audit_backups: int = Field(10, ge=0, description="How many rotated audit logs are kept.")
+    audit_required: bool = Field(
+        False,
+        description="Answer 503 rather than without a record in the audit log; by default requests are answered, and "
+        "metrics and log say that records are lost.",
+    )
+
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body; larger ones are answered 413.")
     min_image_side: int = Field(4, ge=1, description="Smallest side of an image in pixels; less carries no picture.")
-    max_images: int = Field(8, ge=1, description="Most images in one request.")
 
     @model_validator(mode="before")
     @classmethod
@@ -206,11 +197,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _defaults_within_limits(self) -> Settings:
-        if self.sigma is not None and self.sigma > self.max_sigma:
-            raise ValueError(f"sigma {self.sigma} is above max_sigma {self.max_sigma}")
-        if self.samples > self.max_samples:
-            raise ValueError(f"samples {self.samples} is above max_samples {self.max_samples}")
+    def _consistent(self) -> Settings:
+        if problem := self.contradiction():
+            raise ValueError(problem)
+        for key in self.api_keys:
+            stored_form(key.get_secret_value())
+        if self.limits_redis_url is not None:
+            check_redis_url(self.limits_redis_url.get_secret_value())
+        if self.access_file is not None:
+            read_access(self.access_file, self)  # a wrong file is found at start, not by the first client
         return self
 
     @field_validator("receipt_key")
@@ -224,6 +219,11 @@ class Settings(BaseSettings):
     def vllm_addresses(self) -> list[str]:
         """Addresses of the vLLM servers, without a slash at the end."""
         return [str(url).rstrip("/") for url in self.vllm_urls or [self.vllm_url]]
+
+    @property
+    def default_answer_tokens(self) -> int | None:
+        """Tokens of an answer when the request does not say; None for all that the context has room for."""
+        return self.max_new_tokens if self.language_model == "embedded" else None
 
     @property
     def model_name(self) -> str:

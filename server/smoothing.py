@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fs_runtime.engine import (
     EngineClosedError,
@@ -14,16 +18,21 @@ from fs_runtime.engine import (
     SmoothingRequest,
     SmoothingResult,
 )
+from fs_runtime.pictures import digest
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import SigningKey
 from fs_runtime.receipts.issue import issue_receipt
-from fs_runtime.robustness import Fingerprints, certify
-from fs_runtime.smoothing import FeatureMap
-from server.api.schemas import ImageEntry, Robustness, RobustnessOptions
+from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
+from server.access.tenants import Tenant
+from server.api.schemas import ImageEntry, Judgement, Robustness, RobustnessOptions
+from server.audit.log import AuditLog
 from server.errors import ApiError, invalid
 from server.images import ImageLimits, bytes_of_data_url, decode_image
 from server.language_models.base import ImagePayload
+from server.limits.limiter import RateLimiter
 from server.metrics import Metrics
+from server.planning import Plan, plan_of
+from server.policy import Decision, Evidence, consequence, judge, strictest
 from server.settings import Settings
 
 
@@ -36,82 +45,156 @@ class ImageSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """The request's options with the operator's defaults filled in."""
+class Caller:
+    """Whose request it is.
 
-    sigma: float
-    samples: int
-    confidence: float
-    query: CertificateQuery
-    feature_map: FeatureMap
-    spectral: bool
-    reject: bool
-    adaptive: bool
-    receipt: bool
-    options: RobustnessOptions
+    Attributes:
+        headers: Of the answer, whatever it will be; the tenant's limits are put there.
+    """
+
+    tenant: Tenant
+    request_id: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Smoothed:
+    """One image after the pass, with the certificate of its query and the verdicts on its requirements."""
+
+    result: SmoothingResult
+    entry: ImageEntry
+    decision: Decision
+    digest: str
 
 
 class SmoothingService:
-    """Decodes, smooths and certifies the images of a request, within the operator's limits."""
+    """Decodes, smooths, certifies and judges the images of a request, within the limits of its tenant."""
 
-    def __init__(self, settings: Settings, engine: SmoothingEngine, metrics: Metrics, key: SigningKey | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: SmoothingEngine,
+        metrics: Metrics,
+        limiter: RateLimiter,
+        audit: AuditLog,
+        key: SigningKey | None,
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._metrics = metrics
+        self._limiter = limiter
+        self._audit = audit
         self._key = key
         self._limits = ImageLimits.from_settings(settings)
 
     async def run(
-        self, images: list[ImageSource], options: RobustnessOptions, request_id: str
+        self, images: list[ImageSource], options: RobustnessOptions, caller: Caller
     ) -> tuple[list[ImagePayload], Robustness]:
         """Smooths all images of one request together.
 
+        The tenant is charged for images and samples before any work is done, and gets back samples that an early end
+        saved. What fails or is cancelled stays charged: else failing on purpose would be a way around the limits.
+
+        Returns:
+            Payloads of all images, those to be withheld included, and what is known about them.
+
         Raises:
-            ApiError: An image or an option is invalid, the server is too busy, or a certificate was rejected.
+            ApiError: An image or an option is invalid, a limit is used up, the server is too busy, or a certificate
+                was rejected.
         """
-        plan = self._plan(options)
-        most = min(self._settings.max_images, self._engine.encoder.max_images or self._settings.max_images)
+        settings = caller.tenant.settings
+        plan = plan_of(options, settings, self._engine.smoother, allow_seed=self._settings.allow_seed)
+        most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
         if len(images) > most:
             raise invalid(
                 f"the request holds {len(images)} images; at most {most} are allowed",
                 "messages",
                 "too_many_images",
             )
-        tasks = [asyncio.create_task(self._one(image, plan, request_id)) for image in images]
+        if not images:
+            return [], Robustness.of([])
+        charge = await self._limiter.charge(
+            caller.tenant, {"images": len(images), "samples": len(images) * plan.samples}
+        )
+        caller.headers.update(charge.headers)
+        tasks = [asyncio.create_task(self._one(image, plan, caller)) for image in images]
         try:
             done = await asyncio.gather(*tasks)
         finally:
             for task in tasks:  # one bad image, or a client that left, ends the work on the others
                 task.cancel()
-        certificates = [certificate for _, certificate in done]
-        robustness = Robustness.of(certificates)
+        unused = len(images) * plan.samples - sum(image.result.samples for image in done)
+        await self._limiter.give_back(charge, {"samples": unused})
         self._metrics.queued_samples.set(self._engine.queued_samples)
         self._metrics.batch_fill.set(self._engine.last_batch_fill)
-        if robustness.satisfied is False and plan.reject:
-            self._metrics.rejections.inc()
-            raise self._rejected(robustness, plan)
-        return [result.payload for result, _ in done], robustness
+        robustness = await self._decide(done, plan, caller)
+        return [image.result.payload for image in done], robustness
 
-    async def _one(self, source: ImageSource, plan: _Plan, request_id: str) -> tuple[SmoothingResult, ImageEntry]:
+    async def _decide(self, images: list[_Smoothed], plan: Plan, caller: Caller) -> Robustness:
+        """Sums up the verdicts, and writes the decision down before it takes effect."""
+        decision = strictest([image.decision for image in images]) if plan.requirements else None
+        robustness = Robustness.of([image.entry for image in images], plan.requirements, decision)
+        if decision is not None:
+            self._metrics.policy_decisions.labels(decision=decision).inc()
+        await self._audit.record(
+            robustness, [image.digest for image in images], request_id=caller.request_id, tenant=caller.tenant.name
+        )
+        if decision == "reject":
+            raise _rejected(robustness)
+        return robustness
+
+    async def _one(self, source: ImageSource, plan: Plan, caller: Caller) -> _Smoothed:
         start = time.perf_counter()
+        limits = dataclasses.replace(
+            self._limits,
+            max_bytes=caller.tenant.settings.max_image_bytes,
+            max_pixels=caller.tenant.settings.max_image_pixels,
+        )
         pixels = await asyncio.to_thread(
-            lambda: decode_image(bytes_of_data_url(source.url, self._limits, source.param), self._limits, source.param)
+            lambda: decode_image(bytes_of_data_url(source.url, limits, source.param), limits, source.param)
         )
         self._metrics.stage_seconds.labels(stage="decode").observe(time.perf_counter() - start)
+        result = await self._smooth(pixels, source, plan)
+        start = time.perf_counter()
+        smoother = self._engine.smoother
+        fingerprints = Fingerprints.of(smoother, plan.feature_map)
+        floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
+        certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor)
+        judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
+        self._metrics.stage_seconds.labels(stage="certificate").observe(time.perf_counter() - start)
+        self._metrics.observe_image(certificate)
+        receipt = None
+        if plan.receipt:
+            receipt = await asyncio.to_thread(
+                issue_receipt,
+                self._engine,
+                pixels,
+                plan.query,
+                result,
+                certificate,
+                request_id=caller.request_id,
+                key=self._key,
+            )
+        decision = consequence(plan.requirements, [judgement.verdict for judgement in judgements])
+        entry = ImageEntry.of(certificate, receipt, judgements, withheld=decision == "withhold")
+        image_digest = await asyncio.to_thread(digest, pixels) if self._audit.enabled else ""
+        return _Smoothed(result, entry, decision, image_digest)
+
+    async def _smooth(self, pixels: NDArray[np.uint8], source: ImageSource, plan: Plan) -> SmoothingResult:
         request = SmoothingRequest(
             image=pixels,
             sigma=plan.sigma,
-            samples=plan.samples if plan.sigma > 0 else 1,  # without noise one sample says all
+            samples=plan.samples,
             confidence=plan.confidence,
-            granularity=plan.options.granularity,
-            seed=plan.options.seed,
+            granularity=plan.granularity,
+            seed=plan.seed,
             feature_map=plan.feature_map,
             spectral=plan.spectral,
-            token_map=plan.options.token_map,
-            until=plan.query if plan.adaptive else None,
+            token_map=plan.token_map,
+            until=plan.until,
         )
         try:
-            result = await self._engine.smooth(request)
+            return await self._engine.smooth(request)
         except EngineOverloadedError:
             raise ApiError(
                 429,
@@ -125,85 +208,43 @@ class SmoothingService:
             ) from None
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
-        start = time.perf_counter()
-        smoother = self._engine.smoother
-        fingerprints = Fingerprints.of(smoother, plan.feature_map)
-        floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
-        certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor)
-        self._metrics.stage_seconds.labels(stage="certificate").observe(time.perf_counter() - start)
-        self._metrics.observe_image(certificate)
-        receipt = None
-        if plan.receipt:
-            receipt = await asyncio.to_thread(
-                issue_receipt,
-                self._engine,
-                pixels,
-                plan.query,
-                result,
-                certificate,
-                request_id=request_id,
-                key=self._key,
-            )
-        return result, ImageEntry.of(certificate, receipt)
 
-    def _plan(self, options: RobustnessOptions) -> _Plan:
-        settings = self._settings
-        default = self._engine.smoother.sigma if settings.sigma is None else settings.sigma
-        sigma = default if options.sigma is None else options.sigma
-        samples = settings.samples if options.samples is None else options.samples
-        if sigma > settings.max_sigma:
-            raise invalid(f"sigma {sigma} is above this server's limit of {settings.max_sigma}", "robustness.sigma")
-        if samples > settings.max_samples:
-            raise invalid(
-                f"samples {samples} is above this server's limit of {settings.max_samples}", "robustness.samples"
-            )
-        if options.seed is not None and not settings.allow_seed:
-            raise ApiError(
-                403,
-                "this server does not let requests fix the seed, since known noise can be attacked; leave it out",
-                code="seed_not_allowed",
-                param="robustness.seed",
-            )
-        if options.centred and self._engine.smoother.statistics is None:
-            raise invalid(
-                "this model has no feature statistics to centre with; leave centred out", "robustness.centred"
-            )
-        min_similarity = settings.min_similarity if options.min_similarity is None else options.min_similarity
-        adaptive = settings.adaptive if options.adaptive is None else options.adaptive
-        if options.adaptive and not min_similarity:
-            raise invalid(
-                "adaptive sampling ends when min_similarity is certified; give one above 0", "robustness.min_similarity"
-            )
-        if options.on_failure == "reject" and min_similarity is None:
-            raise invalid("on_failure: reject needs a min_similarity to fail by; give one", "robustness.min_similarity")
-        radius = settings.radius if options.radius is None else options.radius
-        on_failure = options.on_failure or settings.on_failure
-        return _Plan(
-            sigma=sigma,
-            samples=samples,
-            confidence=settings.confidence if options.confidence is None else options.confidence,
-            query=CertificateQuery(
-                radius=sigma / 2 if radius is None else radius,
-                space=options.space,
-                min_similarity=min_similarity,
-                curve=options.curve,
-            ),
-            feature_map=FeatureMap(options.stage, options.centred),
-            spectral=settings.spectral if options.spectral is None else options.spectral,
-            reject=on_failure == "reject",
-            adaptive=adaptive,
-            receipt=settings.receipts if options.receipt is None else options.receipt,
-            options=options,
-        )
 
-    @staticmethod
-    def _rejected(robustness: Robustness, plan: _Plan) -> ApiError:
-        reached = min(image.smoothed.best or 0.0 for image in robustness.images)
-        return ApiError(
-            422,
-            f"the certified similarity {reached:.4f} is below min_similarity {plan.query.min_similarity}; "
-            "ask for more samples, a smaller radius, or on_failure: flag",
-            code="certificate_below_minimum",
-            param="robustness.min_similarity",
-            extra={"robustness": robustness.model_dump(mode="json")},
-        )
+def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: Plan) -> tuple[Judgement, ...]:
+    """The verdict on each requirement, at the radius that it names."""
+    judgements = []
+    for requirement in plan.requirements:
+        at = certificate
+        if (requirement.radius, requirement.space) != (plan.query.radius, plan.query.space):
+            # Bounds of all radii hold at once, so another one costs no further confidence.
+            at = certify(result, CertificateQuery(requirement.radius, requirement.space), certificate.fingerprints)
+        evidence = Evidence(at.smoothed.best, at.estimate.best, plan.full_budget)
+        judgements.append(Judgement(judge(requirement, evidence), evidence.certified, evidence.estimate))
+    return tuple(judgements)
+
+
+def _rejected(robustness: Robustness) -> ApiError:
+    """The 422, with the image and requirement that decided."""
+    failed = [
+        (requirement, judgement)
+        for image in robustness.images
+        for requirement, judgement in zip(robustness.requirements, image.judgements, strict=True)
+        if {"failed": requirement.on_failure, "undecided": requirement.on_undecided}.get(judgement.verdict) == "reject"
+    ]
+    requirement, judgement = min(failed, key=lambda pair: (pair[1].verdict == "undecided", pair[1].certified or 0.0))
+    whose = "this server's" if requirement.source == "server" else "the"
+    message = (
+        f"the certified similarity {judgement.certified or 0.0:.4f} is below {whose} min_similarity "
+        f"{requirement.similarity:g} at {requirement.space} radius {requirement.radius:g}"
+    )
+    if judgement.verdict == "undecided":
+        message += f", though its estimate {judgement.estimate:.4f} is not: more samples may certify it"
+    else:
+        message += "; another picture of the same thing, or another sigma, may do better"
+    return ApiError(
+        422,
+        message,
+        code="certificate_undecided" if judgement.verdict == "undecided" else "certificate_below_minimum",
+        param="robustness.min_similarity",
+        extra={"robustness": robustness.model_dump(mode="json")},
+    )

@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 from server.api.chat import CLIENT_CLOSED_REQUEST
 from server.api.dependencies import (
     ClientGoneError,
-    check_key,
+    admit,
+    caller_of,
     check_model,
     gateway_of,
     read_body,
-    request_id_of,
     while_connected,
 )
 from server.api.schemas import CertifyRequest, CertifyResponse, ErrorBody
@@ -31,7 +31,7 @@ _REQUEST_BODY = {
 
 @router.post(
     "/v1/certify",
-    dependencies=[Depends(check_key)],
+    dependencies=[Depends(admit)],
     openapi_extra={"requestBody": _REQUEST_BODY},
     responses={200: {"model": CertifyResponse}, 400: {"model": ErrorBody}, 422: {"model": ErrorBody}},
     summary="Certify one image.",
@@ -43,7 +43,7 @@ async def certify(request: Request) -> Response:
     check_model(gateway, body.model)
     source = ImageSource(body.image, "image")
     try:
-        smoothing = gateway.smoothing.run([source], body.robustness, request_id_of(request))
+        smoothing = gateway.smoothing.run([source], body.robustness, caller_of(request))
         _, robustness = await while_connected(request, smoothing)
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

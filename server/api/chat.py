@@ -15,11 +15,11 @@ from fastapi.responses import JSONResponse
 from server.api.dependencies import (
     ClientGoneError,
     Gateway,
-    check_key,
+    admit,
+    caller_of,
     check_model,
     gateway_of,
     read_body,
-    request_id_of,
     while_connected,
 )
 from server.api.event_stream import EventStream
@@ -34,7 +34,9 @@ from server.api.schemas import (
 )
 from server.errors import ApiError, invalid
 from server.language_models.base import IMAGE_PART, ChatRequest
+from server.limits.answer_tokens import cap_answer_tokens
 from server.smoothing import ImageSource
+from server.withholding import withhold
 
 router = APIRouter()
 log = structlog.get_logger("server.chat")
@@ -61,7 +63,7 @@ _REQUEST_BODY = {
 
 @router.post(
     "/v1/chat/completions",
-    dependencies=[Depends(check_key)],
+    dependencies=[Depends(admit)],
     openapi_extra={"requestBody": _REQUEST_BODY},
     responses={400: {"model": ErrorBody}, 422: {"model": ErrorBody}},
     summary="Answer a conversation; its images are smoothed and certified first.",
@@ -71,14 +73,18 @@ async def chat_completions(request: Request) -> Response:
     gateway = gateway_of(request)
     chat, body = await read_body(request, ChatCompletionRequest)
     check_model(gateway, chat.model)
+    caller = caller_of(request)
     body.pop("robustness", None)
     _refuse_fields(body, "")
+    cap_answer_tokens(body, caller.tenant.settings.max_answer_tokens, gateway.settings.default_answer_tokens)
+    cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
     sources = _take_images(chat, body, gateway.engine.encoder.control_tokens)
     try:
         await gateway.language_model.admit()
-        smoothing = gateway.smoothing.run(sources, chat.robustness, request_id_of(request))
+        smoothing = gateway.smoothing.run(sources, chat.robustness, caller)
         payloads, robustness = await while_connected(request, smoothing)
-        language_request = ChatRequest(body, payloads, request_id_of(request))
+        images = withhold(body, payloads, robustness)
+        language_request = ChatRequest(body, images, caller.request_id, cache_salt)
         headers = _headers(robustness)
         if chat.stream:
             return await _start_stream(request, language_request, robustness, headers)
@@ -178,6 +184,7 @@ def _headers(robustness: Robustness) -> dict[str, str]:
         "x-robustness-sigma": f"{worst.sigma:g}",
         "x-robustness-samples": str(worst.samples),
         "x-robustness-confidence": f"{worst.confidence:g}",
+        **({"x-robustness-decision": robustness.decision} if robustness.decision else {}),
     }
 
 

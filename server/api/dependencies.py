@@ -1,26 +1,27 @@
-"""What routes share: the gateway's parts, the caller's key, the body, and the caller's patience."""
+"""What routes share: the gateway's parts, the caller, the body, and the caller's patience."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+import structlog
 from fastapi import Request
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.receipts import SigningKey
+from server.access.directory import AccessDirectory
 from server.drain import Drain
 from server.errors import ApiError, from_validation, invalid
 from server.language_models.base import LanguageModel
+from server.limits.limiter import RateLimiter
 from server.metrics import Metrics
 from server.settings import Settings
-from server.smoothing import SmoothingService
+from server.smoothing import Caller, SmoothingService
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -31,6 +32,8 @@ class Gateway:
     """The parts of a running gateway."""
 
     settings: Settings
+    access: AccessDirectory
+    limiter: RateLimiter
     engine: SmoothingEngine
     language_model: LanguageModel
     smoothing: SmoothingService
@@ -51,29 +54,33 @@ def request_id_of(request: Request) -> str:
     return str(request.state.request_id)
 
 
-def check_key(request: Request) -> None:
-    """Lets a request pass if the operator set no keys, or if it carries one of them.
+async def authenticate(request: Request) -> None:
+    """Finds out whose request it is, for :func:`caller_of`, limits and logs.
 
     Raises:
         ApiError: 401.
     """
-    keys = gateway_of(request).settings.api_keys
-    if not keys:
-        return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not any([_same(given, key) for key in keys]):  # noqa: C419 (no early exit)
-        raise ApiError(
-            401,
-            "missing or wrong API key; send it as 'Authorization: Bearer <key>'",
-            code="invalid_api_key",
-            headers={"www-authenticate": "Bearer"},
-        )
+    tenant = gateway_of(request).access.authenticate(request.headers.getlist("authorization"))
+    structlog.contextvars.bind_contextvars(tenant=tenant.name)
+    request.state.caller = Caller(tenant, request_id_of(request))
 
 
-def _same(given: str, key: SecretStr) -> bool:
-    """Compares digests, so that the time taken tells nothing about the key, its length included."""
-    digests = [hashlib.sha256(text.encode()).digest() for text in (given, key.get_secret_value())]
-    return hmac.compare_digest(*digests)
+async def admit(request: Request) -> None:
+    """:func:`authenticate`, and one request less for the tenant, whatever becomes of it.
+
+    Raises:
+        ApiError: 401, or 429.
+    """
+    await authenticate(request)
+    caller = caller_of(request)
+    charge = await gateway_of(request).limiter.charge(caller.tenant, {"requests": 1})
+    caller.headers.update(charge.headers)
+
+
+def caller_of(request: Request) -> Caller:
+    """Whose request it is, once :func:`authenticate` has let it in."""
+    caller: Caller = request.state.caller
+    return caller
 
 
 def check_model(gateway: Gateway, model: str | None) -> None:

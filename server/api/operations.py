@@ -6,14 +6,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from server.api.dependencies import Gateway, check_key, gateway_of
+from server.api.dependencies import Gateway, authenticate, gateway_of
 from server.api.schemas import ErrorBody, Model, ModelList, ReceiptKey
 from server.errors import ApiError
 
 router = APIRouter()
 
 
-@router.get("/v1/models", dependencies=[Depends(check_key)], summary="The models that are served here.")
+@router.get("/v1/models", dependencies=[Depends(authenticate)], summary="The models that are served here.")
 async def models(request: Request) -> ModelList:
     """OpenAI's list of models, with the fingerprint that certificates name."""
     gateway = gateway_of(request)

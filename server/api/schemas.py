@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from fs_runtime.engine import MAX_CONFIDENCE
 from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
+from server.policy import Action, Decision, Requirement, Verdict
 
 # What could harm the language model server, or make it read an image that was not smoothed (design.md).
 REFUSED_FIELDS = frozenset(
@@ -49,23 +50,30 @@ class RobustnessOptions(BaseModel):
     space: Literal["model", "client"] = Field(
         "model", description="Whether the radius is measured on the encoder's image or on the image as sent."
     )
-    granularity: Literal["image", "token"] = Field(
-        "image", description="One certificate for the mean over tokens, or for every token by itself."
+    granularity: Literal["image", "token"] | None = Field(
+        None, description="One certificate for the mean over tokens, or for every token by itself."
     )
     spectral: bool | None = Field(
         None, description="Bound the features' spread too, which certifies more; with image granularity only."
     )
-    stage: Literal["encoder", "projector"] = Field(
-        "encoder", description="Certify the encoder's output (the paper) or the projector's, which the model reads."
+    stage: Literal["encoder", "projector"] | None = Field(
+        None, description="Certify the encoder's output (the paper) or the projector's, which the model reads."
     )
-    centred: bool = Field(False, description="Take the mean feature of a reference set off before comparing.")
+    centred: bool | None = Field(None, description="Take the mean feature of a reference set off before comparing.")
     curve: bool = Field(False, description="Give the bounds over a range of radii.")
     token_map: bool = Field(False, description="Give the certified similarity of every token.")
     min_similarity: float | None = Field(
         None, ge=0, le=1, strict=True, description="Certified similarity that every image must reach."
     )
-    on_failure: Literal["reject", "flag"] | None = Field(
-        None, description="Below min_similarity: answer 422, or answer and say so."
+    on_failure: Action | None = Field(
+        None,
+        description="Below min_similarity: answer and say so (flag), answer without the image (withhold), or 422 "
+        "(reject).",
+    )
+    on_undecided: Action | None = Field(
+        None,
+        description="The same where the estimate reaches min_similarity but the samples ended first; by default as "
+        "on_failure.",
     )
     adaptive: bool | None = Field(
         None, description="Stop sampling once min_similarity is certified, or will not be; samples is then the most."
@@ -123,6 +131,9 @@ class ChatCompletionRequest(BaseModel):
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
+        None, description="vLLM's; parts the caller's own users from each other. Tenants are always apart."
+    )
     robustness: RobustnessOptions = Field(default_factory=RobustnessOptions)
 
 
@@ -137,15 +148,45 @@ class CertifyRequest(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """How one image did at one requirement.
+
+    Attributes:
+        verdict: ``met``: certified. ``undecided``: the estimate reaches it, the certificate does not. ``failed``.
+        certified: Certified similarity at the requirement's radius; null for none.
+        estimate: The same with estimates in place of bounds: not certified.
+    """
+
+    verdict: Verdict
+    certified: float | None
+    estimate: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageEntry(ImageRobustness):
-    """The certificate of one image, and its receipt if one was asked for."""
+    """The certificate of one image, and its receipt if one was asked for.
+
+    Attributes:
+        judgements: One for each requirement of the request, in the same order.
+        withheld: Whether the language model was given a notice in place of this image.
+    """
 
     receipt: Receipt | None = None
+    judgements: tuple[Judgement, ...] = ()
+    withheld: bool = False
 
     @classmethod
-    def of(cls, certificate: ImageRobustness, receipt: Receipt | None) -> ImageEntry:
-        """Puts the two together."""
-        return cls(**{part.name: getattr(certificate, part.name) for part in fields(ImageRobustness)}, receipt=receipt)
+    def of(
+        cls,
+        certificate: ImageRobustness,
+        receipt: Receipt | None,
+        judgements: tuple[Judgement, ...] = (),
+        *,
+        withheld: bool = False,
+    ) -> ImageEntry:
+        """Puts them together."""
+        values = {part.name: getattr(certificate, part.name) for part in fields(ImageRobustness)}
+        return cls(**values, receipt=receipt, judgements=judgements, withheld=withheld)
 
 
 class Robustness(BaseModel):
@@ -156,12 +197,18 @@ class Robustness(BaseModel):
     """
 
     certified: bool | None
-    satisfied: bool | None = Field(None, description="Whether every image reached min_similarity; null if not asked.")
+    satisfied: bool | None = Field(None, description="Whether every image met every requirement; null if none.")
+    decision: Decision | None = Field(
+        None, description="What followed: pass, flag, withhold or reject; null without image or requirement."
+    )
     detail: str
+    requirements: list[Requirement] = Field([], description="What every image had to reach.")
     images: list[ImageEntry]
 
     @classmethod
-    def of(cls, images: list[ImageEntry]) -> Robustness:
+    def of(
+        cls, images: list[ImageEntry], requirements: list[Requirement] | None = None, decision: Decision | None = None
+    ) -> Robustness:
         """Sums up the images of one request."""
         if not images:
             return cls(certified=None, detail="nothing to certify: the request holds no image", images=[])
@@ -173,8 +220,17 @@ class Robustness(BaseModel):
                 f"no similarity is certified at the radius for image {', '.join(failed)}: ask for more samples, a "
                 "larger sigma or a smaller radius"
             )
-        wanted = [image.satisfied for image in images if image.satisfied is not None]
-        return cls(certified=not failed, satisfied=all(wanted) if wanted else None, detail=detail, images=images)
+        if withheld := [str(index) for index, image in enumerate(images) if image.withheld]:
+            detail += f"; the language model was not shown image {', '.join(withheld)}, below a required similarity"
+        verdicts = [judgement.verdict for image in images for judgement in image.judgements]
+        return cls(
+            certified=not failed,
+            satisfied=all(verdict == "met" for verdict in verdicts) if verdicts else None,
+            decision=decision,
+            detail=detail,
+            requirements=requirements or [],
+            images=images,
+        )
 
 
 class CertifyResponse(BaseModel):

@@ -22,11 +22,13 @@ class ChatRequest:
         body: OpenAI's request. Each image is a content part ``{"type": IMAGE_PART, "index": i}``.
         images: Embeddings of image i.
         request_id: Forwarded, so that logs can be joined.
+        cache_salt: Keeps prefixes that are cached for one tenant from all others; None for no caller at all.
     """
 
     body: dict[str, Any]
     images: list[ImagePayload]
     request_id: str
+    cache_salt: str | None = None
 
 
 class LanguageModel(Protocol):

@@ -46,7 +46,8 @@ def vllm_body(request: ChatRequest, model: str) -> dict[str, Any]:
             ]
             message = {**message, "content": content}
         messages.append(message)
-    return {**request.body, "model": model, "messages": messages}
+    salt = {} if request.cache_salt is None else {"cache_salt": request.cache_salt}
+    return {**request.body, "model": model, "messages": messages, **salt}
 
 
 def _encode(request: ChatRequest, model: str) -> bytes:

@@ -111,7 +111,9 @@ def test_text_only_says_that_there_was_nothing_to_certify(gateway: Gateway) -> N
     assert response.json()["robustness"] == {
         "certified": None,
         "satisfied": None,
+        "decision": None,
         "detail": "nothing to certify: the request holds no image",
+        "requirements": [],
         "images": [],
     }
     assert response.headers["x-robustness-certified"] == "none"

@@ -1,0 +1,1 @@
+"""Who may use the gateway: keys, tenants, and the file that names them."""

@@ -1,0 +1,1 @@
+"""Rate limits of tenants: requests, images and noise samples in a minute."""

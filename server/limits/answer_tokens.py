@@ -1,0 +1,46 @@
+"""The ceiling on the length of an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.errors import invalid
+
+LENGTHS = ("max_completion_tokens", "max_tokens")  # OpenAI's newer name first
+
+
+def cap_answer_tokens(body: dict[str, Any], ceiling: int | None, default: int | None) -> None:
+    """Holds a chat request to the operator's ceiling on the tokens of its answer, over all ``n`` choices.
+
+    A request that does not say how long its answer may be gets as much as the ceiling allows.
+
+    Args:
+        body: The request; a length is put in where it has none.
+        ceiling: Most tokens of an answer; None for no ceiling.
+        default: Length that the language model would take by itself; None for all that its context has room for.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    if ceiling is None:
+        return
+    choices = _whole_number(body, "n") or 1
+    asked = [name for name in LENGTHS if _whole_number(body, name) is not None]
+    for name in asked:
+        if body[name] * choices > ceiling:
+            times = f" for each of {choices} choices" if choices > 1 else ""
+            raise invalid(f"{name} {body[name]}{times} is above this server's limit of {ceiling} tokens", name)
+    if choices > ceiling:
+        raise invalid(f"n {choices} is above this server's limit of {ceiling} tokens for all choices together", "n")
+    if not asked:
+        share = ceiling // choices
+        if default is None or default > share:
+            body[LENGTHS[0]] = share
+
+
+def _whole_number(body: dict[str, Any], name: str) -> int | None:
+    """Language models read "100" and 100.0 as 100 too; what is not plainly a number would slip past the ceiling."""
+    value = body.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise invalid(f"{name} must be a whole number of at least 1", name)
+    return value
