@@ -29,10 +29,8 @@ def limited(metrics: Metrics, limit: str) -> float | None:
 @pytest.fixture(autouse=True)
 def _not_at_the_turn_of_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts weigh less from one minute to the next; a clock that begins at a full minute keeps tests exact."""
-    start = time.time()
-    minute = start // 60 * 60
-    now = time.time
-    monkeypatch.setattr(time, "time", lambda: minute + (now() - start))
+    now, start = time.time, time.time()
+    monkeypatch.setattr(time, "time", lambda: start // 60 * 60 + now() - start)
 
 
 async def test_without_limits_nothing_is_counted_and_no_header_sent() -> None:
