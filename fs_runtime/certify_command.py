@@ -6,14 +6,16 @@ import dataclasses
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, checkpoint_of
-from fs_runtime.robustness import ImageRobustness
+
+if TYPE_CHECKING:
+    from fs_runtime.robustness import ImageRobustness
 
 
 class _Space(StrEnum):
@@ -74,7 +76,7 @@ def certify(
     from fs_runtime.engine import MAX_CONFIDENCE, SmoothingRequest
     from fs_runtime.loading import load_engine
     from fs_runtime.pictures import read_picture
-    from fs_runtime.query import CertificateQuery
+    from fs_runtime.query import MAX_RADIUS, CertificateQuery, sigma_value
     from fs_runtime.receipts.cli import signing_key_of
     from fs_runtime.receipts.issue import issue_receipt
     from fs_runtime.robustness import Fingerprints
@@ -83,10 +85,21 @@ def certify(
 
     if not 0 < confidence <= MAX_CONFIDENCE:
         raise typer.BadParameter("confidence lies strictly between 0 and 1, at most 1 - 1e-9; for example 0.999")
+    if not (radius is None or radius <= MAX_RADIUS):
+        raise typer.BadParameter(f"radius is a number of at most {MAX_RADIUS:g}")
+    if sigma is not None:
+        try:
+            sigma_value(sigma)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
     if plot is not None:
         from fs_runtime.plots import require_matplotlib
 
         require_matplotlib()
+        if not plot.parent.is_dir():
+            raise typer.BadParameter(f"the folder {plot.parent} does not exist", param_hint="--plot")
+        if sigma == 0:
+            raise typer.BadParameter("without noise there is nothing to plot: leave --plot or --sigma 0 out")
     try:
         pixels = read_picture(image)
     except OSError:
@@ -123,7 +136,8 @@ def certify(
     if plot is not None:
         from fs_runtime.plots import plot_certificate
 
-        for path in plot_certificate(certificate, pixels, plot):
+        x = engine.encoder.prepare(pixels).pixels
+        for path in plot_certificate(certificate, x.numpy() if x.ndim == 3 else None, plot):
             Console(stderr=True).print(f"wrote {path}")
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(certificate), indent=2))

@@ -33,8 +33,8 @@ def checkpoint_of(model: str) -> str:
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands to the command line."""
-    from fs_runtime.attacks.cli import certificate_attack
     from fs_runtime.bench_smoothing_command import bench_smoothing
+    from fs_runtime.certificate_attack_command import certificate_attack
     from fs_runtime.certify_command import certify
     from fs_runtime.evaluation.certificates_cli import evaluate_certificates
     from fs_runtime.evaluation.cli import robustness

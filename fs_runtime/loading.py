@@ -14,18 +14,35 @@ from fs_runtime.reference import reference_model_path, reference_psm_path
 from fs_runtime.robustness import Fingerprints
 from fs_runtime.smoothing import ENCODER_FEATURES, Smoother
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def resolve_device(device: str) -> str:
-    """``auto`` is ``cuda`` where there is a GPU, else ``cpu``."""
+    """``auto`` is ``cuda`` where there is a GPU, else ``cpu``.
+
+    Raises:
+        CheckpointError: There is no such device here.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise CheckpointError(f"device is auto, cpu, cuda or cuda:<index>, not {device!r}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise CheckpointError(f"device {device} is wanted, and torch finds {torch.cuda.device_count()} such here")
     return device
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """``auto`` is ``bfloat16`` on a GPU, else ``float32``."""
+    """``auto`` is ``bfloat16`` on a GPU, else ``float32``.
+
+    Raises:
+        CheckpointError: There is no such arithmetic.
+    """
     if dtype == "auto":
-        return "float32" if device == "cpu" else "bfloat16"
+        return "float32" if device.startswith("cpu") else "bfloat16"
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype is auto or one of {', '.join(DTYPES)}, not {dtype!r}")
     return dtype
 
 

@@ -33,23 +33,24 @@ def require_matplotlib() -> type[Figure]:
     return Figure
 
 
-def plot_certificate(certificate: ImageRobustness, pixels: NDArray[np.uint8], path: Path) -> list[Path]:
+def plot_certificate(certificate: ImageRobustness, view: NDArray[np.float32] | None, path: Path) -> list[Path]:
     """Similarity against radius, and the tokens' certified similarity over the picture.
 
     Args:
         certificate: With ``curve``, and with ``token_map`` for the second part.
-        pixels: ``(H, W, 3)`` uint8, the picture.
+        view: ``(C, H, W)`` the picture as the encoder reads it, resized and cropped; None where it reads several tiles,
+            over which one map cannot be laid: there is no second part then.
         path: Where to; the suffix is replaced by ``.png`` and ``.svg``.
 
     Returns:
         The files written.
     """
-    has_map = certificate.token_map is not None
+    has_map = certificate.token_map is not None and view is not None
     figure = require_matplotlib()(figsize=(11 if has_map else 6.5, 4.8), layout="constrained")
     axes = figure.subplots(1, 2 if has_map else 1, squeeze=False)[0]
     _draw_curve(axes[0], certificate)
-    if has_map:
-        _draw_tokens(axes[1], certificate, pixels)
+    if has_map and view is not None:
+        _draw_tokens(axes[1], certificate, view)
     figure.suptitle(
         f"σ = {certificate.sigma:g}, {certificate.samples} samples, confidence {certificate.confidence:.4g}, "
         f"{certificate.stage} features{', centred' if certificate.centred else ''}"
@@ -86,15 +87,17 @@ def _draw_curve(axes: Axes, certificate: ImageRobustness) -> None:
     above.set_xlabel("ℓ2 radius on the client's image")
 
 
-def _draw_tokens(axes: Axes, certificate: ImageRobustness, pixels: NDArray[np.uint8]) -> None:
+def _draw_tokens(axes: Axes, certificate: ImageRobustness, view: NDArray[np.float32]) -> None:
     tokens = certificate.token_map
     if tokens is None:
         return
-    rows, columns = np.shape(tokens.similarity)
+    columns = max(map(len, tokens.similarity))
+    similarity = [row for row in tokens.similarity if len(row) == columns]  # a class token has no place in the picture
+    rows = len(similarity)
     extent = (0.0, float(columns), float(rows), 0.0)
-    axes.imshow(pixels.mean(-1), cmap="gray", extent=extent, interpolation="bilinear")
-    lowest = float(np.floor(10 * np.min(tokens.similarity)) / 10)  # the colours tell the tokens of one picture apart
-    shown = axes.imshow(tokens.similarity, cmap="viridis", extent=extent, alpha=0.6, vmin=min(lowest, 0.9), vmax=1)
+    axes.imshow(view.mean(0), cmap="gray", extent=extent, interpolation="bilinear")
+    lowest = float(np.floor(10 * np.min(similarity)) / 10)  # the colours tell the tokens of one picture apart
+    shown = axes.imshow(similarity, cmap="viridis", extent=extent, alpha=0.6, vmin=min(lowest, 0.9), vmax=1)
     axes.set(xticks=[], yticks=[], title=f"certified similarity by token, r = {certificate.radius.model:.4g}")
     axes.figure.colorbar(shown, ax=axes, shrink=0.85)
 

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 Space = Literal["model", "client"]
+
+# Below it the noise is not Gaussian any more: float32 pixels near 1 lie 6e-8 apart, and x + δ is rounded to them.
+MIN_SIGMA = 1e-3
+MAX_RADIUS = 1e6  # far beyond the size of any change of any image; more would overflow somewhere
+
+
+def sigma_value(sigma: float) -> float:
+    """``sigma``, if it is 0, which turns smoothing off, or large enough for its noise to be Gaussian.
+
+    Raises:
+        ValueError: It is not; the message says what would be.
+    """
+    if sigma == 0 or MIN_SIGMA <= sigma < math.inf:
+        return sigma
+    raise ValueError(f"sigma must be 0, which turns smoothing off, or at least {MIN_SIGMA:g}; got {sigma:g}")
 
 
 @dataclass(frozen=True, slots=True)

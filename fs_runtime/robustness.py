@@ -53,7 +53,10 @@ class Similarity:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The bound carried over to means of finitely many samples, which are what the language model reads (section 5).
+    """The bound carried over to means of finitely many samples (section 5).
+
+    The language model's embeddings are made from such means: typical lengths and, at the encoder's stage, the projector
+    come behind them and are not part of the statement.
 
     For one image of the ball that does not depend on the draws, smoothed with the same number of fresh samples.
 

@@ -17,6 +17,7 @@ from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
 from fs_runtime.feature_statistics import FeatureStatistics
 from fs_runtime.noise import NoiseStream
 from fs_runtime.psm import Mapper, Purifier
+from fs_runtime.query import sigma_value
 from fs_runtime.spread_sketch import SpreadSketch
 
 
@@ -172,8 +173,10 @@ class Smoother:
             spectral: Whether to keep a sketch of the features' spread.
 
         Raises:
-            ValueError: Centred features were asked for and the model has no feature statistics.
+            ValueError: σ is too small for Gaussian noise in float32, or centred features were asked for and the model
+                has no feature statistics.
         """
+        sigma_value(sigma)
         if feature_map.centred and self.statistics is None:
             raise ValueError("centred features need the model's feature statistics, and it has none")
         device = self.encoder.device

@@ -122,7 +122,7 @@ async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model
         return listed.status_code, listed.json()
 
     if url:
-        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+        async with httpx.AsyncClient(base_url=url.rstrip("/").removesuffix("/v1"), timeout=300) as client:
             try:
                 return await post(client)
             except httpx.HTTPError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from fs_runtime.query import MAX_RADIUS, sigma_value
 
 
 class RequestSettings(BaseModel):
@@ -12,7 +14,7 @@ class RequestSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    sigma: float | None = Field(
+    sigma: Annotated[float, AfterValidator(sigma_value)] | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
@@ -31,7 +33,7 @@ class RequestSettings(BaseModel):
     radius: float | None = Field(
         None,
         ge=0,
-        allow_inf_nan=False,
+        le=MAX_RADIUS,
         description="l2 radius when the request does not say; by default half of sigma.",
     )
     granularity: Literal["image", "token"] = Field(
@@ -63,7 +65,7 @@ class RequestSettings(BaseModel):
     min_similarity_radius: float | None = Field(
         None,
         ge=0,
-        allow_inf_nan=False,
+        le=MAX_RADIUS,
         description="l2 radius at which min_similarity must hold, whatever radius and sigma a request asks for; by "
         "default the one of a request that says nothing.",
     )

@@ -120,6 +120,10 @@ def signing_key_of(receipt: Path | None, key: Path | None) -> SigningKey | None:
         raise typer.BadParameter(str(error), param_hint="--key") from None
 
 
+def _similarity(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
 def _report(found: Verification, receipt: Receipt | None, as_json: bool) -> None:
     """Prints the outcome and leaves with its exit status."""
     if as_json:
@@ -134,8 +138,10 @@ def _report(found: Verification, receipt: Receipt | None, as_json: bool) -> None
         if found.verdict == "reproduced":  # before that, nothing is known of what the certificate holds
             certificate = receipt.certificate
             table.add_row("ρ, lower bound", f"{certificate['norm']['lower']:.4f}")
-            best = certificate["smoothed"]["best"]
-            table.add_row("certified similarity", "none" if best is None else f"{best:.4f}")
+            table.add_row("certified similarity", _similarity(certificate["smoothed"]["best"]))
+            if found.replayed is not None:
+                low, middle, high = map(_similarity, found.replayed)
+                table.add_row("  as replayed", f"{middle}; the tolerance allows {low} to {high}")
             table.add_row("within an ℓ2 radius of (model)", f"{certificate['radius']['model']:.4g}")
             table.add_row("confidence", f"{certificate['confidence']:g}")
     if found.tolerance is not None:

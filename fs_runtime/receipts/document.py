@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fs_runtime.query import MAX_RADIUS, sigma_value
 
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
 
@@ -38,11 +40,11 @@ class ReceiptPreprocessing(_Part):
 class ReceiptDraws(_Part):
     """The noise samples. The seed is a string: 64 bits do not fit into the numbers of JSON, which are exact to 53."""
 
-    sigma: float = Field(ge=0, description="σ in pixels of [0, 1].")
+    sigma: Annotated[float, AfterValidator(sigma_value)] = Field(description="σ in pixels of [0, 1].")
     seed: str = Field(pattern=r"^(0|[1-9][0-9]{0,19})$", description="Unsigned 64-bit integer, in decimal.")
     samples: int = Field(ge=1, description="Samples drawn.")
     max_samples: int = Field(ge=1, description="Samples that would have been drawn at most.")
-    confidence: float = Field(gt=0, lt=1, description="1 - α.")
+    confidence: float = Field(gt=0, le=1 - 1e-9, description="1 - α.")
     granularity: Literal["image", "token"]
     stage: Literal["encoder", "projector"]
     centred: bool
@@ -61,7 +63,7 @@ class ReceiptDraws(_Part):
 class ReceiptQuery(_Part):
     """What the certificate was asked about (fs_runtime.query.CertificateQuery)."""
 
-    radius: float = Field(ge=0)
+    radius: float = Field(ge=0, le=MAX_RADIUS)
     space: Literal["model", "client"]
     min_similarity: float | None = Field(ge=0, le=1)
     curve: bool

@@ -101,7 +101,11 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
 
 
 def _shifted(result: SmoothingResult, by: float) -> SmoothingResult:
-    """The result, had the samples given a ρ that is larger by ``by``; the place of every statistic of the samples."""
+    """The result, had the samples given a ρ that is larger by ``by``; the place of every statistic of the samples.
+
+    No more than half of what there is to 1, or of a variance, is allowed for: at ρ = 1 every similarity is certified at
+    every radius, so a tolerance that reached it would let any certificate pass.
+    """
     spread, seen = result.spread, result.spread_estimate
     return dataclasses.replace(
         result,
@@ -121,9 +125,9 @@ def _moved(norm: NDArray[np.float64], by: float) -> NDArray[np.float64]: ...
 def _moved(norm: None, by: float) -> None: ...
 def _moved(norm: float | NDArray[np.float64] | None, by: float) -> float | NDArray[np.float64] | None:
     if isinstance(norm, np.ndarray):
-        return np.clip(norm + by, 0.0, 1.0)
-    return None if norm is None else min(max(norm + by, 0.0), 1.0)
+        return np.clip(norm + by, 0.0, (1 + norm) / 2)
+    return None if norm is None else min(max(norm + by, 0.0), (1 + norm) / 2)
 
 
 def _less(variance: float, by: float, most: float) -> float:
-    return min(max(variance - _SPREAD_TOLERANCE * by, 0.0), most)
+    return min(max(variance - _SPREAD_TOLERANCE * by, variance / 2), most)

@@ -22,8 +22,7 @@ from fs_runtime.smoothing import FeatureMap, Smoother
 
 Verdict = Literal["reproduced", "not_reproduced", "cannot_be_checked"]
 
-# No part of what is certified: how long it took, and the floor, which is measured once for a model.
-_NOT_COMPARED = frozenset({"timings", "floor"})
+_NOT_COMPARED = frozenset({"timings"})
 
 
 @dataclass(slots=True)
@@ -38,6 +37,8 @@ class Verification:
         problems: Why it was not reproduced or cannot be checked.
         warnings: What differs without being a fault.
         tolerance: τ of ρ that the comparison allowed; None where nothing was replayed.
+        replayed: Certified similarity at the asked radius as replayed, at ρ - τ, ρ and ρ + τ: what the receipt says may
+            lie between the first and the last. None where nothing was replayed.
     """
 
     verdict: Verdict = "reproduced"
@@ -46,6 +47,7 @@ class Verification:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     tolerance: float | None = None
+    replayed: list[float | None] | None = None
 
 
 class CannotReplayError(Exception):
@@ -175,6 +177,8 @@ def _check_numbers(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoothe
     here = arithmetic_of(smoother, receipt.arithmetic.batch_size)
     found.tolerance = tolerance(here.device, receipt.arithmetic.dtype, here.dtype)
     replayed = replay(receipt, image, smoother, found.tolerance)
+    low, middle, high = (certificate["smoothed"]["best"] for certificate in replayed.certificates)
+    found.replayed = [low, middle, high]
     if not math.isclose(receipt.preprocessing.spectral_norm, replayed.spectral_norm, rel_tol=1e-9):
         found.problems.append(
             f"preprocessing.spectral_norm is {receipt.preprocessing.spectral_norm!r}, the image and the model give "

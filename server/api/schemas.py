@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from fs_runtime.engine import MAX_CONFIDENCE
+from fs_runtime.query import MAX_RADIUS, sigma_value
 from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
 from server.policy import Action, Decision, Requirement, Verdict
@@ -33,7 +34,7 @@ class RobustnessOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    sigma: float | None = Field(
+    sigma: Annotated[float, AfterValidator(sigma_value)] | None = Field(
         None, ge=0, strict=True, allow_inf_nan=False, description="Noise level in pixels of [0, 1]; 0 is off."
     )
     samples: int | None = Field(None, ge=1, strict=True, description="Noise samples for each image.")
@@ -45,7 +46,12 @@ class RobustnessOptions(BaseModel):
         description="Probability that the certificate holds, over the server's draws; at most 1 - 1e-9.",
     )
     radius: float | None = Field(
-        None, ge=0, strict=True, allow_inf_nan=False, description="l2 size of the attack in pixels of [0, 1]."
+        None,
+        ge=0,
+        le=MAX_RADIUS,
+        strict=True,
+        allow_inf_nan=False,
+        description="l2 size of the attack in pixels of [0, 1].",
     )
     space: Literal["model", "client"] = Field(
         "model", description="Whether the radius is measured on the encoder's image or on the image as sent."
@@ -216,10 +222,10 @@ class Robustness(BaseModel):
         if not failed:
             detail = "every image has a certified similarity at its radius"
         else:
-            detail = (
-                f"no similarity is certified at the radius for image {', '.join(failed)}: ask for more samples, a "
-                "larger sigma or a smaller radius"
-            )
+            remedy = "ask for more samples, a larger sigma or a smaller radius"
+            if all(image.sigma == 0 for image in images):
+                remedy = "smoothing is off, since sigma is 0"
+            detail = f"no similarity is certified at the radius for image {', '.join(failed)}: {remedy}"
         if withheld := [str(index) for index, image in enumerate(images) if image.withheld]:
             detail += f"; the language model was not shown image {', '.join(withheld)}, below a required similarity"
         verdicts = [judgement.verdict for image in images for judgement in image.judgements]

@@ -142,6 +142,11 @@ def test_evaluate_features(tmp_path: Path) -> None:
         (["serve", "--model", "/no/such/folder"], "does not exist"),
         (["certify", IMAGE, "--model", "/no/such/folder"], "does not exist"),
         (["ask", IMAGE, "What?", "--model", "/no/such/folder"], "does not exist"),
+        (["certify", IMAGE, "--sigma", "1e-9"], "at least 0.001"),
+        (["certify", IMAGE, "--radius", "inf"], "radius"),
+        (["certify", IMAGE, "--plot", "/no/such/folder/x"], "does not exist"),
+        (["certify", IMAGE, "--device", "cuda:99"], "cuda:99"),
+        (["certify", IMAGE, "--dtype", "int8"], "float32"),
         (["bench", "smoothing", "--shape", "round"], "unknown shape"),
         (["bench", "smoothing", "--batch-sizes", "a,b"], "whole numbers"),
         (["bench", "bets", "--alphas", "0.05,2"], "between 0 and 1"),
@@ -168,6 +173,15 @@ def test_help_is_for_people() -> None:
         assert flag in settings
     assert "bombs" in settings  # the reasons are there too
     assert re.match(r"\d+\.\d+", run("--version").stdout)
+
+
+def test_help_loads_no_torch() -> None:
+    script = (
+        "import sys; from server.cli import main; sys.argv = ['', '--help']\ntry: main()\nfinally: print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "typer" in done.stdout.split()
+    assert not {"torch", "scipy", "transformers", "fastapi"} & set(done.stdout.split())
 
 
 def test_bench_smoothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def a_certificate(*, tokens: bool = True) -> ImageRobustness:
 
 
 def test_writes_png_and_svg(tmp_path: Path) -> None:
-    picture = np.zeros((40, 60, 3), np.uint8)
+    picture = np.zeros((3, 40, 60), np.float32)
     png, svg = plot_certificate(a_certificate(), picture, tmp_path / "certificate.png")
     with Image.open(png) as image:
         assert image.width > 1000
@@ -28,8 +28,10 @@ def test_writes_png_and_svg(tmp_path: Path) -> None:
     assert "<svg" in text
     assert png.suffix == ".png"
     narrow = plot_certificate(a_certificate(tokens=False), picture, tmp_path / "narrow")
-    with Image.open(narrow[0]) as image:
-        assert image.width < 1100
+    tiled = plot_certificate(a_certificate(), None, tmp_path / "tiled")
+    for path in (narrow[0], tiled[0]):
+        with Image.open(path) as image:
+            assert image.width < 1100
 
 
 def test_curve_holds_every_bound_at_every_radius() -> None:

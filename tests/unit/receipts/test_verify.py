@@ -14,15 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fs_runtime.certificate import Spread
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import Receipt, SigningKey, parse_receipt
 from fs_runtime.receipts.issue import issue_receipt
+from fs_runtime.receipts.replay import _shifted
 from fs_runtime.receipts.verify import CannotReplayError, Verification, verify
 from fs_runtime.robustness import Fingerprints, certify
 from fs_runtime.smoothing import Smoother
 from tests.integration.tiny_llava import build_tiny_llava
+from tests.unit.test_robustness import a_result
 
 QUERY = CertificateQuery(radius=0.005, min_similarity=0.3, curve=True)
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
@@ -142,6 +145,28 @@ def test_a_receipt_of_another_precision(
     # The wider tolerance was needed, and is not what lets everything pass.
     as_if_same = changed(receipt, arithmetic__dtype="float32")
     assert check(as_if_same, picture, smoother).verdict == "not_reproduced"
+
+
+def test_no_precision_lets_any_similarity_pass(
+    tiny_llava: Path, engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8]
+) -> None:
+    receipt = issued(engine, picture, CertificateQuery(radius=1.0), sigma=0.01, samples=400, token_map=False)
+    assert receipt.certificate["norm"]["lower"] > 1 - 5e-3 - 0.02  # the tolerance reaches for 1
+    assert receipt.certificate["smoothed"]["best"] is None
+    forged = receipt.model_dump(mode="json")
+    forged["arithmetic"]["dtype"] = "bfloat16"
+    forged["certificate"] |= {"certified": True, "smoothed": dict.fromkeys(forged["certificate"]["smoothed"], 1.0)}
+    found = check(parse_receipt(json.dumps(forged)), picture, smoother)
+    assert found.verdict == "not_reproduced"
+    assert "certificate.smoothed" in "".join(found.problems)
+
+
+def test_the_ends_of_the_tolerance_stay_away_from_certainty() -> None:
+    result = a_result(norm_lower=0.996, norm_estimate=0.999, spread=Spread(0.004, 0.01))
+    shifted = _shifted(result, 5e-3)
+    assert shifted.norm_lower == pytest.approx(0.998)
+    assert shifted.norm_estimate == pytest.approx(0.9995)
+    assert shifted.spread == Spread(0.002, 0.005)
 
 
 def test_signed(engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8], key: SigningKey) -> None:
