@@ -106,10 +106,10 @@ class AccessDirectory:
     def _replace(self, contents: bytes, problem: str | None) -> None:
         try:
             self._access = self._parse(contents, problem)
-        except AccessFileError as error:
+        except Exception as error:  # whatever it is, the watch goes on
             self._metrics.access_reloads.labels(outcome="refused").inc()
             self._metrics.access_file_current.set(0)
-            log.error("access file refused, the former one stays in force", file=str(self._path), problem=str(error))
+            log.error("access file refused, the former one stays in force", file=str(self._path), problem=_words(error))
             return
         self._metrics.access_reloads.labels(outcome="loaded").inc()
         self._metrics.access_file_current.set(1)
@@ -129,3 +129,8 @@ class AccessDirectory:
 
     def _tenant(self, name: str) -> Tenant:
         return self._access.tenants.get(name) or Tenant(name, self._settings)
+
+
+def _words(error: Exception) -> str:
+    """Ours say what is wrong; those of others might repeat what the file holds."""
+    return str(error) if isinstance(error, AccessFileError) else type(error).__name__

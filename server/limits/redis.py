@@ -6,7 +6,7 @@ from typing import Any
 
 from limits.aio.storage import RedisStorage, Storage
 
-REDIS_SECONDS = 0.5  # a request waits this long at most for a Redis that has gone
+REDIS_SECONDS = 1.0  # a request waits this long at most for a Redis that has gone
 
 
 def check_redis_url(url: str) -> None:

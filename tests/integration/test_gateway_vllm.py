@@ -23,6 +23,7 @@ from fs_runtime.smoothing import Smoother
 
 from .conftest import TinyLlavaServers
 from .gateway import TINY, Gateway, chat, picture, running_gateway, user
+from .tenants import bearer, write_access
 from .vllm_process import EMBEDDINGS_ONLY, VllmServer, VllmServers
 
 pytestmark = pytest.mark.vllm
@@ -261,3 +262,33 @@ def test_vllm_slow_dying_and_down(
         vllm.wait_until_ready()
         assert gateway.post("/v1/chat/completions", body).status_code == 200
         assert httpx.get(f"{gateway.url}/readyz").status_code == 200
+
+
+def test_no_tenant_hits_what_another_has_cached(
+    tiny_llava: Path, engine: SmoothingEngine, tiny_llava_servers: TinyLlavaServers, tmp_path: Path
+) -> None:
+    upstream = tiny_llava_servers.embeddings.url
+
+    def hits() -> float:
+        lines = httpx.get(f"{upstream}/metrics", timeout=30).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
+
+    def new_hits(tenant: str, **fields: Any) -> float:
+        before = hits()
+        body = chat(text="one two three " * 25) | fields
+        response = gateway.post("/v1/chat/completions", body, headers=bearer(tenant))
+        assert response.status_code == 200, response.text
+        return hits() - before
+
+    file = write_access(tmp_path / "access.yaml", one={}, two={})
+    settings = {"language_model": "vllm", "vllm_url": upstream, "access_file": file}
+    with running_gateway(tiny_llava, engine, **settings) as gateway:
+        assert new_hits("one") == 0
+        assert new_hits("one") > 0
+        assert new_hits("two") == 0
+        assert new_hits("two", cache_salt="user") == 0  # its own users are parted as well
+        assert new_hits("two", cache_salt="user") > 0
+        assert new_hits("one", cache_salt="user") == 0
+        for wrong in ("", 3, "x" * 257):
+            refused = gateway.post("/v1/chat/completions", chat() | {"cache_salt": wrong}, headers=bearer("one"))
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from fs_runtime.smoothing import Smoother
 from server.access.tenants import Tenant
 from server.errors import ApiError
 from server.limits import limiter as module
+from server.limits import redis as storage
 from server.limits.limiter import RateLimiter
 from server.metrics import Metrics
 from server.request_settings import RequestSettings
 
 from .gateway import data_url, picture, running_gateway
 from .redis_process import RedisServer
+
+Replicas = Callable[[Metrics], RateLimiter]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,25 @@ def redis_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisS
 @pytest.fixture
 def redis(redis_of_module: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     monkeypatch.setattr(module, "REDIS_RETRY_SECONDS", 0.05)
+    for user in (
+        module,
+        storage,
+    ):  # a busy machine is not a Redis that has gone
+        monkeypatch.setattr(user, "REDIS_SECONDS", 20.0)
     return redis_of_module
+
+
+@pytest.fixture
+async def replica(redis: RedisServer) -> AsyncIterator[Replicas]:
+    made: list[RateLimiter] = []
+
+    def make(metrics: Metrics) -> RateLimiter:
+        made.append(RateLimiter(redis.url, metrics))
+        return made[-1]
+
+    yield make
+    for limiter in made:
+        await limiter.close()
 
 
 def tenant(name: str, **limits: Any) -> Tenant:
@@ -46,8 +67,8 @@ def value(metrics: Metrics, name: str) -> float:
     return metrics.registry.get_sample_value(name) or 0.0
 
 
-async def test_replicas_count_together_and_nobody_gets_through_between(redis: RedisServer) -> None:
-    replicas = [RateLimiter(redis.url, Metrics()) for _ in range(3)]
+async def test_replicas_count_together_and_nobody_gets_through_between(redis: RedisServer, replica: Replicas) -> None:
+    replicas = [replica(Metrics()) for _ in range(3)]
     who = tenant("together", samples_per_minute=1000, images_per_minute=1000)
     charges = [replicas[number % 3].charge(who, {"images": 1, "samples": 100}) for number in range(60)]
     done = await asyncio.gather(*charges, return_exceptions=True)
@@ -57,26 +78,22 @@ async def test_replicas_count_together_and_nobody_gets_through_between(redis: Re
     assert all(1 <= int(error.headers["retry-after"]) <= 120 for error in refused)
     left = (await replicas[0].charge(who, {"requests": 1})).headers
     assert (left["x-ratelimit-remaining-images"], left["x-ratelimit-remaining-samples"]) == ("990", "0")
-    for replica in replicas:
-        await replica.close()
 
 
-async def test_what_one_replica_gives_back_another_may_take(redis: RedisServer) -> None:
-    one, two = RateLimiter(redis.url, Metrics()), RateLimiter(redis.url, Metrics())
+async def test_what_one_replica_gives_back_another_may_take(redis: RedisServer, replica: Replicas) -> None:
+    one, two = replica(Metrics()), replica(Metrics())
     who = tenant("back", samples_per_minute=100)
     charge = await one.charge(who, {"samples": 100})
     with pytest.raises(ApiError):
         await two.charge(who, {"samples": 50})
     await one.give_back(charge, {"samples": 50})
     assert (await two.charge(who, {"samples": 50})).headers["x-ratelimit-remaining-samples"] == "0"
-    await one.close()
-    await two.close()
 
 
 async def test_counts_do_not_depend_on_the_clocks_of_replicas(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis: RedisServer, replica: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limiter = RateLimiter(redis.url, Metrics())
+    limiter = replica(Metrics())
     who = tenant("clocks", requests_per_minute=1)
     await limiter.charge(who, {"requests": 1})
     now = time.time()
@@ -84,12 +101,13 @@ async def test_counts_do_not_depend_on_the_clocks_of_replicas(
         monkeypatch.setattr(time, "time", lambda jump=jump: now + jump)
         with pytest.raises(ApiError):
             await limiter.charge(who, {"requests": 1})
-    await limiter.close()
 
 
-async def test_when_redis_has_gone_each_replica_counts_for_itself_until_it_is_back(redis: RedisServer) -> None:
+async def test_when_redis_has_gone_each_replica_counts_for_itself_until_it_is_back(
+    redis: RedisServer, replica: Replicas
+) -> None:
     metrics = Metrics()
-    limiter = RateLimiter(redis.url, metrics)
+    limiter = replica(metrics)
     who = tenant("gone", requests_per_minute=2)
     await limiter.charge(who, {"requests": 1})
     assert value(metrics, "fs_rate_limits_shared") == 1
@@ -110,15 +128,16 @@ async def test_when_redis_has_gone_each_replica_counts_for_itself_until_it_is_ba
         await limiter.charge(who, {"requests": 1})
     assert value(metrics, "fs_rate_limits_shared") == 1
     assert [entry["log_level"] for entry in logs] == ["warning"]
-    await limiter.close()
 
 
-async def test_a_redis_that_hangs_costs_one_request_half_a_second(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+async def test_a_redis_that_hangs_costs_one_request_its_patience(
+    redis: RedisServer, replica: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REDIS_RETRY_SECONDS", 60)
+    for user in (module, storage):
+        monkeypatch.setattr(user, "REDIS_SECONDS", 0.5)
     metrics = Metrics()
-    limiter = RateLimiter(redis.url, metrics)
+    limiter = replica(metrics)
     who = tenant("hangs", requests_per_minute=100)
     charge = await limiter.charge(who, {"requests": 1})
     redis.signal(signal.SIGSTOP)
@@ -131,7 +150,6 @@ async def test_a_redis_that_hangs_costs_one_request_half_a_second(
     finally:
         redis.signal(signal.SIGCONT)
     assert value(metrics, "fs_rate_limits_shared") == 0
-    await limiter.close()
 
 
 def test_a_gateway_goes_on_while_redis_comes_and_goes(redis: RedisServer, tiny_llava: Path) -> None:

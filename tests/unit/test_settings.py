@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
+from server.run import warn_if_exposed
 from server.settings import Settings
 
 
@@ -44,6 +46,11 @@ def test_every_setting_says_why() -> None:
         ({"vllm_url": "not a url"}, "vllm_url"),
         ({"on_failure": "ignore"}, "on_failure"),
         ({"receipt_key": "/no/such/key.pem"}, "receipt_key"),
+        ({"access_file": "/no/such/access.yaml"}, "access.yaml cannot be read"),
+        ({"api_keys": ["sha256:12"]}, "64 hex digits"),
+        ({"limits_redis_url": "http://127.0.0.1"}, "redis://"),
+        ({"limits_redis_url": "redis://:hidden@127.0.0.1:port"}, "not a valid URL"),
+        ({"on_undecided": "ignore"}, "on_undecided"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, object], word: str) -> None:
@@ -64,3 +71,18 @@ def test_names_of_the_served_model(tmp_path: Path) -> None:
     assert Settings(model="llava-hf/llava-1.5-7b-hf").model_name == "llava-hf/llava-1.5-7b-hf"
     assert Settings(model=str(tmp_path)).model_name == tmp_path.name
     assert Settings(served_model_name="mine").model_name == "mine"
+
+
+def test_warns_where_everyone_is_let_in(tmp_path: Path) -> None:
+    def warnings(**settings: object) -> int:
+        with capture_logs() as logs:
+            warn_if_exposed(Settings(**settings))  # type: ignore[arg-type]
+        return len(logs)
+
+    file = tmp_path / "access.yaml"
+    file.write_text("tenants: {acme: {}}")
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        assert warnings(host=host) == 0
+    for host in ("0.0.0.0", "::", "10.0.0.1", "gateway.example"):
+        assert warnings(host=host) == 1
+        assert warnings(host=host, api_keys=["k"]) == warnings(host=host, access_file=file) == 0
