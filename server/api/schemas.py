@@ -12,18 +12,6 @@ from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
 from server.policy import Action, Decision, Requirement, Verdict
 
-# What could harm the language model server, or make it read an image that was not smoothed (design.md).
-REFUSED_FIELDS = frozenset(
-    {
-        "image_embeds",
-        "prompt_embeds",
-        "uuid",
-        "mm_processor_kwargs",
-        "media_io_kwargs",
-        "kv_transfer_params",
-        "ec_transfer_params",
-    }
-)
 TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
 
