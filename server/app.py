@@ -147,6 +147,7 @@ def create_app(
     for module in (chat, certify, operations):
         app.include_router(module.router)
     install_handlers(app)
+    install_openapi(app)
     # The last one added sees a request first.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout)
     app.add_middleware(LimitHeadersMiddleware)

@@ -23,13 +23,13 @@ from server.api.dependencies import (
     while_connected,
 )
 from server.api.event_stream import EventStream
+from server.api.openapi import ERRORS, request_body
 from server.api.passthrough import ControlTokens, check_template_variables, refuse_fields
 from server.api.schemas import (
     TEXT_PART_FIELDS,
     TEXT_PARTS,
     ChatCompletionRequest,
     ContentPart,
-    ErrorBody,
     Robustness,
 )
 from server.errors import ApiError, invalid
@@ -55,17 +55,14 @@ _EXAMPLE = {
     ],
     "robustness": {"sigma": 0.1, "samples": 64, "radius": 0.05},
 }
-_REQUEST_BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema(), "example": _EXAMPLE}},
-}
+_COMPLETION = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
 
 
 @router.post(
     "/v1/chat/completions",
     dependencies=[Depends(admit)],
-    openapi_extra={"requestBody": _REQUEST_BODY},
-    responses={400: {"model": ErrorBody}, 422: {"model": ErrorBody}},
+    openapi_extra={"requestBody": request_body(ChatCompletionRequest, _EXAMPLE)},
+    responses={200: {"description": "The answer, with `robustness`.", "content": _COMPLETION}, **ERRORS},
     summary="Answer a conversation; its images are smoothed and certified first.",
 )
 async def chat_completions(request: Request) -> Response:
