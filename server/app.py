@@ -19,6 +19,7 @@ from fs_runtime.reference import reference_model_path
 from server.access.directory import AccessDirectory
 from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
+from server.api.openapi import install_openapi
 from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
 from server.errors import install_handlers

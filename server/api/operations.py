@@ -18,7 +18,9 @@ _NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Not so now.",
 _KEY: dict[int | str, dict[str, Any]] = {401: {"model": ErrorBody}}
 
 
-@router.get("/v1/models", dependencies=[Depends(authenticate)], responses=_KEY, summary="The models that are served here.")
+@router.get(
+    "/v1/models", dependencies=[Depends(authenticate)], responses=_KEY, summary="The models that are served here."
+)
 async def models(request: Request) -> ModelList:
     """OpenAI's list of models, with the fingerprint that certificates name."""
     gateway = gateway_of(request)

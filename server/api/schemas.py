@@ -19,7 +19,7 @@ TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
 class RobustnessOptions(BaseModel):
     """What the caller may ask of smoothing and certificate. Every field has an operator's default."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     sigma: float | None = Field(
         None, ge=0, strict=True, allow_inf_nan=False, description="Noise level in pixels of [0, 1]; 0 is off."
@@ -27,10 +27,10 @@ class RobustnessOptions(BaseModel):
     samples: int | None = Field(None, ge=1, strict=True, description="Noise samples for each image.")
     confidence: float | None = Field(
         None,
-        gt=0,
+        ge=1e-9,
         le=MAX_CONFIDENCE,
         strict=True,
-        description="Probability that the certificate holds, over the server's draws; at most 1 - 1e-9.",
+        description="Probability that the certificate holds, over the server's draws; from 1e-9 to 1 - 1e-9.",
     )
     radius: float | None = Field(
         None, ge=0, strict=True, allow_inf_nan=False, description="l2 size of the attack in pixels of [0, 1]."
@@ -107,7 +107,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    include_usage: bool | None = None
+    include_usage: bool | None = Field(None, strict=True)
 
 
 class ChatCompletionRequest(BaseModel):
@@ -117,7 +117,7 @@ class ChatCompletionRequest(BaseModel):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool | None = None
+    stream: bool | None = Field(None, strict=True)
     stream_options: StreamOptions | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="vLLM's; parts the caller's own users from each other. Tenants are always apart."

@@ -13,7 +13,7 @@ LIMITS = ImageLimits(max_bytes=20 * 2**20, max_pixels=25_000_000, min_side=4)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[DecodePool]:
-    pool = DecodePool(LIMITS, processes=1, seconds=10)
+    pool = DecodePool(processes=1, seconds=10)
     await pool.start()
     yield pool
     await pool.close()

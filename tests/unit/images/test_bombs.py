@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from server.images.faults import Fault, ImageFaultError
+from server.images.limits import ImageLimits
 from server.images.pool import DecodePool
 
 from .files import (
@@ -76,32 +77,32 @@ BOMBS: dict[str, tuple[Callable[[], bytes], set[Fault]]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_bombs(pool: DecodePool, name: str) -> None:
+async def test_bombs(pool: DecodePool, limits: ImageLimits, name: str) -> None:
     make, expected = BOMBS[name]
     data = make()
     assert len(data) < 2 * 2**20
     process = psutil.Process(pool.pids[0])
     start = time.perf_counter()
     with pytest.raises(ImageFaultError) as caught:
-        await pool.decode(data)
+        await pool.decode(data, limits)
     assert caught.value.fault in expected, caught.value.fault
     assert time.perf_counter() - start < 2
     assert process.is_running()
     assert pool.replaced == 0
     assert process.memory_info().rss < 200 * 2**20
-    assert (await pool.decode(encoded(noise()))).shape == (20, 30, 3)
+    assert (await pool.decode(encoded(noise()), limits)).shape == (20, 30, 3)
 
 
-async def test_pixels_behind_the_end_of_the_image_are_not_inflated(pool: DecodePool) -> None:
+async def test_pixels_behind_the_end_of_the_image_are_not_inflated(pool: DecodePool, limits: ImageLimits) -> None:
     data = zeros(200 * 2**20)  # the image needs the first 200 bytes
     start = time.perf_counter()
-    assert (await pool.decode(png(8, 8, data))).shape == (8, 8, 3)
+    assert (await pool.decode(png(8, 8, data), limits)).shape == (8, 8, 3)
     assert time.perf_counter() - start < 2
 
 
-async def test_the_loop_goes_on_during_a_slow_decode(pool: DecodePool) -> None:
+async def test_the_loop_goes_on_during_a_slow_decode(pool: DecodePool, limits: ImageLimits) -> None:
     data = jpeg_of_many_scans(80, side=3000)
-    slow = asyncio.ensure_future(pool.decode(data))
+    slow = asyncio.ensure_future(pool.decode(data, limits))
     longest = 0.0
     while not slow.done():
         start = time.perf_counter()

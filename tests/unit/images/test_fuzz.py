@@ -31,7 +31,7 @@ MEGABYTE = 2**20
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[DecodePool]:
-    pool = DecodePool(LIMITS, processes=1, seconds=10)
+    pool = DecodePool(processes=1, seconds=10)
     await pool.start()
     yield pool
     await pool.close()
@@ -92,7 +92,7 @@ async def fuzz(pool: DecodePool, cases: int, seed: int) -> Counter[str]:
     for number in range(cases):
         data = mutated(draw.choice(seeds), draw)
         try:
-            pixels = await pool.decode(data)
+            pixels = await pool.decode(data, LIMITS)
         except ImageFaultError as error:
             outcomes[error.fault.name] += 1
         else:
@@ -118,10 +118,10 @@ async def test_the_corpus_itself(pool: DecodePool) -> None:
     for name, data in CORPUS.items():
         if name.startswith("animated"):
             with pytest.raises(ImageFaultError) as caught:
-                await pool.decode(data)
+                await pool.decode(data, LIMITS)
             assert caught.value.fault == Fault.ANIMATED
         else:
-            np.testing.assert_array_equal(await pool.decode(data), decode_image(data, LIMITS))
+            np.testing.assert_array_equal(await pool.decode(data, LIMITS), decode_image(data, LIMITS))
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -146,5 +146,5 @@ async def test_random_bytes_behind_every_signature(pool: DecodePool) -> None:
     starts = [data[: draw.choice((4, 8, 12, 20, 30))] for data in CORPUS.values() for _ in range(10)]
     for start in starts:
         with contextlib.suppress(ImageFaultError):
-            await asyncio.wait_for(pool.decode(start + draw.randbytes(draw.randint(0, 5000))), 10)
+            await asyncio.wait_for(pool.decode(start + draw.randbytes(draw.randint(0, 5000)), LIMITS), 10)
     assert pool.replaced == 0

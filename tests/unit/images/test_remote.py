@@ -21,6 +21,7 @@ from server.images.remote_urls import UrlPolicy, UrlRefusedError
 
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 FILE = bytes(range(256)) * 40
+MOST = 100_000
 
 
 class Server:
@@ -87,7 +88,7 @@ async def fetcher(server: Server):
         policy = options.pop("policy", UrlPolicy(["*"], ["http", "https"], [server.port, 443, 80]))
         chosen = {"resolve": loopback, "allowed": lambda address: address == "127.0.0.1", **options}
         seconds = chosen.pop("seconds", 5.0)
-        made.append(RemoteImages(policy, 100_000, seconds, **chosen))  # type: ignore[arg-type]
+        made.append(RemoteImages(policy, seconds, **chosen))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -104,7 +105,7 @@ async def test_a_file_is_fetched_with_the_name_in_the_host_header_and_nothing_of
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert await fetcher().fetch(url(server, "/ok.png?a=b")[:-4]) == FILE
+    assert await fetcher().fetch(url(server, "/ok.png?a=b")[:-4], MOST) == FILE
     (head,) = server.requests
     lines = dict(line.split(b": ") for line in head.lower().split(b"\r\n")[1:] if line)
     assert lines == {
@@ -125,14 +126,14 @@ async def test_redirects_are_followed_and_resolved_anew(server: Server, fetcher:
 
     server.answers["/a"] = moved("/b", status)
     server.answers["/b"] = moved(url(server, host="other.example.com"), status)
-    assert await fetcher(resolve=note).fetch(url(server, "/a")) == FILE
+    assert await fetcher(resolve=note).fetch(url(server, "/a"), MOST) == FILE
     assert asked == ["images.example.com", "images.example.com", "other.example.com"]
 
 
 async def test_endless_redirects(server: Server, fetcher: Fetcher) -> None:
     server.answers["/a"] = moved("/a")
     with pytest.raises(RemoteError, match="3 times"):
-        await fetcher().fetch(url(server, "/a"))
+        await fetcher().fetch(url(server, "/a"), MOST)
     assert len(server.requests) == 4
 
 
@@ -162,7 +163,7 @@ async def test_names_that_resolve_to_what_is_not_public(server: Server, fetcher:
         return addresses
 
     with pytest.raises(AddressRefusedError):
-        await fetcher(resolve=resolve, allowed=is_public).fetch(url(server))
+        await fetcher(resolve=resolve, allowed=is_public).fetch(url(server), MOST)
     assert server.requests == []
 
 
@@ -170,7 +171,7 @@ async def test_a_name_of_the_machine_itself_with_its_real_resolver(server: Serve
     own = socket.gethostname() + ".localdomain.invalid"
     for host in ("localhost.localdomain", own, "a.localhost"):
         with pytest.raises(AddressRefusedError):
-            await fetcher(resolve=remote.resolve, allowed=is_public).fetch(url(server, host=host))
+            await fetcher(resolve=remote.resolve, allowed=is_public).fetch(url(server, host=host), MOST)
     assert server.requests == []
 
 
@@ -192,7 +193,7 @@ async def test_a_name_server_that_changes_its_answer(server: Server, fetcher: Fe
 
     dial.connect_tcp = noting
     with pytest.raises((RemoteError, TimeoutError)):
-        await images.fetch(url(server))
+        await images.fetch(url(server), MOST)
     assert dialled == ["203.0.113.9"]
     assert answers == [["127.0.0.1"]]
     assert server.requests == []
@@ -205,7 +206,7 @@ async def test_redirects_to_what_is_not_public(server: Server, fetcher: Fetcher)
     images = fetcher(resolve=resolve)
     server.answers["/inside"] = moved(url(server, host="inside.example.com"))
     with pytest.raises(AddressRefusedError):
-        await images.fetch(url(server, "/inside"))
+        await images.fetch(url(server, "/inside"), MOST)
     for number, target in enumerate(
         ["http://127.0.0.1:{}/ok.png", "http://2130706433:{}/ok.png", "http://[::1]:{}/ok.png", "http://localhost:{}/x",
          "http://u:p@images.example.com:{}/ok.png", "file:///etc/passwd", "gopher://images.example.com:{}/",
@@ -213,7 +214,7 @@ async def test_redirects_to_what_is_not_public(server: Server, fetcher: Fetcher)
     ):  # fmt: skip
         server.answers[f"/{number}"] = moved(target.format(server.port))
         with pytest.raises(UrlRefusedError):
-            await images.fetch(url(server, f"/{number}"))
+            await images.fetch(url(server, f"/{number}"), MOST)
     assert len(server.requests) == 10  # none of the targets was asked
 
 
@@ -221,7 +222,7 @@ async def test_a_second_address_is_tried_when_the_first_does_not_answer(server: 
     async def resolve(host: str, port: int) -> list[str]:
         return ["127.0.0.2", "127.0.0.1"]
 
-    assert await fetcher(resolve=resolve, allowed=lambda _: True).fetch(url(server)) == FILE
+    assert await fetcher(resolve=resolve, allowed=lambda _: True).fetch(url(server), MOST) == FILE
 
 
 # --- what the other server does ---------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ async def test_a_second_address_is_tried_when_the_first_does_not_answer(server: 
 async def test_statuses(server: Server, fetcher: Fetcher, status: int, wrong: bool) -> None:
     server.answers["/x"] = f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n".encode()
     with pytest.raises(RemoteError, match=str(status)) as caught:
-        await fetcher().fetch(url(server, "/x"))
+        await fetcher().fetch(url(server, "/x"), MOST)
     assert caught.value.asked_wrongly is wrong
 
 
@@ -250,7 +251,7 @@ async def test_more_bytes_than_allowed(server: Server, fetcher: Fetcher) -> None
     server.answers["/declared"] = b"HTTP/1.1 200 OK\r\ncontent-length: 100001\r\n\r\n"
     for path in ("/endless", "/declared"):
         with pytest.raises(ImageFaultError) as caught:
-            await fetcher().fetch(url(server, path))
+            await fetcher().fetch(url(server, path), MOST)
         assert caught.value.fault == Fault.TOO_MANY_BYTES
     assert sent < 20_000_000
 
@@ -276,7 +277,7 @@ async def test_the_time_limit_is_total(server: Server, fetcher: Fetcher, phase: 
     images = fetcher(seconds=0.4, **({"resolve": silent} if phase == "name" else {}))
     start = time.perf_counter()
     with pytest.raises(TimeoutError):
-        await images.fetch(url(server, "/drip"))
+        await images.fetch(url(server, "/drip"), MOST)
     assert time.perf_counter() - start < 2
 
 
@@ -295,18 +296,18 @@ async def test_the_time_limit_is_total(server: Server, fetcher: Fetcher, phase: 
 async def test_answers_that_are_not_http(server: Server, fetcher: Fetcher, answer: bytes) -> None:
     server.answers["/x"] = answer
     with pytest.raises(RemoteError, match="broke off"):
-        await fetcher().fetch(url(server, "/x"))
+        await fetcher().fetch(url(server, "/x"), MOST)
 
 
 async def test_nobody_listens(server: Server, fetcher: Fetcher) -> None:
     await server.stop()
     with pytest.raises(RemoteError, match="could not be reached"):
-        await fetcher().fetch(url(server))
+        await fetcher().fetch(url(server), MOST)
 
 
 async def test_compressed_answers_are_not_inflated(server: Server, fetcher: Fetcher) -> None:
     server.answers["/x"] = ok(b"\x1f\x8b not gzip", "content-encoding: gzip")
-    assert await fetcher().fetch(url(server, "/x")) == b"\x1f\x8b not gzip"
+    assert await fetcher().fetch(url(server, "/x"), MOST) == b"\x1f\x8b not gzip"
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
@@ -345,11 +346,11 @@ async def test_tls_sees_the_name_and_not_the_address(tmp_path: Path, fetcher: Fe
     await server.start(ours)
     policy = UrlPolicy(["*"], ["https"], [server.port])
     images = fetcher(tls=theirs, policy=policy)
-    assert await images.fetch(f"https://images.example.com:{server.port}/ok.png") == FILE
+    assert await images.fetch(f"https://images.example.com:{server.port}/ok.png", MOST) == FILE
     assert server.server_names == ["images.example.com"]
     # Another name at the same address: its certificate is wrong, whatever connection was open before.
     with pytest.raises(RemoteError):
-        await images.fetch(f"https://other.example.com:{server.port}/ok.png")
+        await images.fetch(f"https://other.example.com:{server.port}/ok.png", MOST)
     with pytest.raises(RemoteError):  # nor is it one that the public authorities signed
-        await fetcher(policy=policy).fetch(f"https://images.example.com:{server.port}/ok.png")
+        await fetcher(policy=policy).fetch(f"https://images.example.com:{server.port}/ok.png", MOST)
     await server.stop()
