@@ -19,9 +19,12 @@ from fs_runtime.reference import reference_model_path
 from server.access.directory import AccessDirectory
 from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
+from server.api.openapi import install_openapi
 from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
 from server.errors import install_handlers
+from server.images.reader import ImageReader
+from server.images.remote import RemoteImages
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
 from server.language_models.none import NoLanguageModel
@@ -30,7 +33,8 @@ from server.language_models.vllm import VllmLanguageModel
 from server.limits.limiter import RateLimiter
 from server.limits.middleware import LimitHeadersMiddleware
 from server.metrics import Metrics
-from server.middleware import AccessMiddleware, BodyLimitMiddleware, RequestIdMiddleware
+from server.middleware import AccessMiddleware, RequestIdMiddleware
+from server.request_body import BodyLimitMiddleware
 from server.settings import Settings
 from server.smoothing import SmoothingService
 
@@ -83,12 +87,15 @@ def build_language_model(settings: Settings, metrics: Metrics) -> LanguageModel:
     return EmbeddedLanguageModel(settings, model, settings.model_name)
 
 
-def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, engine: SmoothingEngine | None = None, images: RemoteImages | None = None
+) -> FastAPI:
     """Makes the application.
 
     Args:
         settings: The operator's settings.
         engine: A running engine to share, which the caller closes; None loads one at start and closes it at the end.
+        images: Fetches remote images in place of what the settings ask for. For tests.
     """
     metrics = Metrics()
     drain = Drain()
@@ -99,6 +106,8 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        reader = ImageReader(settings, metrics, images)
+        await reader.start()
         running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
         language_model = await asyncio.to_thread(build_language_model, settings, metrics)
         await language_model.start()
@@ -108,7 +117,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
             limiter=limiter,
             engine=running,
             language_model=language_model,
-            smoothing=SmoothingService(settings, running, metrics, limiter, audit, receipt_key),
+            smoothing=SmoothingService(settings, running, reader, metrics, limiter, audit, receipt_key),
             metrics=metrics,
             started=int(time.time()),
             receipt_key=receipt_key,
@@ -122,6 +131,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
             await language_model.close()
             await limiter.close()
             await audit.close()
+            await reader.close()
             if engine is None:
                 await asyncio.to_thread(running.close)
 
@@ -138,8 +148,9 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
     for module in (chat, certify, operations):
         app.include_router(module.router)
     install_handlers(app)
+    install_openapi(app)
     # The last one added sees a request first.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout)
     app.add_middleware(LimitHeadersMiddleware)
     app.add_middleware(AccessMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)

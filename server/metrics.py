@@ -31,7 +31,7 @@ class Metrics:
         self.requests_in_flight = Gauge("fs_requests_in_flight", "Requests being answered.", registry=self.registry)
         self.stage_seconds = Histogram(
             "fs_stage_duration_seconds",
-            "Time by stage: decode, queue, smoothing, certificate, first_token, language_model.",
+            "Time by stage: fetch, decode, queue, smoothing, certificate, first_token, language_model.",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -41,6 +41,9 @@ class Metrics:
             "Images smoothed, by whether a similarity was certified.",
             ["certified"],
             registry=self.registry,
+        )
+        self.refused_images = Counter(
+            "fs_refused_images", "Images that were not read, by error code.", ["code"], registry=self.registry
         )
         self.samples = Counter("fs_samples", "Noise samples drawn.", registry=self.registry)
         self.samples_per_image = Histogram(

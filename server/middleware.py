@@ -1,4 +1,4 @@
-"""What happens to every request: an id, a cap on the body, a line in the log, a count."""
+"""What happens to every request: an id, a line in the log, a count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError
 from server.metrics import Metrics
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -76,40 +75,3 @@ class AccessMiddleware:
             self.metrics.request_seconds.labels(route=route).observe(seconds)
             if route not in ("/livez", "/readyz", "/metrics"):
                 log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
-
-
-class BodyLimitMiddleware:
-    """Stops reading a body at a number of bytes, whatever ``content-length`` says."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > self.max_bytes:
-            await self._too_large().response()(scope, receive, send)
-            return
-        read = 0
-
-        async def receive_within_limit() -> Message:
-            nonlocal read
-            message = await receive()
-            if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                if read > self.max_bytes:
-                    raise self._too_large()
-            return message
-
-        await self.app(scope, receive_within_limit, send)
-
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            413,
-            f"the request body has more than {self.max_bytes} bytes; send smaller or fewer images",
-            code="request_too_large",
-        )

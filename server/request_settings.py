@@ -26,9 +26,9 @@ class RequestSettings(BaseModel):
     max_samples: int = Field(4096, ge=1, description="Most noise samples a request may ask for: they are what costs.")
     confidence: float = Field(
         0.999,
-        gt=0,
+        ge=1e-9,
         le=1 - 1e-9,
-        description="Probability that a certificate holds, over the server's own draws; at most 1 - 1e-9.",
+        description="Probability that a certificate holds, over the server's own draws; from 1e-9 to 1 - 1e-9.",
     )
     radius: float | None = Field(
         None,

@@ -55,7 +55,9 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per upstream call is noise
+    # httpx writes a line for each upstream call; below it headers, keys among them, and Pillow the contents of files.
+    for name in ("httpx", "httpcore", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True

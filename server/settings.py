@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AnyHttpUrl, Field, SecretStr, field_validator, model_validator
+from pydantic import AnyHttpUrl, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,6 +22,16 @@ from server.limits.redis import check_redis_url
 from server.request_settings import RequestSettings
 
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
+
+T = TypeVar("T")
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+# A list that environment and flags give as one text, separated by commas.
+CommaList = Annotated[list[T], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(RequestSettings, BaseSettings):
@@ -179,6 +189,29 @@ class Settings(RequestSettings, BaseSettings):
 
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body; larger ones are answered 413.")
     min_image_side: int = Field(4, ge=1, description="Smallest side of an image in pixels; less carries no picture.")
+    body_timeout: float = Field(
+        60.0, gt=0, description="Seconds in which a whole request body must arrive; slower ones are answered 408."
+    )
+    decode_processes: int = Field(
+        2, ge=1, description="Processes that decode images, each about 45 MB; they start when they are first needed."
+    )
+    decode_timeout: float = Field(
+        10.0, gt=0, description="Seconds in which an image must be decoded; slower ones are answered 413."
+    )
+    remote_image_hosts: CommaList[str] = Field(
+        [],
+        description="Servers that images may be fetched from, separated by commas: names, *.example.com for all below "
+        "one, or * for any; none, the default, refuses URLs other than data:.",
+    )
+    remote_image_schemes: CommaList[Literal["https", "http"]] = Field(
+        ["https"], description="Schemes of such URLs; http lets anyone on the way change the image."
+    )
+    remote_image_ports: CommaList[Annotated[int, Field(ge=1, le=65535)]] = Field(
+        [443], description="Ports of such URLs."
+    )
+    remote_image_timeout: float = Field(
+        10.0, gt=0, description="Seconds in which such an image must arrive, redirects included; else it is a 504."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from dataclasses import dataclass, field
 
@@ -27,7 +26,8 @@ from server.access.tenants import Tenant
 from server.api.schemas import ImageEntry, Judgement, Robustness, RobustnessOptions
 from server.audit.log import AuditLog
 from server.errors import ApiError, invalid
-from server.images import ImageLimits, bytes_of_data_url, decode_image
+from server.images.limits import ImageLimits
+from server.images.reader import ImageReader
 from server.language_models.base import ImagePayload
 from server.limits.limiter import RateLimiter
 from server.metrics import Metrics
@@ -74,6 +74,7 @@ class SmoothingService:
         self,
         settings: Settings,
         engine: SmoothingEngine,
+        images: ImageReader,
         metrics: Metrics,
         limiter: RateLimiter,
         audit: AuditLog,
@@ -81,11 +82,11 @@ class SmoothingService:
     ) -> None:
         self._settings = settings
         self._engine = engine
+        self._images = images
         self._metrics = metrics
         self._limiter = limiter
         self._audit = audit
         self._key = key
-        self._limits = ImageLimits.from_settings(settings)
 
     async def run(
         self, images: list[ImageSource], options: RobustnessOptions, caller: Caller
@@ -144,16 +145,8 @@ class SmoothingService:
         return robustness
 
     async def _one(self, source: ImageSource, plan: Plan, caller: Caller) -> _Smoothed:
-        start = time.perf_counter()
-        limits = dataclasses.replace(
-            self._limits,
-            max_bytes=caller.tenant.settings.max_image_bytes,
-            max_pixels=caller.tenant.settings.max_image_pixels,
-        )
-        pixels = await asyncio.to_thread(
-            lambda: decode_image(bytes_of_data_url(source.url, limits, source.param), limits, source.param)
-        )
-        self._metrics.stage_seconds.labels(stage="decode").observe(time.perf_counter() - start)
+        limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
+        pixels = await self._images.read(source.url, source.param, limits)
         result = await self._smooth(pixels, source, plan)
         start = time.perf_counter()
         smoother = self._engine.smoother

@@ -18,22 +18,18 @@ from server.api.dependencies import (
     read_body,
     while_connected,
 )
-from server.api.schemas import CertifyRequest, CertifyResponse, ErrorBody
+from server.api.openapi import ERRORS, request_body
+from server.api.schemas import CertifyRequest, CertifyResponse
 from server.smoothing import ImageSource
 
 router = APIRouter()
-
-_REQUEST_BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": CertifyRequest.model_json_schema()}},
-}
 
 
 @router.post(
     "/v1/certify",
     dependencies=[Depends(admit)],
-    openapi_extra={"requestBody": _REQUEST_BODY},
-    responses={200: {"model": CertifyResponse}, 400: {"model": ErrorBody}, 422: {"model": ErrorBody}},
+    openapi_extra={"requestBody": request_body(CertifyRequest)},
+    responses={200: {"model": CertifyResponse}, **ERRORS},
     summary="Certify one image.",
 )
 async def certify(request: Request) -> Response:

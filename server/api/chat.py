@@ -23,13 +23,13 @@ from server.api.dependencies import (
     while_connected,
 )
 from server.api.event_stream import EventStream
+from server.api.openapi import ERRORS, request_body
+from server.api.passthrough import ControlTokens, check_template_variables, refuse_fields
 from server.api.schemas import (
-    REFUSED_FIELDS,
     TEXT_PART_FIELDS,
     TEXT_PARTS,
     ChatCompletionRequest,
     ContentPart,
-    ErrorBody,
     Robustness,
 )
 from server.errors import ApiError, invalid
@@ -55,17 +55,14 @@ _EXAMPLE = {
     ],
     "robustness": {"sigma": 0.1, "samples": 64, "radius": 0.05},
 }
-_REQUEST_BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema(), "example": _EXAMPLE}},
-}
+_COMPLETION = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
 
 
 @router.post(
     "/v1/chat/completions",
     dependencies=[Depends(admit)],
-    openapi_extra={"requestBody": _REQUEST_BODY},
-    responses={400: {"model": ErrorBody}, 422: {"model": ErrorBody}},
+    openapi_extra={"requestBody": request_body(ChatCompletionRequest, _EXAMPLE)},
+    responses={200: {"description": "The answer, with `robustness`.", "content": _COMPLETION}, **ERRORS},
     summary="Answer a conversation; its images are smoothed and certified first.",
 )
 async def chat_completions(request: Request) -> Response:
@@ -75,10 +72,12 @@ async def chat_completions(request: Request) -> Response:
     check_model(gateway, chat.model)
     caller = caller_of(request)
     body.pop("robustness", None)
-    _refuse_fields(body, "")
+    refuse_fields(body)
+    check_template_variables(body.get("chat_template_kwargs"))
     cap_answer_tokens(body, caller.tenant.settings.max_answer_tokens, gateway.settings.default_answer_tokens)
     cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
-    sources = _take_images(chat, body, gateway.engine.encoder.control_tokens)
+    sources = _take_images(chat, body)
+    ControlTokens(gateway.engine.encoder.control_tokens).defuse_body(body)
     try:
         await gateway.language_model.admit()
         smoothing = gateway.smoothing.run(sources, chat.robustness, caller)
@@ -188,39 +187,25 @@ def _headers(robustness: Robustness) -> dict[str, str]:
     }
 
 
-def _refuse_fields(fields: dict[str, Any], path: str) -> None:
-    """Refuses pass-through fields that could harm the language model server or smuggle in an image."""
-    for name in sorted(REFUSED_FIELDS & fields.keys()):
-        raise invalid(f"{path}{name} may not be sent to this server; leave it out", f"{path}{name}", "field_refused")
-
-
-def _take_images(
-    chat: ChatCompletionRequest, body: dict[str, Any], control_tokens: tuple[str, ...]
-) -> list[ImageSource]:
+def _take_images(chat: ChatCompletionRequest, body: dict[str, Any]) -> list[ImageSource]:
     """Puts placeholders where the images were, in ``body``, and returns the images in order.
 
-    Every content part is checked: a kind that is not known here could be an image that nobody smoothed. The model's
-    own image tokens are defused in text, where they would be taken for further images.
+    Every content part is checked: a kind that is not known here could be an image that nobody smoothed.
     """
     sources: list[ImageSource] = []
     for m, (message, raw) in enumerate(zip(chat.messages, body["messages"], strict=True)):
-        _refuse_fields(raw, f"messages.{m}.")
-        if isinstance(message.content, str):
-            raw["content"] = _defuse(message.content, control_tokens)
+        refuse_fields(raw, f"messages.{m}.")
         if not isinstance(message.content, list):
             continue
         for p, part in enumerate(message.content):
             path = f"messages.{m}.content.{p}"
-            _refuse_fields(raw["content"][p], f"{path}.")
+            refuse_fields(raw["content"][p], f"{path}.")
             if part.type == "image_url":
                 sources.append(ImageSource(_url_of(part, path), f"{path}.image_url.url"))
                 raw["content"][p] = {"type": IMAGE_PART, "index": len(sources) - 1}
             elif part.type in TEXT_PARTS:
                 if unknown := sorted(raw["content"][p].keys() - TEXT_PART_FIELDS):
                     raise invalid(f"{path}.{unknown[0]} does not belong to a text part", f"{path}.{unknown[0]}")
-                for key in TEXT_PARTS & raw["content"][p].keys():
-                    if isinstance(text := raw["content"][p][key], str):
-                        raw["content"][p][key] = _defuse(text, control_tokens)
             else:
                 raise invalid(
                     f"{path}.type {part.type!r} is not accepted here; use text or image_url",
@@ -238,12 +223,6 @@ def _url_of(part: ContentPart, path: str) -> str:
             path,
         )
     return part.image_url.url
-
-
-def _defuse(text: str, control_tokens: tuple[str, ...]) -> str:
-    for token in control_tokens:
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
 
 
 def _count_upstream(gateway: Gateway, error: ApiError) -> None:

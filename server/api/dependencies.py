@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.receipts import SigningKey
 from server.access.directory import AccessDirectory
+from server.api.json_values import check_json
 from server.drain import Drain
 from server.errors import ApiError, from_validation, invalid
 from server.language_models.base import LanguageModel
@@ -113,6 +114,7 @@ async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any
             raise invalid(f"the body is not valid JSON: {error}", code="invalid_json") from None
         if not isinstance(data, dict):
             raise invalid("the body must be a JSON object", code="invalid_json")
+        check_json(data)
         try:
             return schema.model_validate(data), data
         except ValidationError as error:

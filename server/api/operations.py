@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server.api.dependencies import Gateway, authenticate, gateway_of
@@ -12,8 +14,13 @@ from server.errors import ApiError
 
 router = APIRouter()
 
+_NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Not so now.", "content": {"application/json": {}}}}
+_KEY: dict[int | str, dict[str, Any]] = {401: {"model": ErrorBody}}
 
-@router.get("/v1/models", dependencies=[Depends(authenticate)], summary="The models that are served here.")
+
+@router.get(
+    "/v1/models", dependencies=[Depends(authenticate)], responses=_KEY, summary="The models that are served here."
+)
 async def models(request: Request) -> ModelList:
     """OpenAI's list of models, with the fingerprint that certificates name."""
     gateway = gateway_of(request)
@@ -41,14 +48,14 @@ async def receipt_key(request: Request) -> ReceiptKey:
     return ReceiptKey(key_id=key.key_id, pem=key.public_pem())
 
 
-@router.get("/livez", summary="Whether the process works; restart it if not.")
+@router.get("/livez", responses=_NOT_NOW, summary="Whether the process works; restart it if not.")
 async def livez(request: Request) -> Response:
     """200 while the thread that runs the smoothing passes shows signs of life, else 503."""
     live = _engine_lives(gateway_of(request))
     return JSONResponse({"live": live}, status_code=200 if live else 503)
 
 
-@router.get("/readyz", summary="Whether further requests should be sent here now.")
+@router.get("/readyz", responses=_NOT_NOW, summary="Whether further requests should be sent here now.")
 async def readyz(request: Request) -> Response:
     """200 when the engine is warm, a language model is healthy and the gateway is not about to stop, else 503."""
     gateway = gateway_of(request)
@@ -65,7 +72,7 @@ def _engine_lives(gateway: Gateway) -> bool:
     return gateway.engine.alive and gateway.engine.seconds_since_heartbeat <= gateway.settings.stall_timeout
 
 
-@router.get("/metrics", summary="Prometheus metrics.")
+@router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics.")
 async def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
     gateway = gateway_of(request)

@@ -13,18 +13,6 @@ from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
 from server.policy import Action, Decision, Requirement, Verdict
 
-# What could harm the language model server, or make it read an image that was not smoothed (design.md).
-REFUSED_FIELDS = frozenset(
-    {
-        "image_embeds",
-        "prompt_embeds",
-        "uuid",
-        "mm_processor_kwargs",
-        "media_io_kwargs",
-        "kv_transfer_params",
-        "ec_transfer_params",
-    }
-)
 TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
 
@@ -32,7 +20,7 @@ TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
 class RobustnessOptions(BaseModel):
     """What the caller may ask of smoothing and certificate. Every field has an operator's default."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     sigma: Annotated[float, AfterValidator(sigma_value)] | None = Field(
         None, ge=0, strict=True, allow_inf_nan=False, description="Noise level in pixels of [0, 1]; 0 is off."
@@ -40,10 +28,10 @@ class RobustnessOptions(BaseModel):
     samples: int | None = Field(None, ge=1, strict=True, description="Noise samples for each image.")
     confidence: float | None = Field(
         None,
-        gt=0,
+        ge=1e-9,
         le=MAX_CONFIDENCE,
         strict=True,
-        description="Probability that the certificate holds, over the server's draws; at most 1 - 1e-9.",
+        description="Probability that the certificate holds, over the server's draws; from 1e-9 to 1 - 1e-9.",
     )
     radius: float | None = Field(
         None,
@@ -125,7 +113,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    include_usage: bool | None = None
+    include_usage: bool | None = Field(None, strict=True)
 
 
 class ChatCompletionRequest(BaseModel):
@@ -135,7 +123,7 @@ class ChatCompletionRequest(BaseModel):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool | None = None
+    stream: bool | None = Field(None, strict=True)
     stream_options: StreamOptions | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="vLLM's; parts the caller's own users from each other. Tenants are always apart."

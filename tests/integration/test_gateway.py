@@ -426,7 +426,7 @@ def test_requests_in_flight_share_batches(gateway: Gateway, monkeypatch: pytest.
 
     def counting_step(parts: Any) -> Any:
         sizes.append(len(parts))
-        time.sleep(0.02)  # so that the requests meet
+        time.sleep(0.05)  # so that the requests meet
         return step(parts)
 
     monkeypatch.setattr(gateway.engine.smoother, "step", counting_step)

@@ -1,0 +1,55 @@
+"""The OpenAPI document where FastAPI cannot write it alone: bodies that routes read themselves, and shared errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from server.api.schemas import CertifyRequest, ChatCompletionRequest, ErrorBody
+
+_REFERENCE = "#/components/schemas/{model}"
+# What every route that takes images may answer beside 200.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in {
+        400: "Invalid field, or an image that cannot be read.",
+        401: "Missing or wrong key.",
+        403: "Not allowed on this server.",
+        404: "Unknown model.",
+        408: "The body did not arrive in time.",
+        413: "Body or image too large, or too costly to decode.",
+        415: "Not an image in a format that is read.",
+        422: "Certified similarity below min_similarity.",
+        429: "Too much is waiting; Retry-After says when to come back.",
+        500: "A fault of the server.",
+        502: "Another server failed.",
+        503: "Not available now.",
+        504: "Another server was silent.",
+    }.items()
+}
+
+
+def request_body(model: type[BaseModel], example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The description of a body that a route reads by itself."""
+    content: dict[str, Any] = {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
+    if example is not None:
+        content["example"] = example
+    return {"required": True, "content": {"application/json": content}}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Adds the schemas that :func:`request_body` refers to."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document["components"]["schemas"]
+        for model in (ChatCompletionRequest, CertifyRequest):
+            schema = model.model_json_schema(ref_template=_REFERENCE)
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

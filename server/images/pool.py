@@ -1,0 +1,116 @@
+"""A bounded pool of decoder processes with a time limit.
+
+Why processes and not threads: a decoder that crashes, or is taken over by the file that it reads, takes a process
+without keys, files or network with it instead of the gateway; and only a process can be stopped in the middle of a
+decode. docs/operations.md has what that costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from server.images.faults import Fault, ImageFaultError
+from server.images.limits import ImageLimits
+from server.images.process import DecoderDiedError, DecoderProcess
+
+log = structlog.get_logger("server.images")
+
+# Images that may wait for each process; each holds its file in memory.
+_WAITING_PER_PROCESS = 64
+
+
+class DecodersBusyError(Exception):
+    """Too many images are waiting to be decoded."""
+
+
+class DecodePool:
+    """Decodes images in up to ``processes`` processes, started when they are first needed.
+
+    Args:
+        processes: How many images are decoded at once.
+        seconds: Time limit of one decode; a process that exceeds it is ended and replaced.
+    """
+
+    def __init__(self, processes: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._most = processes * (1 + _WAITING_PER_PROCESS)
+        self._under_way = 0
+        # Each thread does nothing but wait for a process.
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="image-decode")
+        self._idle: queue.LifoQueue[DecoderProcess | None] = queue.LifoQueue()
+        for _ in range(processes):
+            self._idle.put(None)
+        self.replaced = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the idle processes."""
+        return [process.pid for process in self._idle.queue if process is not None]
+
+    async def start(self) -> None:
+        """Starts the first process.
+
+        Raises:
+            DecoderDiedError: It does not start.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._start_first)
+
+    async def decode(self, data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
+        """Decodes one file, ``(H, W, 3)`` uint8, as :func:`server.images.decode.decode_image` does.
+
+        Raises:
+            ImageFaultError: It cannot be decoded, or not in time.
+            DecodersBusyError: Too many images are waiting.
+            DecoderDiedError: No process can be started.
+        """
+        if len(data) > limits.max_bytes:
+            raise ImageFaultError(Fault.TOO_MANY_BYTES)
+        if self._under_way >= self._most:
+            raise DecodersBusyError
+        self._under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, limits)
+        finally:
+            self._under_way -= 1
+
+    async def close(self) -> None:
+        """Ends all processes; decodes that are under way finish first."""
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        while not self._idle.empty():
+            if (process := self._idle.get()) is not None:
+                process.close()
+
+    def _start_first(self) -> None:
+        process = self._idle.get() or DecoderProcess()
+        self._idle.put(process)
+
+    def _decode(self, data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
+        process = self._idle.get()  # never waits: there are as many entries as threads
+        try:
+            # A process may also die of something else, such as a machine short of memory: the image gets a second one.
+            for _ in range(2):
+                if process is None:
+                    process = DecoderProcess()
+                try:
+                    return process.decode(data, limits, self._seconds)
+                except TimeoutError:
+                    self._end(process, "timeout")
+                    process = None
+                    raise ImageFaultError(Fault.TOO_SLOW) from None
+                except DecoderDiedError:
+                    self._end(process, "died")
+                    process = None
+            raise ImageFaultError(Fault.DAMAGED)
+        finally:
+            self._idle.put(process)
+
+    def _end(self, process: DecoderProcess, reason: str) -> None:
+        process.close()
+        self.replaced += 1
+        log.warning("image decoder replaced", reason=reason)

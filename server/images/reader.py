@@ -1,0 +1,194 @@
+"""From the URL in a request to pixels, and every fault on the way as an answer in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import ApiError, invalid
+from server.images.data_urls import bytes_of_data_url
+from server.images.decode import FORMATS
+from server.images.faults import Fault, ImageFaultError
+from server.images.limits import ImageLimits
+from server.images.pool import DecodePool, DecodersBusyError
+from server.images.process import DecoderDiedError
+from server.images.remote import AddressRefusedError, RemoteError, RemoteImages
+from server.images.remote_urls import UrlPolicy, UrlRefusedError
+from server.metrics import Metrics
+from server.settings import Settings
+
+# Base64 of this many characters is decoded in a millisecond; more goes to a thread.
+_QUICK = 2**20
+
+
+class ImageReader:
+    """Reads the images of requests.
+
+    Args:
+        settings: Limits, and which other servers images may be fetched from.
+        metrics: Where refusals and times are counted.
+        remote: Replaces the fetcher that the settings ask for. For tests.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, remote: RemoteImages | None = None) -> None:
+        self._seconds = settings.decode_timeout
+        self._metrics = metrics
+        self._pool = DecodePool(settings.decode_processes, settings.decode_timeout)
+        self._remote = remote or remote_images(settings)
+        self._fetch_seconds = settings.remote_image_timeout
+
+    async def start(self) -> None:
+        """Starts what takes time to start.
+
+        Raises:
+            DecoderDiedError: Images cannot be decoded on this machine.
+        """
+        await self._pool.start()
+
+    async def close(self) -> None:
+        """Ends the decoder processes."""
+        await self._pool.close()
+        if self._remote is not None:
+            await self._remote.close()
+
+    async def read(self, url: str, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
+        """The picture at a data URL, or at a remote one where the operator allows it.
+
+        Args:
+            url: From the request.
+            param: Where it was in the request.
+            limits: What it may be.
+
+        Returns:
+            ``(H, W, 3)`` uint8 sRGB, upright, transparency on white.
+
+        Raises:
+            ApiError: It cannot be had.
+        """
+        try:
+            return await self._read(url, param, limits)
+        except ApiError as error:
+            self._metrics.refused_images.labels(code=error.code).inc()
+            raise
+
+    async def _read(self, url: str, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
+        try:
+            if url[:5].lower() == "data:":
+                if len(url) <= _QUICK:
+                    data = bytes_of_data_url(url, limits, param)
+                else:
+                    data = await asyncio.to_thread(bytes_of_data_url, url, limits, param)
+            else:
+                data = await self._fetch(url, param, limits.max_bytes)
+            start = time.perf_counter()
+            pixels = await self._pool.decode(data, limits)
+            self._metrics.stage_seconds.labels(stage="decode").observe(time.perf_counter() - start)
+        except ImageFaultError as fault:
+            raise self._answer(fault, param, limits) from None
+        except DecodersBusyError:
+            raise ApiError(
+                429,
+                "the server has more images than it can decode in time; try again later",
+                code="overloaded",
+                headers={"retry-after": "1"},
+            ) from None
+        except DecoderDiedError:
+            raise ApiError(
+                503,
+                "the server cannot start its image decoder; try again later",
+                code="decoder_unavailable",
+                headers={"retry-after": "5"},
+            ) from None
+        return pixels
+
+    async def _fetch(self, url: str, param: str, max_bytes: int) -> bytes:
+        if self._remote is None:
+            raise invalid(
+                "this is not a data URL, and images elsewhere are not fetched; send the image as "
+                "data:image/png;base64,…",
+                param,
+                "remote_image_disabled",
+            )
+        start = time.perf_counter()
+        try:
+            data = await self._remote.fetch(url, max_bytes)
+        except UrlRefusedError as error:
+            raise invalid(f"the URL is not fetched: {error}", param, "remote_image_refused") from None
+        except AddressRefusedError:  # the same words whether the name is unknown or private: no map of our network
+            raise invalid(
+                "the URL is not fetched: its host is not found on the public internet", param, "remote_image_refused"
+            ) from None
+        except RemoteError as error:
+            raise ApiError(
+                400 if error.asked_wrongly else 502,
+                f"the server that the image is on {error}; check the URL, or send the image as a data URL",
+                code="remote_image_failed",
+                param=param,
+            ) from None
+        except TimeoutError:
+            raise ApiError(
+                504,
+                f"the server that the image is on did not send it within {self._fetch_seconds:g} s; "
+                "send the image as a data URL",
+                code="remote_image_timeout",
+                param=param,
+            ) from None
+        self._metrics.stage_seconds.labels(stage="fetch").observe(time.perf_counter() - start)
+        return data
+
+    def _answer(self, error: ImageFaultError, param: str, limits: ImageLimits) -> ApiError:
+        """Status, words and code of a fault."""
+        size = f"{error.width} x {error.height} pixels"
+        status, message, code = {
+            Fault.TOO_MANY_BYTES: (
+                413,
+                f"the image has more than {limits.max_bytes} bytes: scale it down or compress it",
+                "image_too_large",
+            ),
+            Fault.NOT_AN_IMAGE: (
+                415,
+                f"this is not an image in one of the formats {', '.join(FORMATS)}",
+                "not_an_image",
+            ),
+            Fault.TOO_MANY_PIXELS: (
+                413,
+                f"the image has {size}; at most {limits.max_pixels} are allowed: scale it down",
+                "image_too_large",
+            ),
+            Fault.TOO_SMALL: (
+                400,
+                f"the image has {size}; each side must have at least {limits.min_side}",
+                "image_too_small",
+            ),
+            Fault.ANIMATED: (400, "the image is animated; send one frame as a still image", "animated_image"),
+            Fault.DAMAGED: (400, "the image is damaged or cut off; send the whole file", "invalid_image"),
+            Fault.TOO_COMPRESSED: (
+                413,
+                f"the image has {size} in a file far too small for them: scale it down",
+                "image_too_costly",
+            ),
+            Fault.TOO_COMPLEX: (
+                413,
+                "the image takes too much work or memory to decode: save it again as a plain PNG or JPEG",
+                "image_too_costly",
+            ),
+            Fault.TOO_SLOW: (
+                413,
+                f"the image takes more than {self._seconds:g} s to decode: scale it down, or save it as a plain JPEG",
+                "image_too_costly",
+            ),
+        }[error.fault]
+        return ApiError(status, f"{param}: {message}", code=code, param=param)
+
+
+def remote_images(settings: Settings) -> RemoteImages | None:
+    """The fetcher that the operator allows; None if there are no hosts to fetch from."""
+    if not settings.remote_image_hosts:
+        return None
+    policy = UrlPolicy(
+        tuple(settings.remote_image_hosts), tuple(settings.remote_image_schemes), tuple(settings.remote_image_ports)
+    )
+    return RemoteImages(policy, settings.remote_image_timeout)
