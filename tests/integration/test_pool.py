@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -263,8 +264,12 @@ def test_servers_die_and_come_back(gateway: Gateway, servers: list[VllmServer]) 
 
     killer = threading.Thread(target=kill_soon)
     killer.start()
-    cut = ask(gateway.url, LONG)
+    with ThreadPoolExecutor(1) as other:
+        whole = other.submit(ask, gateway.url, LONG | {"stream": False})
+        cut = ask(gateway.url, LONG)
     killer.join()
+    assert whole.result().status in (502, 503)
+    assert whole.result().error in ("language_model_broken_off", "language_model_unavailable")
     assert (cut.status, cut.whole, cut.error) == (200, True, "language_model_broken_off")
     assert len(cut.events) > 2
 
