@@ -151,7 +151,7 @@ def test_jumps_of_the_wall_clock_change_nothing(vllm: list[VllmServer], tmp_path
     faked = {
         "LD_PRELOAD": _libfaketime(),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_NO_CACHE": "1",  # its cache goes by the faked clock, and so never ends when that goes back
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
     }
@@ -162,7 +162,7 @@ def test_jumps_of_the_wall_clock_change_nothing(vllm: list[VllmServer], tmp_path
         years = []
         for jump in ("+365d", "-365d", "+0"):
             clock.write_text(jump)
-            wait_until(lambda: year(server) not in years, limit=20, what="the jump")
+            wait_until(lambda: year(server) not in years, limit=60, what="the jump")
             years.append(year(server))
             count = len(load.seen)
             wait_until(lambda count=count: len(load.seen) >= count + 4, limit=30)  # type: ignore[misc]
