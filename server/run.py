@@ -26,6 +26,7 @@ from server.settings import Settings
 log = structlog.get_logger("server")
 
 _STANDARD_OUTPUT = 1
+_TIME_TO_SPEAK = 0.5  # seconds in which a connection just opened must have sent its request
 _TIME_FOR_LAST_WORDS = 5  # seconds for the errors that end what was not finished in time
 
 
@@ -102,6 +103,13 @@ class _Server(uvicorn.Server):
         loop.call_later(lead + self._settings.drain_timeout, self._drain.finish)
 
     def _stop_listening(self) -> None:
+        # uvicorn would close all idle connections in the same moment, and with them the requests that arrive on one
+        # just opened.
+        for server in self.servers:
+            server.close()
+        asyncio.get_running_loop().call_later(_TIME_TO_SPEAK, self._close_idle_connections)
+
+    def _close_idle_connections(self) -> None:
         self.should_exit = True
 
 

@@ -50,12 +50,20 @@ class HealthChecks:
         """Checks until it is cancelled."""
         while True:
             self._soon.clear()
-            await self.check_now()
+            try:
+                await self.check_now()
+            except Exception:  # whatever it is, the servers must be checked again
+                log.exception("health checks failed")
             try:
                 async with asyncio.timeout(self._interval):
                     await self._soon.wait()
             except TimeoutError:
                 pass
+
+    def cancel(self) -> None:
+        """Ends the round under way."""
+        if self._round is not None:
+            self._round.cancel()
 
     def check_soon(self) -> None:
         """Asks for a round at once, because something looks wrong."""

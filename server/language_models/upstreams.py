@@ -75,6 +75,7 @@ class Upstreams:
         """Ends the health checks and closes the connections."""
         if self._checking is not None:
             self._checking.cancel()
+        self._health.cancel()
         await self._client.aclose()
 
     async def ready(self) -> bool:

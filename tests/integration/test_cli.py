@@ -36,7 +36,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     log = tmp_path_factory.mktemp("serve") / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*COMMAND, "serve", "--port", "0"], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            [*COMMAND, "serve", "--port", "0", "--drain-lead", "0"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         )
     assert process.stdout is not None
     try:

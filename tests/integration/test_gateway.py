@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +458,41 @@ def test_a_client_that_leaves_stops_costing(gateway: Gateway, monkeypatch: pytes
         _wait_until(lambda: gateway.engine.queued_samples > 1000)
     _wait_until(lambda: gateway.engine.queued_samples == 0)  # 4096 samples would take 13 s
     assert gateway.post("/v1/certify", {"image": data_url(picture(1))}).status_code == 200
+
+
+def test_a_stalled_smoothing_thread_is_visible(
+    tiny_llava: Path, engine: SmoothingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, go = engine.smoother.step, threading.Event()
+    with running_gateway(tiny_llava, engine, stall_timeout=1.5) as gateway:
+        time.sleep(1.6)
+        assert httpx.get(f"{gateway.url}/livez").status_code == 200  # idle is not stalled
+        monkeypatch.setattr(engine.smoother, "step", lambda parts: (go.wait(60), step(parts))[1])
+        body = {"image": data_url(picture(1))}
+        stuck = threading.Thread(target=gateway.post, args=("/v1/certify", body))
+        stuck.start()
+        try:
+            for path in ("livez", "readyz"):
+                _wait_until(lambda path=path: httpx.get(f"{gateway.url}/{path}").status_code == 503)
+        finally:
+            go.set()
+            stuck.join()
+        _wait_until(lambda: httpx.get(f"{gateway.url}/livez").status_code == 200)
+        assert httpx.get(f"{gateway.url}/readyz").json() == {
+            "ready": True,
+            "engine": True,
+            "language_model": True,
+            "staying": True,
+        }
+
+
+def test_answers_that_wait_for_the_embedded_model_are_bounded(tiny_llava: Path, engine: SmoothingEngine) -> None:
+    with running_gateway(tiny_llava, engine, max_waiting=1) as gateway:
+        body = chat(picture(1), max_tokens=300, robustness={"sigma": 0})
+        with ThreadPoolExecutor(6) as clients:
+            answers = list(clients.map(lambda _: gateway.post("/v1/chat/completions", body), range(6)))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert all(answer.json()["error"]["code"] == "overloaded" for answer in answers if answer.status_code == 429)
 
 
 def _wait_until(condition: Any, limit: float = 5.0) -> None:

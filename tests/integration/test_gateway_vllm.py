@@ -2,10 +2,6 @@
 
 import base64
 import json
-import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,55 +209,6 @@ def test_huge_and_odd_images_reach_vllm_in_one_shape(gateway: Gateway) -> None:
     for size in [(4, 4), (4, 900), (900, 4), (2000, 1500)]:
         body = chat(Image.new("RGB", size, "teal"), max_tokens=2, robustness={"samples": 2})
         assert gateway.post("/v1/chat/completions", body).status_code == 200, size
-
-
-# --- vLLM down, slow, dying -------------------------------------------------------------------------------------------
-
-
-def test_vllm_slow_dying_and_down(
-    tiny_llava: Path, engine: SmoothingEngine, vllm_servers: VllmServers, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """One real vLLM of its own: stopped, killed in mid-answer, gone. The gateway answers all along, and recovers."""
-    vllm = vllm_servers.start(tiny_llava, *EMBEDDINGS_ONLY, "--seed", "1", name=TINY)
-    vllm.wait_until_ready()
-    assert vllm.process is not None
-    body = chat(picture(1), ignore_eos=True)
-    with running_gateway(
-        tiny_llava, engine, language_model="vllm", vllm_url=vllm.url, vllm_read_timeout=2, vllm_connect_timeout=2
-    ) as gateway:
-        assert gateway.post("/v1/chat/completions", body).status_code == 200
-
-        os.killpg(vllm.process.pid, signal.SIGSTOP)
-        response = gateway.post("/v1/chat/completions", body)
-        assert (response.status_code, response.json()["error"]["code"]) == (504, "language_model_timeout")
-        assert httpx.get(f"{gateway.url}/livez").status_code == 200
-        os.killpg(vllm.process.pid, signal.SIGCONT)
-        assert gateway.post("/v1/chat/completions", body).status_code == 200
-
-        def kill_soon(process_id: int) -> None:
-            time.sleep(0.5)
-            os.killpg(process_id, signal.SIGKILL)
-
-        long = body | {"max_tokens": 490, "n": 4, "temperature": 1.0}
-        threading.Thread(target=kill_soon, args=(vllm.process.pid,)).start()
-        with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=long | {"stream": True}) as stream:
-            assert stream.status_code == 200
-            events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
-        assert len(events) > 2
-        assert events[-1] == "[DONE]"
-        assert json.loads(events[-2])["error"]["code"] == "language_model_broken_off"
-
-        response = gateway.post("/v1/chat/completions", body)
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "language_model_unavailable")
-        assert "retry-after" in response.headers
-        assert httpx.get(f"{gateway.url}/readyz").status_code == 503
-        assert httpx.get(f"{gateway.url}/livez").status_code == 200
-
-        vllm.process.wait()
-        vllm.start()
-        vllm.wait_until_ready()
-        assert gateway.post("/v1/chat/completions", body).status_code == 200
-        assert httpx.get(f"{gateway.url}/readyz").status_code == 200
 
 
 def test_no_tenant_hits_what_another_has_cached(

@@ -91,3 +91,9 @@ def test_torch_of_the_image_is_the_one_that_is_tested() -> None:
     wanted = re.search(r"^ARG TORCH=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert wanted is not None
     assert wanted.group(1) in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_the_container_has_the_time_to_stop_that_the_gateway_takes(compose: dict[str, Any]) -> None:
+    settings = Settings()
+    grace = float(compose["services"]["gateway"]["stop_grace_period"].removesuffix("s"))
+    assert grace >= settings.drain_lead + settings.drain_timeout + 10

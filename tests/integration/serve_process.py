@@ -1,0 +1,79 @@
+"""`fs-serve serve` as a process of its own: for signals, exit status, and what happens to its standard error."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+
+@dataclass
+class ServeProcess:
+    """A running gateway."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def post(self, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, **{"timeout": 120, **options})
+
+    def stop(self, limit: float = 60) -> int:
+        """Sends SIGTERM and returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(limit)
+
+
+@contextmanager
+def serving(
+    *arguments: str, stderr: Path | IO[bytes] | int, shell: str = "", **environment: str
+) -> Iterator[ServeProcess]:
+    """Starts the gateway on a free port and waits until it listens.
+
+    Args:
+        arguments: Flags.
+        stderr: Where standard error goes.
+        shell: Redirections in the words of a shell.
+        environment: Further variables.
+    """
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments]
+    if shell:
+        command = ["bash", "-c", f'exec "$@" {shell}', "bash", *command]
+    errors = stderr.open("wb") if isinstance(stderr, Path) else stderr
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        while (address := re.search(r"http://127\.0\.0\.1:\d+", line := process.stdout.readline())) is None:
+            assert line or process.poll() is None, f"the server ended early: {process.wait()}"
+        yield ServeProcess(address.group(), process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+        if isinstance(stderr, Path):
+            errors.close()  # type: ignore[union-attr]
+
+
+def wait_until(condition: Any, limit: float = 10.0, what: str = "it") -> None:
+    """Waits until ``condition()`` is true."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen in {limit:g} s"
+        time.sleep(0.02)
