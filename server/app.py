@@ -21,10 +21,12 @@ from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
 from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
+from server.engine_metrics import register_engine
 from server.errors import install_handlers
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
 from server.language_models.none import NoLanguageModel
+from server.language_models.observed import ObservedLanguageModel
 from server.language_models.upstreams import Upstreams
 from server.language_models.vllm import VllmLanguageModel
 from server.limits.limiter import RateLimiter
@@ -33,6 +35,7 @@ from server.metrics import Metrics
 from server.middleware import AccessMiddleware, BodyLimitMiddleware, RequestIdMiddleware
 from server.settings import Settings
 from server.smoothing import SmoothingService
+from server.tracing import TracingMiddleware
 
 
 def checkpoint_of(settings: Settings) -> str:
@@ -100,8 +103,14 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
-        language_model = await asyncio.to_thread(build_language_model, settings, metrics)
+        language_model = ObservedLanguageModel(
+            await asyncio.to_thread(build_language_model, settings, metrics),
+            metrics,
+            settings.model_name,
+            settings.language_model,
+        )
         await language_model.start()
+        register_engine(metrics.registry, running, settings.model_name)
         app.state.gateway = Gateway(
             settings=settings,
             access=access,
@@ -142,6 +151,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(LimitHeadersMiddleware)
     app.add_middleware(AccessMiddleware, metrics=metrics)
+    app.add_middleware(TracingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(DrainMiddleware, drain=drain)
     return app

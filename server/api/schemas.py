@@ -26,6 +26,10 @@ REFUSED_FIELDS = frozenset(
 )
 TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
+# What the certified similarity of an image depends on beside the image.
+_PARAMETERS = frozenset(
+    {"sigma", "samples", "confidence", "radius", "space", "granularity", "spectral", "stage", "centred", "adaptive"}
+)
 
 
 class RobustnessOptions(BaseModel):
@@ -84,6 +88,11 @@ class RobustnessOptions(BaseModel):
     seed: int | None = Field(
         None, ge=0, lt=2**64, strict=True, description="Fixes the noise; only where the operator allows it."
     )
+
+    @property
+    def own_parameters(self) -> bool:
+        """Whether the request itself chose anything that the size of the certified similarity depends on."""
+        return bool(self.model_fields_set & _PARAMETERS)
 
 
 class ImageUrl(BaseModel):
