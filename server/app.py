@@ -142,6 +142,8 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
         # No page of ours loads scripts from elsewhere; the document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own spans carry raw paths and queries, which are the client's text; TracingMiddleware makes ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.drain = drain
     for module in (chat, certify, operations):

@@ -30,6 +30,7 @@ tracer = trace.get_tracer("fs-serve", __version__)
 _PROPAGATOR = TraceContextTextMapPropagator()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # What machines ask every few seconds would bury the requests of people.
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
 
@@ -100,7 +101,7 @@ class TracingMiddleware:
                 status = message["status"]
             await send(message)
 
-        method = scope["method"]
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         with tracer.start_as_current_span(
             method,
             context=_PROPAGATOR.extract(Headers(scope=scope)),
