@@ -166,6 +166,7 @@ class Metrics:
             self.upstream_errors.labels(code=f"language_model_{cause}")
         for code in ("internal_error", "language_model_unavailable"):
             self.errors.labels(code=code, fault="server")
+        self.errors.labels(code="certificate_below_minimum", fault="client")
 
     def observe_image(self, image: ImageRobustness, *, own_parameters: bool) -> None:
         """Counts one certificate.
