@@ -171,6 +171,7 @@ def test_log_lines_carry_the_ids_of_request_and_trace(gateway: GatewayProcess, r
         "method": "POST",
         "route": "/v1/chat/completions",
         "status": 400,
+        "tenant": "default",
         "error": "invalid_value",
     }
 
