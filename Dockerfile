@@ -27,14 +27,14 @@ FROM ${BASE_IMAGE}
 RUN (python3 -c 'import ssl' && test -e /etc/ssl/certs/ca-certificates.crt) 2>/dev/null \
     || (apt-get update && apt-get install --yes --no-install-recommends python3 ca-certificates \
         && rm -rf /var/lib/apt/lists/*)
-# The cache of model weights is made here because a new volume takes the owner of the folder that it is mounted on.
+# The folders of weights and audit log are made here: a new volume takes the owner of what it is mounted on.
 RUN useradd --uid 10001 --user-group --create-home --home-dir /home/fs-serve fs-serve \
     && install --directory --owner fs-serve --group fs-serve \
-        /home/fs-serve/.cache /home/fs-serve/.cache/huggingface
+        /home/fs-serve/.cache /home/fs-serve/.cache/huggingface /home/fs-serve/audit
 COPY --from=build /opt/fs-serve /opt/fs-serve
 USER 10001:10001
 WORKDIR /home/fs-serve
-# Nothing but /tmp and the cache of weights is written, so that the root file system may be read-only.
+# Nothing but /tmp, the cache of weights and the audit log is written, so that the root file system may be read-only.
 ENV PATH=/opt/fs-serve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
