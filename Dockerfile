@@ -1,5 +1,7 @@
-# The gateway. Any Debian-like base with Python 3.11 to 3.13 will do; Python is installed where it is missing.
-ARG BASE_IMAGE=python:3.12-slim-bookworm
+# The gateway. By default with CUDA, for a GPU node; docker-compose.cpu.yml builds the same without.
+# Any Debian-like base with Python 3.11 to 3.13 will do; Python is installed where it is missing. Add @sha256:… to pin
+# the base to the byte.
+ARG BASE_IMAGE=python:3.12.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
 RUN python3 -c 'import ensurepip, venv' 2>/dev/null \
@@ -16,22 +18,28 @@ RUN python3 -m venv /opt/fs-serve \
 COPY pyproject.toml README.md LICENSE ./
 COPY fs_runtime fs_runtime
 COPY server server
-ARG EXTRAS=""
-RUN /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
+# gpu reads the GPU's memory and sums noise faster; tracing sends OpenTelemetry spans where it is told to.
+ARG EXTRAS="[gpu,tracing]"
+RUN /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}" \
+    && /opt/fs-serve/bin/pip uninstall --yes --quiet pip
 
 FROM ${BASE_IMAGE}
 RUN (python3 -c 'import ssl' && test -e /etc/ssl/certs/ca-certificates.crt) 2>/dev/null \
     || (apt-get update && apt-get install --yes --no-install-recommends python3 ca-certificates \
         && rm -rf /var/lib/apt/lists/*)
-# The cache of model weights is made here because a new volume takes the owner of the folder that it is mounted on.
+# The folders of weights and audit log are made here: a new volume takes the owner of what it is mounted on.
 RUN useradd --uid 10001 --user-group --create-home --home-dir /home/fs-serve fs-serve \
     && install --directory --owner fs-serve --group fs-serve \
-        /home/fs-serve/.cache /home/fs-serve/.cache/huggingface
+        /home/fs-serve/.cache /home/fs-serve/.cache/huggingface /home/fs-serve/audit
 COPY --from=build /opt/fs-serve /opt/fs-serve
-USER 10001
+USER 10001:10001
 WORKDIR /home/fs-serve
+# Nothing but /tmp, the cache of weights and the audit log is written, so that the root file system may be read-only.
 ENV PATH=/opt/fs-serve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TRITON_CACHE_DIR=/tmp/triton \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/inductor \
     FS_HOST=0.0.0.0 \
     FS_PORT=8000
 EXPOSE 8000

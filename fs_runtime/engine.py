@@ -227,7 +227,8 @@ class SmoothingEngine:
         self._changed = threading.Condition()
         self._closed = False
         self._turn = 0
-        self.last_batch_fill = 0.0
+        self.batches = 0  # run so far
+        self.batch_samples = 0  # in them
         self._heartbeat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="smoothing", daemon=True)
         self._thread.start()
@@ -241,6 +242,11 @@ class SmoothingEngine:
     def batch_size(self) -> int:
         """Most samples in one batch."""
         return self._batch_size
+
+    @property
+    def queue_limit(self) -> int:
+        """Samples that may wait at once."""
+        return self._max_queued_samples
 
     @property
     def alive(self) -> bool:
@@ -357,7 +363,8 @@ class SmoothingEngine:
             extra = min(spare, job.remaining - counts[index])
             counts[index] += extra
             spare -= extra
-        self.last_batch_fill = 1 - spare / self._batch_size
+        self.batches += 1
+        self.batch_samples += self._batch_size - spare
         return [(job, count) for job, count in zip(jobs, counts, strict=True) if count]
 
     def _run_batch(self, batch: Sequence[tuple[_Job, int]]) -> None:

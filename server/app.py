@@ -22,12 +22,14 @@ from server.api.dependencies import Gateway
 from server.api.openapi import install_openapi
 from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
+from server.engine_metrics import register_engine
 from server.errors import install_handlers
 from server.images.reader import ImageReader
 from server.images.remote import RemoteImages
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
 from server.language_models.none import NoLanguageModel
+from server.language_models.observed import ObservedLanguageModel
 from server.language_models.upstreams import Upstreams
 from server.language_models.vllm import VllmLanguageModel
 from server.limits.limiter import RateLimiter
@@ -37,6 +39,7 @@ from server.middleware import AccessMiddleware, RequestIdMiddleware
 from server.request_body import BodyLimitMiddleware
 from server.settings import Settings
 from server.smoothing import SmoothingService
+from server.tracing import TracingMiddleware
 
 
 def checkpoint_of(settings: Settings) -> str:
@@ -109,8 +112,14 @@ def create_app(
         reader = ImageReader(settings, metrics, images)
         await reader.start()
         running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
-        language_model = await asyncio.to_thread(build_language_model, settings, metrics)
+        language_model = ObservedLanguageModel(
+            await asyncio.to_thread(build_language_model, settings, metrics),
+            metrics,
+            settings.model_name,
+            settings.language_model,
+        )
         await language_model.start()
+        register_engine(metrics.registry, running, settings.model_name)
         app.state.gateway = Gateway(
             settings=settings,
             access=access,
@@ -143,6 +152,8 @@ def create_app(
         # No page of ours loads scripts from elsewhere; the document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own spans carry raw paths and queries, which are the client's text; TracingMiddleware makes ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.drain = drain
     for module in (chat, certify, operations):
@@ -153,6 +164,7 @@ def create_app(
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout)
     app.add_middleware(LimitHeadersMiddleware)
     app.add_middleware(AccessMiddleware, metrics=metrics)
+    app.add_middleware(TracingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(DrainMiddleware, drain=drain)
     return app

@@ -91,12 +91,21 @@ def _path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if part != "str" and "[" not in str(part))
 
 
+def internal_error() -> ApiError:
+    """What strangers are told of an unforeseen failure: the cause is in the log."""
+    return ApiError(500, "internal error; the server's log has the cause", code="internal_error")
+
+
 def install_handlers(app: FastAPI) -> None:
-    """Makes every error of the application leave in OpenAI's shape."""
+    """Makes every error of the application leave in OpenAI's shape, and leaves it for the middleware to count."""
+
+    def answer(request: Request, error: ApiError) -> JSONResponse:
+        request.state.error = error
+        return error.response()
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> JSONResponse:
-        return error.response()
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -104,9 +113,8 @@ def install_handlers(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path}: {error.detail}"
         api_error = ApiError(error.status_code, message, code=codes.get(error.status_code, "http_error"))
         api_error.headers = dict(error.headers or {})
-        return api_error.response()
+        return answer(request, api_error)
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        # The cause is in the log; strangers get no inside view.
-        return ApiError(500, "internal error; the server's log has the cause", code="internal_error").response()
+        return internal_error().response()

@@ -10,7 +10,9 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.errors import internal_error
 from server.metrics import Metrics
+from server.tracing import UNTRACED
 
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[\w.\-:]{1,128}")
@@ -67,11 +69,20 @@ class AccessMiddleware:
         self.metrics.requests_in_flight.inc()
         try:
             await self.app(scope, receive, send_and_note)
+        except Exception:  # answered further out, as a 500
+            scope["state"]["error"] = internal_error()
+            raise
         finally:
             self.metrics.requests_in_flight.dec()
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - start
             self.metrics.requests.labels(route=route, status=str(status)).inc()
             self.metrics.request_seconds.labels(route=route).observe(seconds)
-            if route not in ("/livez", "/readyz", "/metrics"):
-                log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
+            error = scope["state"].get("error")
+            if error is not None:
+                self.metrics.count_error(error)
+            if route not in UNTRACED:
+                code = {"error": error.code} if error is not None else {}
+                log.info(
+                    "request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **code
+                )

@@ -39,6 +39,7 @@ class BodyLimitMiddleware:
         body = _Body(scope, receive, send, self)
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > self.max_bytes:
+            scope["state"]["error"] = self.too_large()
             await self.too_large().response()(scope, body.receive, body.send)
         else:
             await self.app(scope, body.receive, body.send)

@@ -22,6 +22,7 @@ from server.app import build_engine, create_app
 from server.drain import Drain
 from server.log_output import STANDARD_ERROR, LogOutput
 from server.settings import Settings
+from server.tracing import TracingError, add_trace_ids, configure_tracing
 
 log = structlog.get_logger("server")
 
@@ -36,6 +37,7 @@ def configure_logging(settings: Settings) -> None:
     renderer = structlog.dev.ConsoleRenderer() if os.isatty(STANDARD_ERROR) else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_trace_ids,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -151,7 +153,11 @@ def run(settings: Settings) -> int:
     configure_logging(settings)
     warn_if_exposed(settings)
     try:
+        configure_tracing()
         engine = build_engine(settings)
+    except TracingError as error:
+        print(f"cannot send traces: {error}", file=sys.stderr)
+        return 2
     except CheckpointError as error:
         print(f"cannot load the model: {error}", file=sys.stderr)
         return 2

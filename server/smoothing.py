@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +33,7 @@ from server.metrics import Metrics
 from server.planning import Plan, plan_of
 from server.policy import Decision, Evidence, consequence, judge, strictest
 from server.settings import Settings
+from server.tracing import certificate_attributes, record_pass, stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,6 @@ class SmoothingService:
                 task.cancel()
         unused = len(images) * plan.samples - sum(image.result.samples for image in done)
         await self._limiter.give_back(charge, {"samples": unused})
-        self._metrics.queued_samples.set(self._engine.queued_samples)
-        self._metrics.batch_fill.set(self._engine.last_batch_fill)
         robustness = await self._decide(done, plan, caller)
         return [image.result.payload for image in done], robustness
 
@@ -146,16 +144,19 @@ class SmoothingService:
 
     async def _one(self, source: ImageSource, plan: Plan, caller: Caller) -> _Smoothed:
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
-        pixels = await self._images.read(source.url, source.param, limits)
+        with stage(self._metrics, "decode") as span:
+            pixels = await self._images.read(source.url, source.param, limits)
+            span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
         result = await self._smooth(pixels, source, plan)
-        start = time.perf_counter()
+        record_pass(result.queue_seconds, result.smoothing_seconds, **{"fs.samples": result.samples})
         smoother = self._engine.smoother
         fingerprints = Fingerprints.of(smoother, plan.feature_map)
         floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
-        certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor)
-        judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
-        self._metrics.stage_seconds.labels(stage="certificate").observe(time.perf_counter() - start)
-        self._metrics.observe_image(certificate)
+        with stage(self._metrics, "certificate") as span:
+            certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor)
+            judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
+            span.set_attributes(certificate_attributes(certificate))
+        self._metrics.observe_image(certificate, own_parameters=plan.own_parameters)
         receipt = None
         if plan.receipt:
             receipt = await asyncio.to_thread(

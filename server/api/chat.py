@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -32,7 +31,7 @@ from server.api.schemas import (
     ContentPart,
     Robustness,
 )
-from server.errors import ApiError, invalid
+from server.errors import ApiError, internal_error, invalid
 from server.language_models.base import IMAGE_PART, ChatRequest
 from server.limits.answer_tokens import cap_answer_tokens
 from server.smoothing import ImageSource
@@ -87,14 +86,9 @@ async def chat_completions(request: Request) -> Response:
         headers = _headers(robustness)
         if chat.stream:
             return await _start_stream(request, language_request, robustness, headers)
-        start = time.perf_counter()
         answer = await while_connected(request, gateway.language_model.complete(language_request))
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    except ApiError as error:
-        _count_upstream(gateway, error)
-        raise
-    gateway.metrics.stage_seconds.labels(stage="language_model").observe(time.perf_counter() - start)
     answer["robustness"] = robustness.model_dump(mode="json")
     return JSONResponse(answer, headers=headers)
 
@@ -104,13 +98,11 @@ async def _start_stream(
 ) -> EventStream:
     """Waits for the first chunk, so that an early failure is still an ordinary error answer."""
     gateway = gateway_of(request)
-    start = time.perf_counter()
     chunks = gateway.language_model.stream(language_request)
     try:
         first = await while_connected(request, anext(chunks))
     except StopAsyncIteration:
         raise ApiError(502, "the language model sent no answer; try again", code="language_model_broken_off") from None
-    gateway.metrics.stage_seconds.labels(stage="first_token").observe(time.perf_counter() - start)
 
     async def events() -> AsyncGenerator[str, None]:
         async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
@@ -118,15 +110,13 @@ async def _start_stream(
                 async for chunk in _with_robustness(first, _while_open(gateway, chunks), robustness):
                     yield _event(chunk)
             except ApiError as error:
-                _count_upstream(gateway, error)
+                gateway.metrics.count_error(error)
                 yield _event(error.body())
             except Exception:
                 log.exception("stream failed")
-                yield _event(
-                    ApiError(500, "internal error; the server's log has the cause", code="internal_error").body()
-                )
+                gateway.metrics.count_error(internal_error())
+                yield _event(internal_error().body())
             yield "data: [DONE]\n\n"
-        gateway.metrics.stage_seconds.labels(stage="language_model").observe(time.perf_counter() - start)
 
     return EventStream(events(), headers, gateway.settings.client_write_timeout)
 
@@ -223,8 +213,3 @@ def _url_of(part: ContentPart, path: str) -> str:
             path,
         )
     return part.image_url.url
-
-
-def _count_upstream(gateway: Gateway, error: ApiError) -> None:
-    if error.code.startswith("language_model_"):
-        gateway.metrics.upstream_errors.labels(code=error.code).inc()

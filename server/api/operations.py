@@ -75,6 +75,4 @@ def _engine_lives(gateway: Gateway) -> bool:
 @router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics.")
 async def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
-    gateway = gateway_of(request)
-    gateway.metrics.queued_samples.set(gateway.engine.queued_samples)
-    return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(gateway_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

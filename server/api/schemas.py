@@ -15,6 +15,10 @@ from server.policy import Action, Decision, Requirement, Verdict
 
 TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
+# What the certified similarity of an image depends on beside the image.
+_PARAMETERS = frozenset(
+    {"sigma", "samples", "confidence", "radius", "space", "granularity", "spectral", "stage", "centred", "adaptive"}
+)
 
 
 class RobustnessOptions(BaseModel):
@@ -78,6 +82,11 @@ class RobustnessOptions(BaseModel):
     seed: int | None = Field(
         None, ge=0, lt=2**64, strict=True, description="Fixes the noise; only where the operator allows it."
     )
+
+    @property
+    def own_parameters(self) -> bool:
+        """Whether the request itself chose anything that the size of the certified similarity depends on."""
+        return bool(self.model_fields_set & _PARAMETERS)
 
 
 class ImageUrl(BaseModel):

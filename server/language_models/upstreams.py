@@ -16,6 +16,7 @@ from server.language_models.places import NoPlaceError, NoServerError, Places
 from server.language_models.pool import Pool, Server
 from server.language_models.retries import Outcome, RetryBudget, Wanted, attempts
 from server.settings import Settings
+from server.tracing import forward_trace
 from server.upstream_metrics import UpstreamMetrics
 
 # uvicorn, and so vLLM, closes a connection that was idle for 5 s; closing it first spares a request that meets the end.
@@ -43,6 +44,7 @@ class Upstreams:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEP_IDLE),
             transport=transport,
             trust_env=False,
+            event_hooks={"request": [forward_trace]},
         )
         self._limits = PhaseLimits(
             settings.vllm_first_token_timeout, settings.vllm_next_token_timeout, settings.vllm_total_timeout

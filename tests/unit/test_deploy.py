@@ -2,6 +2,9 @@
 
 import json
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,102 @@ from server.settings import Settings
 from tests.integration.vllm_process import EMBEDDINGS_ONLY
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPOSE_FILES = ["docker-compose.yml", "docker-compose.cpu.yml", "deploy/compose/settings.yml"]
+
+
+class Loader(yaml.SafeLoader):
+    """Reads compose's tag !reset, which takes a value of another file away."""
+
+
+RESET = object()
+Loader.add_constructor("!reset", lambda loader, node: RESET)
+
+
+def load(name: str) -> dict[str, Any]:
+    contents: dict[str, Any] = yaml.load((ROOT / name).read_text(), Loader)
+    return contents
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    contents: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    return contents
+    return load("docker-compose.yml")
+
+
+@pytest.fixture(scope="module")
+def env_example() -> dict[str, str]:
+    """What .env.example sets, and what it offers behind a #."""
+    lines = re.findall(r"^#?([A-Z][A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert len(dict(lines)) == len(lines), "a name comes twice"
+    return dict(lines)
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_compose_files_follow_the_specification(name: str, tmp_path: Path) -> None:
+    contents = load(name)
+    for service in contents["services"].values():
+        for key in [key for key, value in service.items() if value is RESET]:
+            del service[key]
+    file = tmp_path / "compose.yml"
+    file.write_text(yaml.safe_dump(contents))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_fs_variable_is_a_setting(compose: dict[str, Any]) -> None:
     names = set(compose["services"]["gateway"]["environment"])
+    names |= set(load("docker-compose.cpu.yml")["services"]["gateway"]["environment"])
     names |= set(re.findall(r"\bFS_[A-Z_]+(?==)", (ROOT / "Dockerfile").read_text()))
     assert {"FS_MODEL", "FS_HOST", "FS_PORT"} <= names
     assert {name.removeprefix("FS_").lower() for name in names} <= Settings.model_fields.keys()
+
+
+def test_settings_and_env_example_are_what_the_script_writes() -> None:
+    script = runpy.run_path(str(ROOT / "deploy/compose/write_settings.py"))
+    for name, text in (("deploy/compose/settings.yml", "settings_file"), (".env.example", "env_example")):
+        assert (ROOT / name).read_text() == script[text](), "run deploy/compose/write_settings.py"
+
+
+def test_every_setting_reaches_the_container_or_is_fixed(compose: dict[str, Any], env_example: dict[str, str]) -> None:
+    extended = compose["services"]["gateway"]["extends"]
+    passed = load(extended["file"])["services"][extended["service"]]["environment"]
+    fixed = set(compose["services"]["gateway"]["environment"])
+    image = set(re.findall(r"\b(FS_[A-Z_]+)=", (ROOT / "Dockerfile").read_text()))
+    assert not set(passed) & (fixed | image)
+    settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in {*passed, *fixed, *image} if name.startswith("FS_")} == settings
+    assert set(passed) <= env_example.keys()
+
+
+def test_env_example_has_every_knob_with_its_default(env_example: dict[str, str]) -> None:
+    used: dict[str, str] = {}
+    for name in COMPOSE_FILES:
+        for knob, default in re.findall(r"\$\{([A-Z0-9_]+)(?::[-?]([^}]*))?\}", (ROOT / name).read_text()):
+            used.setdefault(knob, default)
+    assert {name for name in env_example if not name.startswith(("FS_", "OTEL_"))} == {
+        name for name in used if not name.startswith("FS_")
+    }
+    for knob, default in used.items():
+        assert env_example[knob] == ("" if knob == "GRAFANA_PASSWORD" else default), knob
+
+
+def test_env_itself_is_not_committed() -> None:
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {".env", "/secrets/"} <= set(ignored)
+
+
+def test_without_a_gpu_the_gateway_answers_alone(compose: dict[str, Any]) -> None:
+    cpu = load("docker-compose.cpu.yml")["services"]
+    assert cpu["gateway"]["environment"] == {"FS_MODEL": "reference", "FS_LANGUAGE_MODEL": "embedded"}
+    assert cpu["gateway"]["deploy"] is RESET
+    assert cpu["gateway"]["depends_on"] is RESET
+    assert cpu["vllm"]["profiles"]
+    (volume,) = cpu["prometheus"]["volumes"]
+    source, target = volume.split(":")[:2]
+    assert (ROOT / source).exists()
+    assert target in {volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]}
+    waits = {name for service in cpu for name in compose["services"][service].get("depends_on", {})}
+    assert waits <= {"vllm"}
 
 
 def test_vllm_takes_embeddings_only_as_in_the_tests(compose: dict[str, Any]) -> None:
@@ -50,12 +136,30 @@ def test_published_ports_are_local_unless_the_operator_says_otherwise(compose: d
             assert ":-127.0.0.1:" in port
 
 
+def test_containers_give_up_what_they_do_not_need(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+        # The image of the gateway brings its own; nothing waits for Grafana.
+        assert name in ("gateway", "grafana") or service["healthcheck"]["test"]
+    assert compose["services"]["gateway"]["cap_drop"] == ["ALL"]
+    assert compose["services"]["redis"]["profiles"] == ["redis"]
+    assert compose["services"]["redis"]["networks"] == ["internal"]
+
+
+def test_ports_are_those_that_the_image_listens_on(compose: dict[str, Any]) -> None:
+    image = dict(re.findall(r"\b(FS_[A-Z]+)=(\S+)", (ROOT / "Dockerfile").read_text()))
+    assert re.search(rf"^EXPOSE {image['FS_PORT']}$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    (port,) = compose["services"]["gateway"]["ports"]
+    assert port.endswith(f":{image['FS_PORT']}")
+
+
 def test_prometheus_scrapes_what_is_there(compose: dict[str, Any]) -> None:
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    for job in config["scrape_configs"]:
-        host, port = job["static_configs"][0]["targets"][0].split(":")
-        assert host in compose["services"]
-        assert port == "8000"
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
+    assert targets == {"fs-serve": ["gateway:8000"], "vllm": ["vllm:8000"], "prometheus": ["localhost:9090"]}
+    for name in ("gateway", "vllm"):
+        assert set(compose["services"][name]["networks"]) & set(compose["services"]["prometheus"]["networks"])
 
 
 def test_mounted_files_exist(compose: dict[str, Any]) -> None:
@@ -65,24 +169,24 @@ def test_mounted_files_exist(compose: dict[str, Any]) -> None:
             assert not source.startswith(".") or (ROOT / source).exists()
 
 
-def test_gateway_alone_writes_its_cache_and_only_that(compose: dict[str, Any]) -> None:
+def test_gateway_alone_writes_its_volumes_and_only_those(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    (volume,) = services["gateway"]["volumes"]
-    name, folder = volume.split(":")
-    users = [
-        service for service, entry in services.items() for v in entry.get("volumes", []) if v.startswith(f"{name}:")
-    ]
-    assert users == ["gateway"]
+    *volumes, secrets = services["gateway"]["volumes"]
+    assert secrets.endswith(":ro")
     assert services["gateway"]["read_only"] is True
     # A new volume takes its owner from the folder of the image that it is mounted on.
     made = re.search(r"install --directory --owner fs-serve (?:.*\\\n)*.*", (ROOT / "Dockerfile").read_text())
     assert made is not None
-    assert folder in made.group().split()
+    for volume in volumes:
+        name, folder = volume.split(":")
+        mounts = [(service, each) for service, entry in services.items() for each in entry.get("volumes", [])]
+        assert [service for service, each in mounts if each.startswith(f"{name}:")] == ["gateway"]
+        assert folder in made.group().split()
 
 
 def test_image_is_not_root_and_checks_its_health() -> None:
     text = (ROOT / "Dockerfile").read_text()
-    assert re.search(r"^USER \d+$", text, re.MULTILINE)
+    assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE)
     assert "/livez" in text
     assert "ARG BASE_IMAGE" in text
 

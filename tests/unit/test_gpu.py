@@ -9,6 +9,7 @@ import torch
 
 from fs_runtime.embedded import EmbeddedModel, Generation
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.gpu import gpu_state
 from fs_runtime.loading import load_engine, load_smoother
 from fs_runtime.pictures import read_picture
 from fs_runtime.query import CertificateQuery
@@ -65,3 +66,12 @@ def test_same_seed_same_certificate_whatever_shares_the_batch(dtype: str, tolera
     finally:
         engine.close()
     assert among.norm_lower == pytest.approx(alone.norm_lower, abs=tolerance)
+
+
+def test_the_state_of_the_device() -> None:
+    kept = torch.empty(64 * 2**20, dtype=torch.uint8, device="cuda")
+    state = gpu_state(kept.device)
+    assert state is not None
+    assert state.name == "cuda:0"
+    assert kept.nbytes <= state.reserved_bytes <= state.used_bytes <= state.total_bytes
+    assert state.utilization is None or 0 <= state.utilization <= 1

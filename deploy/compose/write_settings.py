@@ -1,0 +1,76 @@
+"""Writes settings.yml and the gateway's part of .env.example from the settings themselves.
+
+Run it after a setting was added: python deploy/compose/write_settings.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from server.settings import Settings  # noqa: E402 (found by the line above)
+
+ENV_EXAMPLE = ROOT / ".env.example"
+SETTINGS_FILE = Path(__file__).parent / "settings.yml"
+# The image and docker-compose.yml decide these.
+FIXED = {"host", "port", "model", "language_model", "vllm_url"}
+MARK = "# --- Settings of the gateway, as fs-serve serve --help lists them; a # in front leaves the default ---\n"
+TRACING = """
+# OpenTelemetry: where to send traces, for example http://collector:4318; none are sent without it.
+#OTEL_EXPORTER_OTLP_ENDPOINT=
+
+# Name of this service in traces.
+#OTEL_SERVICE_NAME=fs-serve
+
+# Which traces are kept, for example parentbased_traceidratio with an argument of 0.1.
+#OTEL_TRACES_SAMPLER=parentbased_always_on
+#OTEL_TRACES_SAMPLER_ARG=
+"""
+OTEL = [line.lstrip("#").partition("=")[0] for line in TRACING.splitlines() if line.startswith("#OTEL")]
+
+
+def names() -> list[str]:
+    """Environment variables that the gateway's container gets where .env or the shell has them."""
+    return [f"FS_{name.upper()}" for name in Settings.model_fields if name not in FIXED] + OTEL
+
+
+def settings_file() -> str:
+    """The service that docker-compose.yml extends."""
+    lines = [
+        "# Written by write_settings.py. Names without a value are taken from .env or the shell, or else left out.",
+        "services:",
+        "  settings:",
+        "    environment:",
+        *(f"      - {name}" for name in names()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def env_example() -> str:
+    """The whole .env.example: what stands above the mark stays."""
+    head = ENV_EXAMPLE.read_text(encoding="utf-8").partition(MARK)[0]
+    entries = []
+    for name, field in Settings.model_fields.items():
+        if name not in FIXED:
+            description = textwrap.fill(field.description or "", 110, initial_indent="# ", subsequent_indent="# ")
+            entries.append(
+                f"\n{description}\n#FS_{name.upper()}={_written(field.get_default(call_default_factory=True))}\n"
+            )
+    return head + MARK + "".join(entries) + TRACING
+
+
+def _written(default: Any) -> str:
+    if default is None or default == []:
+        return ""
+    return json.dumps(default) if isinstance(default, bool | list | dict) else str(default)
+
+
+if __name__ == "__main__":
+    SETTINGS_FILE.write_text(settings_file(), encoding="utf-8")
+    ENV_EXAMPLE.write_text(env_example(), encoding="utf-8")

@@ -1,0 +1,68 @@
+"""Metrics of the smoothing engine and its device, read at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fs_runtime.engine import SmoothingEngine
+from fs_runtime.gpu import gpu_state
+
+
+def register_engine(registry: CollectorRegistry, engine: SmoothingEngine, model_name: str) -> None:
+    """Adds the engine's figures to a registry."""
+    registry.register(_EngineCollector(engine, model_name))
+
+
+class _EngineCollector(Collector):
+    """Asks the engine at each scrape, so that figures are of now, also when no request comes."""
+
+    def __init__(self, engine: SmoothingEngine, model_name: str) -> None:
+        self._engine = engine
+        self._model_name = model_name
+
+    def collect(self) -> Iterator[Metric]:
+        """All families; those of the GPU have no samples where there is none."""
+        engine = self._engine
+        yield InfoMetricFamily(
+            "fs_model",
+            "The model that is served, and digests of what is smoothed.",
+            {
+                "model": self._model_name,
+                "family": engine.encoder.family,
+                "fingerprint": engine.encoder.fingerprint,
+                "device": str(engine.encoder.device),
+            },
+        )
+        for name, help_text, value in (
+            ("fs_engine_alive", "1 while the thread that runs the smoothing passes is alive.", float(engine.alive)),
+            (
+                "fs_engine_heartbeat_age_seconds",
+                "Seconds since that thread last said that it is there.",
+                engine.seconds_since_heartbeat,
+            ),
+            ("fs_queued_samples", "Noise samples asked for and not yet drawn.", engine.queued_samples),
+            ("fs_queue_limit_samples", "Noise samples that may wait before requests are shed.", engine.queue_limit),
+            ("fs_batch_size_samples", "Noise samples that one batch holds.", engine.batch_size),
+        ):
+            yield GaugeMetricFamily(name, help_text, value=value)
+        # Fill of a batch: samples / (batches * size).
+        yield CounterMetricFamily("fs_batches", "Batches run.", value=engine.batches)
+        yield CounterMetricFamily("fs_batch_samples", "Noise samples in the batches run.", value=engine.batch_samples)
+        yield from self._gpu()
+
+    def _gpu(self) -> Iterator[Metric]:
+        state = gpu_state(self._engine.encoder.device)
+        for name, help_text, field in (
+            ("fs_gpu_memory_total_bytes", "Memory of the GPU.", "total_bytes"),
+            ("fs_gpu_memory_used_bytes", "GPU memory taken by all processes.", "used_bytes"),
+            ("fs_gpu_memory_reserved_bytes", "GPU memory taken by the gateway.", "reserved_bytes"),
+            ("fs_gpu_utilization_ratio", "Part of the time that the GPU worked.", "utilization"),
+        ):
+            family = GaugeMetricFamily(name, help_text, labels=["device", "gpu"])
+            if state is not None and (value := getattr(state, field)) is not None:
+                family.add_metric([state.name, state.model], value)
+            yield family

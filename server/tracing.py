@@ -1,0 +1,191 @@
+"""OpenTelemetry spans of a request. Numbers only: no text, no image and no key ever becomes an attribute.
+
+The spans are made through OpenTelemetry's interface, which does nothing (but pass a client's ``traceparent`` on) until
+:func:`configure_tracing` finds that the operator wants traces.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fs_runtime import __version__
+from fs_runtime.robustness import ImageRobustness
+from server.errors import ApiError
+from server.metrics import Metrics
+
+tracer = trace.get_tracer("fs-serve", __version__)
+# Only the trace context goes on to the language model: baggage is the client's own, and could hold anything.
+_PROPAGATOR = TraceContextTextMapPropagator()
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# What machines ask every few seconds would bury the requests of people.
+UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
+
+
+class TracingError(ValueError):
+    """The OTEL_* variables ask for something that is not to be had here."""
+
+
+def tracing_wanted() -> bool:
+    """Whether the standard variables ask for traces: an OTLP endpoint is named, or the exporter is.
+
+    Raises:
+        TracingError: They ask for another exporter or protocol than OTLP over HTTP.
+    """
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    named = any(os.environ.get(name) for name in _ENDPOINTS)
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or exporter == "none" or not (exporter or named):
+        return False
+    if exporter not in ("", "otlp"):
+        raise TracingError(f"OTEL_TRACES_EXPORTER is {exporter!r}; traces can be sent with 'otlp', or 'none' of them")
+    protocol = next((value for name in _PROTOCOLS if (value := os.environ.get(name))), "http/protobuf")
+    if protocol != "http/protobuf":
+        raise TracingError(f"the OTLP protocol {protocol!r} is not supported; set {_PROTOCOLS[1]}=http/protobuf")
+    return True
+
+
+def configure_tracing() -> None:
+    """Sends spans where the standard OTEL_* variables say; does nothing where they say nothing.
+
+    Raises:
+        TracingError: They ask for what is not supported, or the packages for it are not installed.
+    """
+    if not tracing_wanted():
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ModuleNotFoundError as error:
+        raise TracingError(
+            f"the OTEL_* variables ask for traces, but {error.name} is missing; install fs-serve[tracing]"
+        ) from None
+    resource = Resource.create({"service.version": __version__})
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):  # neither OTEL_SERVICE_NAME says it
+        resource = resource.merge(Resource({"service.name": "fs-serve"}))
+    provider = TracerProvider(resource=resource)  # flushes when the process ends
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
+class TracingMiddleware:
+    """One server span for each request, a child of the client's ``traceparent`` if it sent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http" or scope["path"] in UNTRACED:
+            await self.app(scope, receive, send)
+            return
+        status = 500
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        with tracer.start_as_current_span(
+            method,
+            context=_PROPAGATOR.extract(Headers(scope=scope)),
+            kind=SpanKind.SERVER,
+            attributes={
+                "http.request.method": method,
+                "url.scheme": scope["scheme"],
+                "fs.request_id": scope["state"]["request_id"],
+            },
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                await self.app(scope, receive, send_and_note)
+            finally:
+                route = getattr(scope.get("route"), "path", None)
+                if route is not None:  # an unknown path is the client's own text
+                    span.update_name(f"{method} {route}")
+                    span.set_attribute("http.route", route)
+                span.set_attribute("http.response.status_code", status)
+                if (error := scope["state"].get("error")) is not None:
+                    span.set_attribute("error.type", error.code)
+                if status >= 500:
+                    span.set_status(StatusCode.ERROR)
+
+
+@contextmanager
+def failures_noted(span: Span) -> Iterator[None]:
+    """Marks the span as failed when the block fails, by the kind of failure: messages may quote the request."""
+    try:
+        yield
+    except Exception as error:
+        span.set_status(StatusCode.ERROR)
+        span.set_attribute("error.type", error.code if isinstance(error, ApiError) else type(error).__qualname__)
+        raise
+
+
+@contextmanager
+def stage(metrics: Metrics, name: str, **attributes: AttributeValue) -> Iterator[Span]:
+    """Times one stage of a request: a span, and if it succeeds an observation of ``fs_stage_duration_seconds``."""
+    start = time.perf_counter()
+    options: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
+    with tracer.start_as_current_span(name, attributes=attributes, **options) as span, failures_noted(span):
+        yield span
+    metrics.stage_seconds.labels(stage=name).observe(time.perf_counter() - start)
+
+
+def record_pass(queue_seconds: float, smoothing_seconds: float, **attributes: AttributeValue) -> None:
+    """The spans of a smoothing pass that ended just now. It ran beside others on the engine's thread."""
+    end = time.time_ns()
+    started = end - int(smoothing_seconds * 1e9)
+    queued = started - int(queue_seconds * 1e9)
+    tracer.start_span("queue", start_time=queued, attributes=attributes).end(started)
+    tracer.start_span("smoothing", start_time=started, attributes=attributes).end(end)
+
+
+def certificate_attributes(image: ImageRobustness) -> dict[str, AttributeValue]:
+    """The numbers of a certificate; what is not certified is left out."""
+    values: dict[str, AttributeValue | None] = {
+        "fs.certified": image.certified,
+        "fs.satisfied": image.satisfied,
+        "fs.similarity": image.smoothed.best,
+        "fs.similarity.served": image.served.best,
+        "fs.norm.lower": image.norm.lower,
+        "fs.norm.estimate": image.norm.estimate,
+        "fs.radius.model": image.radius.model,
+        "fs.radius.client": image.radius.client,
+        "fs.sigma": image.sigma,
+        "fs.samples": image.samples,
+        "fs.sampling.ended": image.ended,
+        "fs.confidence": image.confidence,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+async def forward_trace(request: httpx.Request) -> None:
+    """An httpx hook that puts the current ``traceparent`` on a request to the language model."""
+    _PROPAGATOR.inject(request.headers)
+
+
+def add_trace_ids(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: the ids of the span, so that logs and traces can be joined."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+        event["span_id"] = trace.format_span_id(context.span_id)
+    return event

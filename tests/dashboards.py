@@ -1,0 +1,54 @@
+"""What dashboards and rules ask Prometheus."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import yaml
+
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
+# Prometheus makes these itself.
+BUILT_IN = {"up", "ALERTS"}
+
+
+def rules() -> list[dict[str, Any]]:
+    """All rules, recording and alerting."""
+    return [rule for file in RULES for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+
+
+def recorded() -> set[str]:
+    """Names that recording rules make."""
+    return {rule["record"] for rule in rules() if "record" in rule}
+
+
+def dashboard_queries(file: Path) -> list[str]:
+    """The queries of one dashboard, with Grafana's variables put in."""
+    panels = json.loads(file.read_text())["panels"]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    return [text.replace("$__rate_interval", "1m").replace("$instance", ".*") for text in expressions]
+
+
+def metric_names(expression: str) -> set[str]:
+    """The names of the series that a PromQL expression reads."""
+    names: set[str] = set()
+    pending: list[Any] = [promql_parser.parse(expression)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, promql_parser.VectorSelector):
+            assert node.name, expression
+            names.add(node.name)
+        elif isinstance(node, promql_parser.BinaryExpr):
+            pending += [node.lhs, node.rhs]
+        elif isinstance(node, promql_parser.Call):
+            pending += node.args
+        elif not isinstance(node, promql_parser.NumberLiteral | promql_parser.StringLiteral):
+            pending.append(node.vector_selector if isinstance(node, promql_parser.MatrixSelector) else node.expr)
+    return names
+
+
+def all_expressions() -> list[str]:
+    """Everything that rules and dashboards ask."""
+    return [rule["expr"] for rule in rules()] + [query for file in DASHBOARDS for query in dashboard_queries(file)]
