@@ -21,6 +21,7 @@ from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
 from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
+from server.engine_metrics import EngineCollector
 from server.errors import install_handlers
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
@@ -62,6 +63,8 @@ def build_engine(settings: Settings) -> SmoothingEngine:
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         max_queued_samples=settings.max_queued_samples,
+        max_queued_images=settings.max_queued_images,
+        cache_bytes=settings.cache_bytes,
     )
     engine.warm_up()
     return engine
@@ -100,6 +103,7 @@ def create_app(settings: Settings, engine: SmoothingEngine | None = None) -> Fas
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
+        metrics.registry.register(EngineCollector(running))
         language_model = await asyncio.to_thread(build_language_model, settings, metrics)
         await language_model.start()
         app.state.gateway = Gateway(

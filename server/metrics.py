@@ -42,10 +42,9 @@ class Metrics:
             ["certified"],
             registry=self.registry,
         )
-        self.samples = Counter("fs_samples", "Noise samples drawn.", registry=self.registry)
         self.samples_per_image = Histogram(
             "fs_samples_per_image",
-            "Noise samples drawn for one image.",
+            "Noise samples behind one image, those that were drawn for earlier requests included.",
             buckets=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
             registry=self.registry,
         )
@@ -116,9 +115,11 @@ class Metrics:
             self.access_reloads.labels(outcome=outcome)
         for outcome in ("written", "lost"):
             self.audit_records.labels(outcome=outcome)
-        self.queued_samples = Gauge("fs_queued_samples", "Noise samples waiting.", registry=self.registry)
-        self.batch_fill = Gauge(
-            "fs_batch_fill_ratio", "Part of the latest batch that was used.", registry=self.registry
+        self.cache_requests = Counter(
+            "fs_cache_requests",
+            "Images by what the cache did: hit (nothing was drawn), extended (samples were added), miss, off.",
+            ["outcome"],
+            registry=self.registry,
         )
         self.upstream_errors = Counter(
             "fs_language_model_errors", "Failures of the language model, by code.", ["code"], registry=self.registry
@@ -129,7 +130,6 @@ class Metrics:
     def observe_image(self, image: ImageRobustness) -> None:
         """Counts one certificate."""
         self.images.labels(certified=str(image.certified).lower()).inc()
-        self.samples.inc(image.samples)
         self.samples_per_image.observe(image.samples)
         self.endings.labels(ended=image.ended).inc()
         self.similarity.observe(image.smoothed.best or 0.0)

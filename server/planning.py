@@ -39,6 +39,7 @@ class Plan:
     requirements: list[Requirement]
     full_budget: bool
     receipt: bool
+    cache: bool
 
 
 def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smoother, *, allow_seed: bool) -> Plan:
@@ -83,6 +84,7 @@ def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smo
         requirements=required,
         full_budget=samples >= settings.samples or not server.is_binding,
         receipt=settings.receipts if options.receipt is None else options.receipt,
+        cache=options.cache,
     )
 
 

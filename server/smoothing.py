@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import hashlib
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fs_runtime.engine import (
+    DeadlineExceededError,
     EngineClosedError,
     EngineOverloadedError,
     SmoothingEngine,
@@ -18,6 +20,7 @@ from fs_runtime.engine import (
     SmoothingRequest,
     SmoothingResult,
 )
+from fs_runtime.engine.request import Pixels
 from fs_runtime.pictures import digest
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import SigningKey
@@ -123,10 +126,8 @@ class SmoothingService:
         finally:
             for task in tasks:  # one bad image, or a client that left, ends the work on the others
                 task.cancel()
-        unused = len(images) * plan.samples - sum(image.result.samples for image in done)
+        unused = sum(plan.samples - min(plan.samples, image.result.drawn) for image in done)
         await self._limiter.give_back(charge, {"samples": unused})
-        self._metrics.queued_samples.set(self._engine.queued_samples)
-        self._metrics.batch_fill.set(self._engine.last_batch_fill)
         robustness = await self._decide(done, plan, caller)
         return [image.result.payload for image in done], robustness
 
@@ -144,17 +145,25 @@ class SmoothingService:
         return robustness
 
     async def _one(self, source: ImageSource, plan: Plan, caller: Caller) -> _Smoothed:
-        start = time.perf_counter()
         limits = dataclasses.replace(
             self._limits,
             max_bytes=caller.tenant.settings.max_image_bytes,
             max_pixels=caller.tenant.settings.max_image_pixels,
         )
-        pixels = await asyncio.to_thread(
-            lambda: decode_image(bytes_of_data_url(source.url, limits, source.param), limits, source.param)
-        )
-        self._metrics.stage_seconds.labels(stage="decode").observe(time.perf_counter() - start)
-        result = await self._smooth(pixels, source, plan)
+
+        def read() -> tuple[bytes, str]:
+            file = bytes_of_data_url(source.url, limits, source.param)
+            return file, hashlib.sha256(file).hexdigest()
+
+        @functools.cache  # what the cache does not need, the receipt or the audit log may
+        def decode() -> Pixels:
+            start = time.perf_counter()
+            pixels = decode_image(file, limits, source.param)
+            self._metrics.stage_seconds.labels(stage="decode").observe(time.perf_counter() - start)
+            return pixels
+
+        file, file_digest = await asyncio.to_thread(read)
+        result = await self._smooth(decode, file_digest, source, plan, caller.tenant.name)
         start = time.perf_counter()
         smoother = self._engine.smoother
         fingerprints = Fingerprints.of(smoother, plan.feature_map)
@@ -163,26 +172,36 @@ class SmoothingService:
         judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
         self._metrics.stage_seconds.labels(stage="certificate").observe(time.perf_counter() - start)
         self._metrics.observe_image(certificate)
+        self._metrics.cache_requests.labels(outcome=result.cache or "off").inc()
         receipt = None
         if plan.receipt:
             receipt = await asyncio.to_thread(
-                issue_receipt,
-                self._engine,
-                pixels,
-                plan.query,
-                result,
-                certificate,
-                request_id=caller.request_id,
-                key=self._key,
+                lambda: issue_receipt(
+                    self._engine,
+                    decode(),
+                    plan.query,
+                    result,
+                    certificate,
+                    request_id=caller.request_id,
+                    key=self._key,
+                )
             )
         decision = consequence(plan.requirements, [judgement.verdict for judgement in judgements])
-        entry = ImageEntry.of(certificate, receipt, judgements, withheld=decision == "withhold")
-        image_digest = await asyncio.to_thread(digest, pixels) if self._audit.enabled else ""
+        entry = ImageEntry.of(certificate, result.cache, receipt, judgements, withheld=decision == "withhold")
+        image_digest = await asyncio.to_thread(lambda: digest(decode())) if self._audit.enabled else ""
         return _Smoothed(result, entry, decision, image_digest)
 
-    async def _smooth(self, pixels: NDArray[np.uint8], source: ImageSource, plan: Plan) -> SmoothingResult:
+    async def _smooth(
+        self, decode: Callable[[], Pixels], file_digest: str, source: ImageSource, plan: Plan, tenant: str
+    ) -> SmoothingResult:
+        # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
+        # take longer than all the rest.
         request = SmoothingRequest(
-            image=pixels,
+            image=decode,
+            image_id=file_digest,
+            timeout=self._settings.smoothing_timeout,
+            use_cache=plan.cache,
+            tenant=tenant,
             sigma=plan.sigma,
             samples=plan.samples,
             confidence=plan.confidence,
@@ -195,12 +214,20 @@ class SmoothingService:
         )
         try:
             return await self._engine.smooth(request)
-        except EngineOverloadedError:
+        except EngineOverloadedError as error:
             raise ApiError(
                 429,
                 "the server has more images than it can smooth in time; try again later, or ask for fewer samples",
                 code="overloaded",
-                headers={"retry-after": "1"},
+                headers={"retry-after": str(max(1, math.ceil(error.estimated_wait or 1.0)))},
+            ) from None
+        except DeadlineExceededError:
+            raise ApiError(
+                504,
+                f"{source.param}: smoothing was not done within {self._settings.smoothing_timeout:g} s; try again "
+                "later, or ask for fewer samples",
+                code="smoothing_timeout",
+                param=source.param,
             ) from None
         except EngineClosedError:
             raise ApiError(

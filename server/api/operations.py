@@ -69,5 +69,4 @@ def _engine_lives(gateway: Gateway) -> bool:
 async def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
     gateway = gateway_of(request)
-    gateway.metrics.queued_samples.set(gateway.engine.queued_samples)
     return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
