@@ -205,9 +205,9 @@ def test_adaptive_sampling_looks_when_it_may_end_and_leaves_the_rest_of_the_batc
         assert fixed.result(30).samples == 400
         assert result.ended == "reached"
         assert result.samples % 32 != 0  # no whole batches
-        shared = [batch for batch in smoother.batches if 0.1 in batch]
-        assert all(sum(batch.values()) == 32 for batch in shared)
-        assert any(0.2 in batch for batch in shared)
+        shared = [batch for batch in smoother.batches if {0.1, 0.2} <= batch.keys()]
+        assert shared
+        assert all(sum(batch.values()) == 32 for batch in shared[:-1])  # full, until one of the two ends
     finally:
         smoother.gate.set()
         engine.close()
