@@ -33,6 +33,7 @@ def checkpoint_of(model: str) -> str:
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands to the command line."""
+    from fs_runtime.bench_certify_command import bench_certify
     from fs_runtime.bench_smoothing_command import bench_smoothing
     from fs_runtime.certificate_attack_command import certificate_attack
     from fs_runtime.certify_command import certify
@@ -48,6 +49,7 @@ def add_commands(app: typer.Typer) -> None:
     for command in (models, certify, verify, keygen):
         app.command()(command)
     bench.command("smoothing")(bench_smoothing)
+    bench.command("certify")(bench_certify)
     app.add_typer(bench, name="bench")
     train.command("reference")(train_reference)
     train.command("psm")(train_psm)

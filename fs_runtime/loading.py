@@ -110,9 +110,17 @@ def load_engine(
     dtype: str = "auto",
     batch_size: int | None = None,
     max_queued_samples: int = 65536,
+    max_queued_images: int = 1024,
+    cache_bytes: int = 0,
 ) -> SmoothingEngine:
     """Loads ``model`` and starts the engine; ``batch_size`` None picks one that suits the device."""
     smoother = load_smoother(model, psm=psm, revision=revision, device=device, dtype=dtype)
     if batch_size is None:
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
-    return SmoothingEngine(smoother, batch_size=batch_size, max_queued_samples=max_queued_samples)
+    return SmoothingEngine(
+        smoother,
+        batch_size=batch_size,
+        max_queued_samples=max_queued_samples,
+        max_queued_images=max_queued_images,
+        cache_bytes=cache_bytes,
+    )

@@ -98,5 +98,6 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 def digest(pixels: NDArray[np.uint8]) -> str:
     """SHA-256 of an image's size and pixels, as ``sha256:<hex>``: the same for every lossless file of the image."""
-    size = "x".join(map(str, pixels.shape))
-    return f"sha256:{hashlib.sha256(size.encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()}"
+    found = hashlib.sha256("x".join(map(str, pixels.shape)).encode())
+    found.update(np.ascontiguousarray(pixels).data)
+    return f"sha256:{found.hexdigest()}"

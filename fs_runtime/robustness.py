@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from fs_runtime.certificate import (
     Spread,
     certified_radius,
+    continued,
     fcsb_radius,
     score_from_norm,
     served_similarity,
@@ -241,8 +243,9 @@ def _served(result: SmoothingResult, norm: float, smoothed: float | None, radius
     best = 0.0
     if smoothed is not None:
         statements = np.size(result.norm_lower)  # one, or one for each token
+        limit, share = continued(result.planned, result.max_samples)
         best = served_similarity(
-            norm, radius, result.sigma, result.samples, 1 - alpha / statements, result.max_samples, smoothed
+            norm, radius, result.sigma, result.samples, 1 - alpha * share / statements, limit, smoothed
         )
     return Served(best or None, max(0.0, 1 - 2 * alpha))
 
@@ -251,10 +254,16 @@ def _certified_radius(result: SmoothingResult, norm: float, similarity: float) -
     sigma, gain = result.sigma, result.spectral_norm
     if sigma == 0:
         return CertifiedRadius(similarity, *(Radius(0.0, 0.0),) * 3)
+    radii = _radii(norm, result.spread, sigma, similarity)
+    return CertifiedRadius(similarity, *(Radius(radius, radius / gain) for radius in radii))
+
+
+@lru_cache(maxsize=4096)  # most of the time of a certificate, and a cached image has the same each time
+def _radii(norm: float, spread: Spread | None, sigma: float, similarity: float) -> tuple[float, float, float]:
+    """The certified radius by the best bound, by ``tight`` and by FCSB."""
     tight = certified_radius(norm, sigma, similarity)
-    best = tight if result.spread is None else spectral_radius(norm, result.spread, sigma, similarity)
-    paper = fcsb_radius(score_from_norm(norm), sigma, similarity)
-    return CertifiedRadius(similarity, *(Radius(radius, radius / gain) for radius in (best, tight, paper)))
+    best = tight if spread is None else spectral_radius(norm, spread, sigma, similarity)
+    return best, tight, fcsb_radius(score_from_norm(norm), sigma, similarity)
 
 
 def _token_map(result: SmoothingResult, radius: float) -> TokenMap | None:

@@ -51,6 +51,18 @@ class SpreadSketch:
             if self._new == self._rows:
                 self._shrink()
 
+    def to(self, device: torch.device | str) -> SpreadSketch:
+        """A copy on a device, which goes on by itself."""
+        other = SpreadSketch(self._rows)
+        other.count, other._new, other._shrunk, other._trace = self.count, self._new, self._shrunk, self._trace
+        other._stack = [part.to(device, copy=True) for part in self._stack]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the vectors take."""
+        return sum(part.nbytes for part in self._stack)
+
     def _shrink(self) -> None:
         new, self._new = self._new, 0
         values, vectors = self._eigen()

@@ -69,6 +69,8 @@ def build_engine(settings: Settings) -> SmoothingEngine:
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         max_queued_samples=settings.max_queued_samples,
+        max_queued_images=settings.max_queued_images,
+        cache_bytes=settings.cache_bytes,
     )
     engine.warm_up()
     return engine

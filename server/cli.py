@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 
 from fs_runtime import __version__
-from fs_runtime.cli import JsonOption, ModelOption, add_commands
+from fs_runtime.cli import JsonOption, ModelOption, add_commands, bench
 from server.access.cli import api_key
+from server.bench_serve_command import bench_serve
 from server.log_output import open_missing_streams
 
 app = typer.Typer(
@@ -160,6 +161,7 @@ def _show(answer: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point of the console script."""
     open_missing_streams()
+    bench.command("serve")(bench_serve)
     add_commands(app)
     app.add_typer(api_key, name="api-key")
     try:

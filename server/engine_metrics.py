@@ -49,9 +49,24 @@ class _EngineCollector(Collector):
             ("fs_batch_size_samples", "Noise samples that one batch holds.", engine.batch_size),
         ):
             yield GaugeMetricFamily(name, help_text, value=value)
-        # Fill of a batch: samples / (batches * size).
-        yield CounterMetricFamily("fs_batches", "Batches run.", value=engine.batches)
-        yield CounterMetricFamily("fs_batch_samples", "Noise samples in the batches run.", value=engine.batch_samples)
+        # How full batches are is the ratio of their increases, whatever the shapes of the images.
+        yield CounterMetricFamily("fs_batches", "Batches run.", engine.batches)
+        yield CounterMetricFamily("fs_batch_fill", "Sum over the batches of the part that was used.", engine.batch_fill)
+        yield GaugeMetricFamily("fs_queued_images", "Images waiting or being smoothed.", engine.queued_images)
+        yield GaugeMetricFamily(
+            "fs_estimated_wait_seconds",
+            "Time until all that waits is done, at the rate of late.",
+            engine.estimated_wait or 0.0,
+        )
+        yield CounterMetricFamily("fs_samples", "Noise samples drawn.", engine.samples_drawn)
+        yield GaugeMetricFamily("fs_cache_bytes", "Memory that cached images take.", engine.cache_bytes)
+        yield GaugeMetricFamily("fs_cache_images", "Images in the cache.", engine.cached_images)
+        faults = CounterMetricFamily(
+            "fs_engine_faults", "Batches that did not fit into memory, and faults of the scheduler.", labels=["kind"]
+        )
+        faults.add_metric(["out_of_memory"], engine.out_of_memory_events)
+        faults.add_metric(["scheduler"], engine.scheduler_faults)
+        yield faults
         yield from self._gpu()
 
     def _gpu(self) -> Iterator[Metric]:

@@ -68,10 +68,9 @@ class Metrics:
         self.refused_images = Counter(
             "fs_refused_images", "Images that were not read, by error code.", ["code"], registry=self.registry
         )
-        self.samples = Counter("fs_samples", "Noise samples drawn.", registry=self.registry)
         self.samples_per_image = Histogram(
             "fs_samples_per_image",
-            "Noise samples drawn for one image.",
+            "Noise samples behind one image, those that were drawn for earlier requests included.",
             buckets=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
             registry=self.registry,
         )
@@ -135,6 +134,12 @@ class Metrics:
         self.audit_up = Gauge(
             "fs_audit_log_up", "1 while the latest record of the audit log was written.", registry=self.registry
         )
+        self.cache_requests = Counter(
+            "fs_cache_requests",
+            "Images by what the cache did: hit (nothing was drawn), extended (samples were added), miss, off.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.upstream_errors = Counter(
             "fs_language_model_errors", "Failures of the language model, by code.", ["code"], registry=self.registry
         )
@@ -152,6 +157,8 @@ class Metrics:
             self.access_reloads.labels(outcome=outcome)
         for outcome in ("written", "lost"):
             self.audit_records.labels(outcome=outcome)
+        for outcome in ("hit", "extended", "miss", "off"):
+            self.cache_requests.labels(outcome=outcome)
         for name in _STAGES:
             self.stage_seconds.labels(stage=name)
         for reason in ("overloaded", "shutting_down"):
@@ -182,7 +189,6 @@ class Metrics:
         noisy = image.sigma > 0
         certified = str(image.certified).lower() if noisy else "off"
         self.images.labels(certified=certified, parameters=parameters).inc()
-        self.samples.inc(image.samples)
         self.samples_per_image.observe(image.samples)
         self.endings.labels(ended=image.ended).inc()
         if noisy:

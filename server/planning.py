@@ -40,6 +40,7 @@ class Plan:
     full_budget: bool
     receipt: bool
     own_parameters: bool
+    cache: bool
 
 
 def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smoother, *, allow_seed: bool) -> Plan:
@@ -85,6 +86,7 @@ def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smo
         full_budget=samples >= settings.samples or not server.is_binding,
         receipt=settings.receipts if options.receipt is None else options.receipt,
         own_parameters=options.own_parameters,
+        cache=options.cache,
     )
 
 

@@ -89,6 +89,21 @@ class Settings(RequestSettings, BaseSettings):
     max_queued_samples: int = Field(
         65536, ge=1, description="Noise samples that may wait; above it requests are answered 429."
     )
+    max_queued_images: int = Field(
+        1024, ge=1, description="Images that may wait, since their pixels take memory; above it requests get 429."
+    )
+    smoothing_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds within which an image must be smoothed: what would take longer is answered 429 at once, "
+        "what does take longer 504.",
+    )
+    cache_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="Memory for smoothed images, so that one that is sent again costs nothing; 0 keeps none, and every "
+        "request has draws of its own.",
+    )
 
     language_model: Literal["embedded", "vllm", "none"] = Field(
         "embedded",

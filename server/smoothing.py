@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
+import hashlib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fs_runtime.engine import (
+    DeadlineExceededError,
     EngineClosedError,
     EngineOverloadedError,
     SmoothingEngine,
@@ -16,6 +19,7 @@ from fs_runtime.engine import (
     SmoothingRequest,
     SmoothingResult,
 )
+from fs_runtime.engine.request import Pixels
 from fs_runtime.pictures import digest
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import SigningKey
@@ -124,7 +128,7 @@ class SmoothingService:
         finally:
             for task in tasks:  # one bad image, or a client that left, ends the work on the others
                 task.cancel()
-        unused = len(images) * plan.samples - sum(image.result.samples for image in done)
+        unused = sum(plan.samples - min(plan.samples, image.result.drawn) for image in done)
         await self._limiter.give_back(charge, {"samples": unused})
         robustness = await self._decide(done, plan, caller)
         return [image.result.payload for image in done], robustness
@@ -144,10 +148,9 @@ class SmoothingService:
 
     async def _one(self, source: ImageSource, plan: Plan, caller: Caller) -> _Smoothed:
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
-        with stage(self._metrics, "decode") as span:
-            pixels = await self._images.read(source.url, source.param, limits)
-            span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
-        result = await self._smooth(pixels, source, plan)
+        file = await self._images.file(source.url, source.param, limits)
+        decode = self._decoder(file, source.param, limits)
+        result = await self._smooth(decode, await asyncio.to_thread(_digest, file), source, plan, caller.tenant.name)
         record_pass(result.queue_seconds, result.smoothing_seconds, **{"fs.samples": result.samples})
         smoother = self._engine.smoother
         fingerprints = Fingerprints.of(smoother, plan.feature_map)
@@ -157,26 +160,52 @@ class SmoothingService:
             judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
             span.set_attributes(certificate_attributes(certificate))
         self._metrics.observe_image(certificate, own_parameters=plan.own_parameters)
+        self._metrics.cache_requests.labels(outcome=result.cache or "off").inc()
         receipt = None
         if plan.receipt:
             receipt = await asyncio.to_thread(
-                issue_receipt,
-                self._engine,
-                pixels,
-                plan.query,
-                result,
-                certificate,
-                request_id=caller.request_id,
-                key=self._key,
+                lambda: issue_receipt(
+                    self._engine,
+                    decode(),
+                    plan.query,
+                    result,
+                    certificate,
+                    request_id=caller.request_id,
+                    key=self._key,
+                )
             )
         decision = consequence(plan.requirements, [judgement.verdict for judgement in judgements])
-        entry = ImageEntry.of(certificate, receipt, judgements, withheld=decision == "withhold")
-        image_digest = await asyncio.to_thread(digest, pixels) if self._audit.enabled else ""
+        entry = ImageEntry.of(certificate, result.cache, receipt, judgements, withheld=decision == "withhold")
+        image_digest = await asyncio.to_thread(lambda: digest(decode())) if self._audit.enabled else ""
         return _Smoothed(result, entry, decision, image_digest)
 
-    async def _smooth(self, pixels: NDArray[np.uint8], source: ImageSource, plan: Plan) -> SmoothingResult:
+    def _decoder(self, file: bytes, param: str, limits: ImageLimits) -> Callable[[], Pixels]:
+        """A function for other threads that decodes the file, once: the engine may not need it, or receipts may too."""
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+
+        async def decode() -> Pixels:
+            with stage(self._metrics, "decode") as span:
+                pixels = await self._images.decode(file, param, limits)
+                span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
+            return pixels
+
+        @functools.cache
+        def decoded() -> Pixels:
+            return context.run(asyncio.run_coroutine_threadsafe, decode(), loop).result()
+
+        return decoded
+
+    async def _smooth(
+        self, decode: Callable[[], Pixels], file_digest: str, source: ImageSource, plan: Plan, tenant: str
+    ) -> SmoothingResult:
+        # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
+        # take longer than all the rest.
         request = SmoothingRequest(
-            image=pixels,
+            image=decode,
+            image_id=file_digest,
+            timeout=self._settings.smoothing_timeout,
+            use_cache=plan.cache,
+            tenant=tenant,
             sigma=plan.sigma,
             samples=plan.samples,
             confidence=plan.confidence,
@@ -189,12 +218,20 @@ class SmoothingService:
         )
         try:
             return await self._engine.smooth(request)
-        except EngineOverloadedError:
+        except EngineOverloadedError as error:
             raise ApiError(
                 429,
                 "the server has more images than it can smooth in time; try again later, or ask for fewer samples",
                 code="overloaded",
-                headers={"retry-after": "1"},
+                headers={"retry-after": str(max(1, math.ceil(error.estimated_wait or 1.0)))},
+            ) from None
+        except DeadlineExceededError:
+            raise ApiError(
+                504,
+                f"{source.param}: smoothing was not done within {self._settings.smoothing_timeout:g} s; try again "
+                "later, or ask for fewer samples",
+                code="smoothing_timeout",
+                param=source.param,
             ) from None
         except EngineClosedError:
             raise ApiError(
@@ -202,6 +239,10 @@ class SmoothingService:
             ) from None
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
+
+
+def _digest(file: bytes) -> str:
+    return hashlib.sha256(file).hexdigest()
 
 
 def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: Plan) -> tuple[Judgement, ...]:

@@ -82,7 +82,7 @@ SERVICE = [
         description="Noise samples; above the limit requests are answered 429.",
     ),
     Panel("Batch fill", {"{{instance}}": "instance:fs_batch_fill:ratio_rate5m" + G}, "percentunit", most=1),
-    Panel("Samples", {"drawn": f"sum({rate('fs_batch_samples_total')})"}, "ops"),
+    Panel("Samples", {"drawn": f"sum({rate('fs_samples_total')})"}, "ops"),
     Panel("Tokens", {"{{direction}}": f"sum by (direction) ({rate('fs_language_model_tokens_total')})"}, "ops"),
     Panel("Language model errors", {"{{code}}": f"sum by (code) ({rate('fs_language_model_errors_total')})"}, "reqps"),
     Panel("vLLM requests", {"running": "sum(vllm:num_requests_running)", "waiting": "sum(vllm:num_requests_waiting)"}),

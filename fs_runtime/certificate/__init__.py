@@ -6,7 +6,7 @@ symbols are those of docs/guarantee.md.
 
 from fs_runtime.certificate.closed_forms import chi_squared_similarity, fcsb, fcsb_radius, score_from_norm
 from fs_runtime.certificate.confidence_sequence import NormConfidenceSequence
-from fs_runtime.certificate.served_bound import served_similarity
+from fs_runtime.certificate.served_bound import continued, served_similarity
 from fs_runtime.certificate.spectral_bound import spectral_radius, spectral_similarity
 from fs_runtime.certificate.spread_bound import Spread, SpreadConfidenceSequence
 from fs_runtime.certificate.stopping import StoppingRule, required_norm
@@ -20,6 +20,7 @@ __all__ = [
     "StoppingRule",
     "certified_radius",
     "chi_squared_similarity",
+    "continued",
     "fcsb",
     "fcsb_radius",
     "required_norm",

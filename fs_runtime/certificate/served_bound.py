@@ -13,8 +13,12 @@ Where ‖ĝ - g‖ ≤ ε, the angle between ĝ and g is at most arcsin(ε / ‖
 noise of its own, where ‖g(x')‖ ≥ ⟨u, g(x')⟩ ≥ 2 Φ(Φ⁻¹((1 + ρ) / 2) - c) - 1. Three angles add up: ĝ(x) to g(x), g(x) to
 g(x'), g(x') to ĝ(x').
 
-Source: docs/guarantee.md section 5; Pinelis, "Optimum bounds for the distributions of martingales in Banach spaces",
-Annals of Probability 1994, Theorem 3.4 with D = 1.
+**Draws that are gone on with.** Let N₀ be the number planned before any draw. An answer that draws at most N₀ samples
+takes N = N₀ and α'. Whoever asks for more may have seen answers from these draws, so the number is no longer fixed
+beforehand; the numbers N₀ 2, N₀ 4, N₀ 8, … are, and with α'/2, α'/4, α'/8, … all of them together hold with 1 - α'.
+
+Source: docs/guarantee.md sections 5 and 7; Pinelis, "Optimum bounds for the distributions of martingales in Banach
+spaces", Annals of Probability 1994, Theorem 3.4 with D = 1.
 """
 
 from __future__ import annotations
@@ -37,6 +41,31 @@ from fs_runtime.certificate.tight_bound import tight_values
 _LARGEST_DIFFERENCE = 2.0  # a
 _SMALLEST_VARIANCE = 1e-12  # in place of v = 0, where h(a ε / v) is not defined; larger is safe
 _NEWTON_STEPS = 6
+
+
+def continued(planned: int, max_samples: int) -> tuple[int, float]:
+    """What ``served_similarity`` is to be told of draws that may have been gone on with.
+
+    Args:
+        planned: N₀, the most samples that would have been drawn when the first of them was.
+        max_samples: The most that would be drawn now.
+
+    Returns:
+        The ``max_samples`` to use, N₀ 2^j, and the share of α' that goes to it: 1 for j = 0, else 2^-j.
+
+    Raises:
+        ValueError: A number is below 1.
+
+    Example:
+        >>> continued(planned=256, max_samples=200), continued(planned=256, max_samples=1000)
+        ((256, 1.0), (1024, 0.25))
+    """
+    if planned < 1 or max_samples < 1:
+        raise ValueError(f"planned and max_samples must be at least 1; got {planned} and {max_samples}")
+    limit, share = planned, 1.0
+    while limit < max_samples:
+        limit, share = 2 * limit, share / 2
+    return limit, share
 
 
 @overload

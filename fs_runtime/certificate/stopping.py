@@ -6,6 +6,7 @@ past only may end the sampling without cost to the guarantee.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -43,8 +44,11 @@ def required_norm(similarity: float, radius: float, sigma: float) -> float:
         >>> round(required_norm(similarity=0.9706, radius=0.125, sigma=0.25), 3)
         0.9
     """
-    wanted = float(similarity_array(similarity))
-    ratio = float(ratio_array(radius, sigma))
+    return _required_norm(float(similarity_array(similarity)), float(ratio_array(radius, sigma)))
+
+
+@lru_cache(maxsize=1024)  # the same few questions come with every request
+def _required_norm(wanted: float, ratio: float) -> float:
     low, high = 0.0, 1.0  # the bound is 1 at ρ = 1
     for _ in range(_ROUNDS):
         grid = np.linspace(low, high, _GRID)
@@ -101,6 +105,69 @@ class StoppingRule:
             if not self._certified(norm, spread.forecast(observed, further) if spread else None):
                 return "out_of_reach"
         return "continue"
+
+    def earliest(self, sequence: NormConfidenceSequence, spread: SpreadConfidenceSequence | None, least: int) -> int:
+        """Further samples before which nothing can be certified, whatever they are: when it pays to look first.
+
+        Args:
+            sequence: The samples so far.
+            spread: The spread of the same samples; None if it is not watched.
+            least: Samples below which a block is not worth its while.
+        """
+        left = self._max_samples - sequence.count
+        block = self._block(sequence, 1.0, spread, 0.0, least, left)
+        possible = block < left or self._would_certify(sequence, 1.0, spread, 0.0, left)
+        return block if possible else min(least, left)
+
+    def next_block(
+        self,
+        sequence: NormConfidenceSequence,
+        latest: Array,
+        spread: SpreadConfidenceSequence | None,
+        least: int,
+        most: int,
+    ) -> int:
+        """Further samples after which to look again: as many as do it if they are like the latest block.
+
+        It is a forecast from the past, like the decisions, so that it has no part in the guarantee.
+
+        Args:
+            sequence: All samples so far are in it.
+            latest: ``(n,) + shape``, the inner products of the latest block.
+            spread: The spread of the same samples; None if it is not watched.
+            least: Samples below which a block is not worth its while.
+            most: Samples of the largest block.
+        """
+        most = min(most, self._max_samples - sequence.count)
+        return self._block(sequence, latest.mean(axis=0), spread, spread.observed if spread else 0.0, least, most)
+
+    def _block(
+        self,
+        sequence: NormConfidenceSequence,
+        value: float | Array,
+        spread: SpreadConfidenceSequence | None,
+        observed: float,
+        least: int,
+        most: int,
+    ) -> int:
+        """The first of least, 2 least, 4 least, … at which samples of this value certify; ``most`` if none does."""
+        size = least
+        while size < most:
+            if self._would_certify(sequence, value, spread, observed, size):
+                return size
+            size *= 2
+        return max(most, 1)
+
+    def _would_certify(
+        self,
+        sequence: NormConfidenceSequence,
+        value: float | Array,
+        spread: SpreadConfidenceSequence | None,
+        observed: float,
+        further: int,
+    ) -> bool:
+        norm = sequence.forecast(value, sequence.count + further)
+        return self._certified(norm, spread.forecast(observed, further) if spread else None)
 
     def _certified(self, norm: float | Array, spread: Spread | None) -> bool:
         if np.all(norm >= self._norm):

@@ -44,6 +44,7 @@ class ReceiptDraws(_Part):
     seed: str = Field(pattern=r"^(0|[1-9][0-9]{0,19})$", description="Unsigned 64-bit integer, in decimal.")
     samples: int = Field(ge=1, description="Samples drawn.")
     max_samples: int = Field(ge=1, description="Samples that would have been drawn at most.")
+    planned: int = Field(ge=1, description="The same when the first of these draws was made; others may have added.")
     confidence: float = Field(gt=0, le=1 - 1e-9, description="1 - α.")
     granularity: Literal["image", "token"]
     stage: Literal["encoder", "projector"]

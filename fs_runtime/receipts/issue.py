@@ -65,6 +65,7 @@ def issue_receipt(
             seed=str(result.seed),
             samples=result.samples,
             max_samples=result.max_samples,
+            planned=result.planned,
             confidence=result.confidence,
             granularity=result.granularity,
             stage=result.feature_map.stage,

@@ -89,7 +89,7 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
         engine.close()
     # The receipt's own reason for the end, which a replay cannot find again; verify() checks that it is consistent.
     ended = receipt.certificate.get("ended", "samples")
-    result = dataclasses.replace(result, ended=ended, max_samples=draws.max_samples)
+    result = dataclasses.replace(result, ended=ended, max_samples=draws.max_samples, planned=draws.planned)
     asked = receipt.query
     query = CertificateQuery(asked.radius, asked.space, asked.min_similarity, asked.curve)
     fingerprints = Fingerprints.of(smoother, request.feature_map)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from fs_runtime.engine import MAX_CONFIDENCE
+from fs_runtime.engine import MAX_CONFIDENCE, CacheOutcome
 from fs_runtime.query import MAX_RADIUS, sigma_value
 from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
@@ -78,6 +78,9 @@ class RobustnessOptions(BaseModel):
     )
     receipt: bool | None = Field(
         None, description="Add a receipt to each image: all that is needed to compute its certificate again."
+    )
+    cache: bool = Field(
+        True, description="Whether draws for the same image may be shared with other requests; false draws anew."
     )
     seed: int | None = Field(
         None, ge=0, lt=2**64, strict=True, description="Fixes the noise; only where the operator allows it."
@@ -167,13 +170,14 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry(ImageRobustness):
-    """The certificate of one image, and its receipt if one was asked for.
+    """The certificate of one image, what the cache did for it, and its receipt if one was asked for.
 
     Attributes:
         judgements: One for each requirement of the request, in the same order.
         withheld: Whether the language model was given a notice in place of this image.
     """
 
+    cache: CacheOutcome | None = None
     receipt: Receipt | None = None
     judgements: tuple[Judgement, ...] = ()
     withheld: bool = False
@@ -182,6 +186,7 @@ class ImageEntry(ImageRobustness):
     def of(
         cls,
         certificate: ImageRobustness,
+        cache: CacheOutcome | None,
         receipt: Receipt | None,
         judgements: tuple[Judgement, ...] = (),
         *,
@@ -189,7 +194,7 @@ class ImageEntry(ImageRobustness):
     ) -> ImageEntry:
         """Puts them together."""
         values = {part.name: getattr(certificate, part.name) for part in fields(ImageRobustness)}
-        return cls(**values, receipt=receipt, judgements=judgements, withheld=withheld)
+        return cls(**values, cache=cache, receipt=receipt, judgements=judgements, withheld=withheld)
 
 
 class Robustness(BaseModel):

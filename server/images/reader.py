@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,55 +56,58 @@ class ImageReader:
         if self._remote is not None:
             await self._remote.close()
 
-    async def read(self, url: str, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
-        """The picture at a data URL, or at a remote one where the operator allows it.
+    async def file(self, url: str, param: str, limits: ImageLimits) -> bytes:
+        """The file at a data URL, or at a remote one where the operator allows it.
 
         Args:
             url: From the request.
             param: Where it was in the request.
             limits: What it may be.
 
-        Returns:
-            ``(H, W, 3)`` uint8 sRGB, upright, transparency on white.
-
         Raises:
             ApiError: It cannot be had.
         """
+        with self._answering(param, limits):
+            if url[:5].lower() != "data:":
+                return await self._fetch(url, param, limits.max_bytes)
+            if len(url) <= _QUICK:
+                return bytes_of_data_url(url, limits, param)
+            return await asyncio.to_thread(bytes_of_data_url, url, limits, param)
+
+    async def decode(self, file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
+        """The picture in a file: ``(H, W, 3)`` uint8 sRGB, upright, transparency on white.
+
+        Raises:
+            ApiError: There is none, or it breaks a limit.
+        """
+        with self._answering(param, limits):
+            return await self._pool.decode(file, limits)
+
+    @contextmanager
+    def _answering(self, param: str, limits: ImageLimits) -> Iterator[None]:
+        """Turns faults into answers, and counts them."""
         try:
-            return await self._read(url, param, limits)
+            try:
+                yield
+            except ImageFaultError as fault:
+                raise self._answer(fault, param, limits) from None
+            except DecodersBusyError:
+                raise ApiError(
+                    429,
+                    "the server has more images than it can decode in time; try again later",
+                    code="overloaded",
+                    headers={"retry-after": "1"},
+                ) from None
+            except DecoderDiedError:
+                raise ApiError(
+                    503,
+                    "the server cannot start its image decoder; try again later",
+                    code="decoder_unavailable",
+                    headers={"retry-after": "5"},
+                ) from None
         except ApiError as error:
             self._metrics.refused_images.labels(code=error.code).inc()
             raise
-
-    async def _read(self, url: str, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
-        try:
-            if url[:5].lower() == "data:":
-                if len(url) <= _QUICK:
-                    data = bytes_of_data_url(url, limits, param)
-                else:
-                    data = await asyncio.to_thread(bytes_of_data_url, url, limits, param)
-            else:
-                data = await self._fetch(url, param, limits.max_bytes)
-            start = time.perf_counter()
-            pixels = await self._pool.decode(data, limits)
-            self._metrics.stage_seconds.labels(stage="decode").observe(time.perf_counter() - start)
-        except ImageFaultError as fault:
-            raise self._answer(fault, param, limits) from None
-        except DecodersBusyError:
-            raise ApiError(
-                429,
-                "the server has more images than it can decode in time; try again later",
-                code="overloaded",
-                headers={"retry-after": "1"},
-            ) from None
-        except DecoderDiedError:
-            raise ApiError(
-                503,
-                "the server cannot start its image decoder; try again later",
-                code="decoder_unavailable",
-                headers={"retry-after": "5"},
-            ) from None
-        return pixels
 
     async def _fetch(self, url: str, param: str, max_bytes: int) -> bytes:
         if self._remote is None:

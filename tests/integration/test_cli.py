@@ -77,9 +77,9 @@ def test_ask(served: tuple[str, str], remote: bool) -> None:
     assert people.returncode == 0, people.stderr
     assert "red" in people.stdout.lower()
     assert "cosine similarity of at least 0." in people.stdout
-    program = run(*arguments, "--json", "--samples", "16")
+    program = run(*arguments, "--json", "--samples", "288")  # a gateway that has 256 in its cache adds to them
     answer: dict[str, Any] = json.loads(program.stdout)
-    assert answer["robustness"]["images"][0]["samples"] == 16
+    assert answer["robustness"]["images"][0]["samples"] == 288
 
 
 def test_ask_reports_errors(served: tuple[str, str], tmp_path: Path) -> None:
@@ -218,3 +218,31 @@ def test_two_gateways_cannot_share_a_port(served: tuple[str, str]) -> None:
     done = run("serve", "--port", str(port))
     assert done.returncode != 0
     assert "in use" in done.stderr
+
+
+def test_bench_serve_against_a_running_gateway_and_one_of_its_own(served: tuple[str, str], tmp_path: Path) -> None:
+    small = ("--clients", "3", "--samples", "4", "--large-samples", "64", "--repeats", "2", "--rounds", "2")
+    there = run("bench", "serve", "--url", served[0], *small)
+    assert there.returncode == 0, there.stderr
+    assert "cached image" in there.stdout
+    done = run("bench", "serve", *small, "--psm", "none", "--json", "--output", str(tmp_path / "serve"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg"}
+    assert found["crowd"]["count"] == 6
+    assert found["over_ideal"] > 0
+    assert 0 < found["cached"]["p50"] <= found["cached"]["p99"] <= found["cached"]["most"]
+    gone = run("bench", "serve", "--url", "http://127.0.0.1:9", *small)
+    assert gone.returncode == 1
+    assert "no gateway answers" in gone.stderr
+
+
+def test_bench_certify(tmp_path: Path) -> None:
+    small = ("bench", "certify", "--psm", "none", "--similarities", "0.3,0.999999", "--samples", "16,64")
+    done = run(*small, "--confidence", "0.9", "--json", "--output", str(tmp_path / "certify"))
+    assert done.returncode == 0, done.stderr
+    rows = {(row["similarity"], row["way"], row["max_samples"]): row for row in json.loads(done.stdout)}
+    assert len(rows) == 6
+    assert rows[0.3, "adaptive", 64]["certified"] >= rows[0.3, "fixed", 16]["certified"]
+    assert rows[0.999999, "adaptive", 64]["samples"] < 64  # out of reach, and given up
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg"}

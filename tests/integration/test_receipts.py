@@ -111,7 +111,8 @@ def test_chat_gives_a_receipt_for_each_image(gateway: Gateway, engine: Smoothing
     for image, entry in zip(pictures, entries, strict=True):
         receipt = entry.pop("receipt")
         assert receipt["request_id"] == "req-7"
-        assert receipt["certificate"] == entry
+        assert receipt["certificate"].items() <= entry.items()
+        assert entry.keys() - receipt["certificate"].keys() == {"cache", "judgements", "withheld"}  # of this answer
         seeds.add(receipt["draws"]["seed"])
         found = check(receipt, image, engine, key)
         assert (found.verdict, found.signature, found.problems) == ("reproduced", "trusted", [])

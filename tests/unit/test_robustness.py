@@ -30,6 +30,7 @@ def a_result(**changes: Any) -> SmoothingResult:
         sigma=0.25,
         samples=256,
         max_samples=512,
+        planned=512,
         ended="samples",
         confidence=0.999,
         alphas=ConfidenceSplit(0.0005, 0.0005),

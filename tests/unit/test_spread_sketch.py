@@ -49,3 +49,15 @@ def test_does_not_depend_on_the_batches() -> None:
             sketch.update(part)
         found.append(sketch.largest)
     assert found == pytest.approx([found[0]] * 4, rel=1e-5)
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    deviations = torch.randn(150, 400, generator=torch.Generator().manual_seed(2)) * 0.05
+    whole, sketch = SpreadSketch(), SpreadSketch()
+    whole.update(deviations)
+    sketch.update(deviations[:70])
+    before, copied = sketch.largest, sketch.to("cpu")
+    copied.update(deviations[70:])
+    assert copied.largest == pytest.approx(whole.largest, rel=1e-5)
+    assert (sketch.largest, sketch.count) == (before, 70)
+    assert 32 * 400 * 4 <= copied.nbytes < 64 * 400 * 4

@@ -12,6 +12,7 @@ def test_exported_members() -> None:
             "StoppingRule",
             "certified_radius",
             "chi_squared_similarity",
+            "continued",
             "fcsb",
             "fcsb_radius",
             "required_norm",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from fs_runtime.certificate import served_similarity, tight_similarity
+from fs_runtime.certificate import continued, served_similarity, tight_similarity
 from fs_runtime.certificate.served_bound import _largest_deviation
 
 Array = NDArray[np.float64]
@@ -124,3 +124,22 @@ def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], message: s
     good: dict[str, Any] = {"norm": 0.9, "radius": 0.1, "sigma": 0.25, "samples": 64, "confidence": 0.999}
     with pytest.raises(ValueError, match=message):
         served_similarity(**good | arguments)
+
+
+@pytest.mark.parametrize(
+    ("planned", "most", "limit", "share"),
+    [(256, 256, 256, 1.0), (256, 1, 256, 1.0), (256, 257, 512, 0.5), (256, 4096, 4096, 1 / 16), (3, 7, 12, 0.25)],
+)
+def test_limits_of_draws_that_are_gone_on_with(planned: int, most: int, limit: int, share: float) -> None:
+    assert continued(planned, most) == (limit, share)
+
+
+def test_all_answers_beyond_what_was_planned_fail_together_as_rarely_as_one() -> None:
+    limits = {continued(10, most) for most in range(11, 100_000, 7)}
+    assert sum(share for _, share in limits) < 1
+    assert len({limit for limit, _ in limits}) == len(limits)  # one event for each limit, fixed beforehand
+
+
+def test_a_limit_of_no_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        continued(0, 5)

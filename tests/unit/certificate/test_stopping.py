@@ -123,3 +123,34 @@ def test_the_spread_ends_sampling_that_the_norm_alone_would_not() -> None:
     further = StoppingRule(similarity + 0.003, 1.0, 1.0, 4096)
     assert further.decide(sequence, samples[-32:], spread) == "continue"
     assert StoppingRule(0.9999, 1.0, 1.0, 2048).decide(sequence, samples[-32:], spread) == "out_of_reach"
+
+
+def test_it_looks_no_sooner_than_anything_can_be_certified() -> None:
+    rule = StoppingRule(0.9, 0.1, 0.25, max_samples=1000)
+    earliest = rule.earliest(NormConfidenceSequence(0.999), None, 8)
+    assert earliest == 8 * 2 ** round(np.log2(earliest / 8))
+    sequence = NormConfidenceSequence(0.999)
+    sequence.update(np.ones(earliest // 2))
+    assert rule.decide(sequence, np.ones(earliest // 2)) == "continue"
+    sequence.update(np.ones(earliest - earliest // 2))
+    assert rule.decide(sequence, np.ones(8)) == "reached"
+
+
+def test_what_cannot_be_certified_at_all_is_looked_at_at_once() -> None:
+    rule = StoppingRule(0.9999999, 0.5, 0.25, max_samples=100)
+    assert rule.earliest(NormConfidenceSequence(0.999), None, 8) == 8
+    assert rule.earliest(NormConfidenceSequence(0.999), SpreadConfidenceSequence(0.999), 8) == 8
+
+
+def test_a_block_is_as_long_as_it_takes_if_samples_stay_as_they_are() -> None:
+    rule = StoppingRule(0.95, 0.125, 0.25, max_samples=1000)
+    sequence = NormConfidenceSequence(0.999)
+    latest = np.full(60, 0.95)
+    sequence.update(latest)
+    assert rule.decide(sequence, latest) == "continue"
+    block = rule.next_block(sequence, latest, None, 8, 512)
+    assert 8 <= block < 512
+    assert rule.next_block(sequence, latest, None, 8, block // 2) == block // 2  # never above the largest
+    assert rule.next_block(sequence, np.full(60, 0.1), None, 8, 512) == 512  # nothing to expect: a full one
+    sequence.update(np.full(block, 0.95))
+    assert rule.decide(sequence, latest) == "reached"

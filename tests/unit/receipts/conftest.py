@@ -20,6 +20,7 @@ DOCUMENT = {
         "seed": "18446744073709551615",
         "samples": 16,
         "max_samples": 16,
+        "planned": 16,
         "confidence": 0.999,
         "granularity": "image",
         "stage": "encoder",

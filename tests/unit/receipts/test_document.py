@@ -69,7 +69,7 @@ def test_a_program_that_knows_only_doubles_may_pass_it_on(receipt: Receipt) -> N
     document["version"] = 1
     document["image"].update(height=70, width=90)
     document["arithmetic"].update(batch_size=32)
-    document["draws"].update(samples=16, max_samples=16)
+    document["draws"].update(samples=16, max_samples=16, planned=16)
     read = parse_receipt(json.dumps(document))
     assert read.draws.seed == str(2**64 - 1)
     assert read.signed_bytes() == parse_receipt(changed("certificate.whole", 1)).signed_bytes()

@@ -1,0 +1,100 @@
+"""Finished images by what they are a function of, least recently used out first, within a number of bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+
+from fs_runtime.engine.request import SmoothingRequest
+from fs_runtime.engine.stored import StoredImage
+from fs_runtime.pictures import digest
+from fs_runtime.smoothing import FeatureMap, Smoother
+
+_LARGEST_SHARE = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CacheKey:
+    """What draws are a function of, other than their seed; confidence and query are not.
+
+    Attributes:
+        tenant: Whose they are; what one tenant can learn of draws is of no use against another.
+        image: Digest of the image.
+        sigma: σ.
+        feature_map: Which f.
+        spectral: Whether the spread is bounded.
+        token_confidence: Of the bounds of all tokens, which cannot be computed again for another confidence.
+        weights: Fingerprints of all that f is made of, preprocessing included.
+    """
+
+    tenant: str
+    image: str
+    sigma: float
+    feature_map: FeatureMap
+    spectral: bool
+    token_confidence: float | None
+    weights: tuple[str | None, ...]
+
+    @classmethod
+    def of(cls, request: SmoothingRequest, smoother: Smoother) -> CacheKey:
+        """The key of a request."""
+        statistics = smoother.statistics if request.feature_map.centred else None
+        parts = smoother.purifier, smoother.mapper, statistics
+        return cls(
+            request.tenant,
+            digest(request.pixels()) if request.image_id is None else f"id:{request.image_id}",
+            request.sigma,
+            request.feature_map,
+            request.bounds_spread,
+            request.token_confidence,
+            (smoother.encoder.fingerprint, *(None if part is None else part.fingerprint for part in parts)),
+        )
+
+
+class ImageCache:
+    """Finished images in memory. Not safe for threads by itself.
+
+    An image gets at most a sixteenth of the room, so that no few push out all others: what is needed to go on with it
+    is left out first, and if it is still too large it is not kept.
+
+    Args:
+        max_bytes: Room for all; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._images: OrderedDict[CacheKey, tuple[StoredImage, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def max_image_bytes(self) -> int:
+        """Most that one image may take."""
+        return self.max_bytes // _LARGEST_SHARE
+
+    def get(self, key: CacheKey) -> StoredImage | None:
+        """The image, which counts as used."""
+        found = self._images.get(key)
+        if found is None:
+            return None
+        self._images.move_to_end(key)
+        return found[0]
+
+    def put(self, key: CacheKey, image: StoredImage) -> None:
+        """Keeps an image in place of what was kept under the key."""
+        if image.nbytes > self.max_image_bytes:
+            image = dataclasses.replace(image, sums=None)
+        size = image.nbytes
+        self._forget(key)
+        if size > self.max_image_bytes:
+            return
+        self._images[key] = image, size
+        self.nbytes += size
+        while self.nbytes > self.max_bytes:
+            self._forget(next(iter(self._images)))
+
+    def _forget(self, key: CacheKey) -> None:
+        _, size = self._images.pop(key, (None, 0))
+        self.nbytes -= size

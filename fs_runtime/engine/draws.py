@@ -1,0 +1,121 @@
+"""What the host knows of one image's draws: everything that certificates are computed from.
+
+The inner products X_i do not depend on α, on the radius or on a wanted similarity. So they are kept, four bytes each,
+and any number of requests can be answered from them: a confidence that was not asked for before gets a sequence of its
+own, to which all X_i are shown again. The inner products of T tokens are too many to keep; their sequence is kept
+instead, and with it the one confidence that it was made for.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs_runtime.certificate import NormConfidenceSequence, SpreadConfidenceSequence
+from fs_runtime.engine.request import SmoothingRequest
+from fs_runtime.smoothing import InnerProducts
+from fs_runtime.spread_sketch import SpreadSketch
+
+Array = NDArray[np.float64]
+_MOST_SEQUENCES = 8
+
+
+class Draws:
+    """Inner products, bounds and spread of the samples that were drawn so far.
+
+    Reading may happen on any thread; only the engine's own adds, and only while the draws belong to an image in flight.
+
+    Args:
+        token_confidence: 1 - α of the bounds of all tokens at once; None for none.
+    """
+
+    def __init__(self, token_confidence: float | None) -> None:
+        self.count = 0
+        self.sketch: SpreadSketch | None = None
+        self.token_sequence: NormConfidenceSequence | None = None
+        self._token_confidence = token_confidence
+        self._blocks: list[NDArray[np.float32]] = []
+        self._latest_tokens: NDArray[np.float32] | None = None
+        self._spread: tuple[float, int] | None = None
+        self._sequences: dict[float, NormConfidenceSequence] = {}
+        self._lock = threading.Lock()
+
+    def add(self, products: InnerProducts, count: int) -> None:
+        """Takes in the inner products of new samples.
+
+        Args:
+            products: Of the new samples; on the device.
+            count: Samples so far, the new ones included.
+        """
+        if self._token_confidence is not None:
+            tokens = products.tokens.shape[-1]
+            if self.token_sequence is None:
+                alpha = (1 - self._token_confidence) / tokens  # Bonferroni
+                self.token_sequence = NormConfidenceSequence(1 - alpha, shape=(tokens,))
+            latest = products.tokens.float().cpu().numpy()
+            self.token_sequence.update(latest.astype(np.float64))
+            self._latest_tokens = latest if len(latest) else self._latest_tokens
+        block = products.image.float().cpu().numpy()
+        if not np.all(np.isfinite(block)):
+            raise ValueError("the vision encoder returned values that are not finite for this image")
+        if len(block):
+            self._blocks.append(block)
+        self.count = count
+
+    def norm_sequence(self, request: SmoothingRequest) -> NormConfidenceSequence:
+        """The confidence sequence of ρ that the request asks for, with all samples in it."""
+        if request.granularity == "token":
+            return self.token_sequence or NormConfidenceSequence(request.confidence)
+        confidence = 1 - request.alphas.norm
+        with self._lock:
+            sequence = self._sequences.get(confidence)
+            if sequence is None:
+                if len(self._sequences) >= _MOST_SEQUENCES:
+                    self._sequences.pop(next(iter(self._sequences)))
+                sequence = self._sequences[confidence] = NormConfidenceSequence(confidence)
+            products = self._products()
+            if sequence.count < len(products):
+                sequence.update(products[sequence.count :].astype(np.float64))
+            return sequence
+
+    def latest(self, request: SmoothingRequest) -> Array:
+        """The inner products of the latest block: ``(n,)``, or ``(n, T)`` with token granularity."""
+        if request.granularity == "token":
+            return (self._latest_tokens if self._latest_tokens is not None else np.zeros((0, 1))).astype(np.float64)
+        return (self._blocks[-1] if self._blocks else np.zeros(0)).astype(np.float64)
+
+    def spread_sequence(self, request: SmoothingRequest) -> SpreadConfidenceSequence | None:
+        """The confidence sequence of the spread that the request asks for; None if it asks for none."""
+        if not request.bounds_spread:
+            return None
+        sequence = SpreadConfidenceSequence(1 - request.alphas.spread)
+        if self.sketch is not None and (self._spread is None or self._spread[1] < self.sketch.count):
+            self._spread = self.sketch.largest, self.sketch.count  # reading it costs more than keeping it
+        if self._spread is not None:
+            sequence.observe(*self._spread)
+        return sequence
+
+    def snapshot(self) -> Draws:
+        """A copy that stays as it is while this one goes on; without the sketch, of which it knows what was read."""
+        other = Draws(self._token_confidence)
+        other.count = self.count
+        other.token_sequence = copy.deepcopy(self.token_sequence)
+        other._blocks = [self._products()] if self._blocks else []
+        other._latest_tokens = self._latest_tokens
+        other._spread = self._spread
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about; with room for the sequences."""
+        tokens = 0 if self._latest_tokens is None else self._latest_tokens.nbytes + 256 * self._latest_tokens.shape[-1]
+        return tokens + sum(block.nbytes for block in self._blocks) + 4096 * _MOST_SEQUENCES
+
+    def _products(self) -> NDArray[np.float32]:
+        """All inner products, ``(n,)``; joined into one block when many have come together."""
+        if len(self._blocks) == 1:
+            return self._blocks[0]
+        return np.concatenate(self._blocks) if self._blocks else np.zeros(0, np.float32)

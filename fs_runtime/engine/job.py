@@ -1,0 +1,242 @@
+"""One image in flight: its draws, and the requests that wait for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs_runtime.certificate import StoppingRule
+from fs_runtime.encoders import PreparedImage
+from fs_runtime.engine.cache import CacheKey
+from fs_runtime.engine.draws import Draws
+from fs_runtime.engine.request import CacheOutcome, Ending, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.stored import Mean, StoredImage
+from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
+
+
+@dataclass(eq=False, slots=True)
+class Ask:
+    """One request on its way through the engine.
+
+    Attributes:
+        request: What is asked.
+        future: Gets the result. Cancelling it ends the work, unless others wait for the same draws.
+        submitted: When it came, on the monotonic clock.
+        cache: What the cache did for it.
+        had: Samples that were there, or that others had asked for, when it came.
+        rule: Ends the sampling early; None if nothing does.
+        ended: Why no more samples are needed; None as long as they are.
+        look_at: Number of samples at which the rule looks next.
+    """
+
+    request: SmoothingRequest
+    future: Future[SmoothingResult] = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
+    cache: CacheOutcome | None = None
+    had: int = 0
+    rule: StoppingRule | None = None
+    ended: Ending | None = None
+    look_at: int = 0
+
+    @property
+    def deadline(self) -> float:
+        """When the result is of no use any more, on the monotonic clock."""
+        timeout = self.request.timeout
+        return float("inf") if timeout is None else self.submitted + timeout
+
+    def open(self, spectral_norm: float, capacity: int) -> None:
+        """Makes the rule that ends the sampling, once it is known how the image was made.
+
+        Args:
+            spectral_norm: ‖A‖₂ from the client's pixels to the encoder's.
+            capacity: Samples of a full batch.
+        """
+        until, request = self.request.until, self.request
+        if self.rule is None and until is not None and until.min_similarity and request.sigma > 0:
+            radius = until.radii(spectral_norm).model
+            further = request.samples - 1  # the first sample has no inner product
+            self.rule = StoppingRule(until.min_similarity, radius, request.sigma, further)
+            empty = Draws(None)
+            sequence, spread = empty.norm_sequence(request), empty.spread_sequence(request)
+            self.look_at = 1 + self.rule.earliest(sequence, spread, least_block(capacity))
+
+    def observe(self, draws: Draws, capacity: int) -> None:
+        """Ends the sampling where that is due.
+
+        Where it looks, and what it makes of it, depends on the past only, so that the bounds stay valid (stopping.py).
+
+        Args:
+            draws: The samples so far.
+            capacity: Samples of a full batch.
+        """
+        samples, count = self.request.samples, draws.count
+        latest = draws.latest(self.request)
+        if self.rule is not None and len(latest) and (count >= self.look_at or count >= samples):
+            sequence, spread = draws.norm_sequence(self.request), draws.spread_sequence(self.request)
+            decision = self.rule.decide(sequence, latest, spread)
+            if decision == "reached" or (decision == "out_of_reach" and count < samples):
+                self.ended = decision
+                return
+            if count < samples:
+                least = least_block(capacity)
+                self.look_at = count + self.rule.next_block(sequence, latest, spread, least, capacity)
+        if count >= samples:
+            self.ended = "samples"
+
+    def wanted(self, count: int) -> int:
+        """Further samples that are of use before it looks again; ``count`` there are."""
+        left = self.request.samples - count
+        return left if self.rule is None else min(left, max(1, self.look_at - count))
+
+    def result(self, image: StoredImage | Job, mean: Mean, started: float | None) -> SmoothingResult:
+        """The result from the draws as they are.
+
+        Args:
+            image: Whose draws they are.
+            mean: Of all samples so far.
+            started: When drawing began; None if all was there.
+        """
+        assert self.ended is not None  # noqa: S101 (why we are here)
+        request, draws = self.request, image.draws
+        by_token = request.granularity == "token"
+        estimate: float | NDArray[np.float64] | None = mean.norm_estimate
+        if by_token and mean.token_norm_estimates is not None:
+            estimate = mean.token_norm_estimates
+        tokens, spread = draws.token_sequence, draws.spread_sequence(request)
+        return SmoothingResult(
+            payload=mean.payload,
+            sigma=request.sigma,
+            samples=draws.count,
+            max_samples=max(request.samples, draws.count),
+            planned=image.planned,
+            ended=self.ended,
+            confidence=request.confidence,
+            alphas=request.alphas,
+            granularity=request.granularity,
+            feature_map=request.feature_map,
+            norm_lower=draws.norm_sequence(request).lower,
+            norm_estimate=estimate,
+            token_norm_lower=np.asarray(tokens.lower) if request.token_map and tokens is not None else None,
+            spread=spread.bound() if spread else None,
+            spread_estimate=spread.observed if spread and spread.count else None,
+            spectral_norm=image.spectral_norm,
+            token_grids=image.token_grids,
+            seed=image.seed,
+            queue_seconds=0.0 if started is None else max(0.0, started - self.submitted),
+            smoothing_seconds=0.0 if started is None else time.monotonic() - max(started, self.submitted),
+            cache=self.cache,
+            drawn=max(0, draws.count - self.had),
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """The draws of one image, shared by all requests that ask for the same; an item of the fair queue.
+
+    Attributes:
+        first: The request that began it; all others agree with it in what the draws depend on.
+        image: As the encoder reads it.
+        seed: Of the draws.
+        planned: Samples that the first request for these draws asked for.
+        token_grids: Rows and columns of the rectangles that the tokens fill, one after another.
+        key: What the cache knows it by; None if it goes past the cache.
+        stored: What the cache had to begin with.
+        asks: Those who wait.
+        draws: What is known of the samples.
+        state: The sums, on the device; None before the first sample.
+        started: When the first sample was drawn.
+        unseen: Whether there are requests that have not looked at the draws yet.
+    """
+
+    first: SmoothingRequest
+    image: PreparedImage
+    seed: int
+    planned: int
+    token_grids: tuple[tuple[int, int], ...]
+    key: CacheKey | None = None
+    stored: StoredImage | None = None
+    asks: list[Ask] = field(default_factory=list)
+    draws: Draws = field(init=False)
+    state: SmoothingState | None = None
+    started: float | None = None
+    unseen: bool = False
+    _mean: tuple[int, Mean] | None = None
+
+    def __post_init__(self) -> None:
+        self.draws = self.stored.draws.snapshot() if self.stored else Draws(self.first.token_confidence)
+        if self.stored is not None:
+            self._mean = self.draws.count, self.stored.mean
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.first.tenant
+
+    @property
+    def bucket(self) -> Hashable:
+        """Jobs of one bucket may share a batch."""
+        return tuple(self.image.pixels.shape), self.image.grid, self.first.feature_map, self.first.sigma == 0
+
+    @property
+    def cost(self) -> int:
+        """Tokens of one sample."""
+        return cost_of(self.image)
+
+    @property
+    def spectral_norm(self) -> float:
+        """‖A‖₂ from the client's pixels to the encoder's."""
+        return self.image.spectral_norm
+
+    @property
+    def remaining(self) -> int:
+        """Samples that are still to be drawn, at most."""
+        most = max((ask.request.samples for ask in self.asks if ask.ended is None), default=0)
+        return max(0, most - self.draws.count)
+
+    @property
+    def wanted(self) -> int:
+        """Samples of the next batch that are of use: up to where some request's rule should look again."""
+        count = self.draws.count
+        return max(0, max((ask.wanted(count) for ask in self.asks if ask.ended is None), default=0))
+
+    def begin(self, smoother: Smoother) -> SmoothingState:
+        """The state on the device, made at the first call."""
+        if self.state is None:
+            first = self.first
+            if self.stored is not None:
+                self.state = self.stored.start(smoother, self.image, first)
+            else:
+                self.state = smoother.start(
+                    self.image, first.sigma, self.seed, first.feature_map, spectral=first.bounds_spread
+                )
+            self.started = time.monotonic()
+        return self.state
+
+    def add(self, products: InnerProducts) -> None:
+        """Takes note of samples that were added to the state."""
+        assert self.state is not None  # noqa: S101 (begun)
+        self.draws.sketch = self.state.sketch
+        self.draws.add(products, self.state.count)
+
+    def mean(self, smoother: Smoother) -> Mean:
+        """The smoothed image as of now. Raises as :meth:`Mean.of`."""
+        if self._mean is None or self._mean[0] != self.draws.count:
+            assert self.state is not None  # noqa: S101 (something was drawn)
+            self._mean = self.draws.count, Mean.of(smoother, self.state)
+        return self._mean[1]
+
+
+def cost_of(image: PreparedImage) -> int:
+    """What one sample of an image costs, in tokens of the encoder, all tiles together."""
+    tiles = image.pixels.shape[0] if image.pixels.dim() == 4 else 1
+    return max(1, tiles * image.grid[0] * image.grid[1])
+
+
+def least_block(capacity: int) -> int:
+    """Samples below which a batch is not worth its while: a quarter of a full one."""
+    return max(1, capacity // 4)

@@ -1,0 +1,269 @@
+"""The thread that owns the device: takes batches from the queue, runs them, and tells those who wait."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from fs_runtime.engine.cache import CacheKey, ImageCache
+from fs_runtime.engine.capacity import BatchBudget, Rate
+from fs_runtime.engine.errors import DeadlineExceededError, EngineClosedError, SmoothingError
+from fs_runtime.engine.fair_queue import FairQueue
+from fs_runtime.engine.job import Ask, Job
+from fs_runtime.engine.stored import StoredImage, Sums
+from fs_runtime.smoothing import Smoother
+
+log = logging.getLogger("fs_runtime.engine")
+
+Batch = Sequence[tuple[Job, int]]
+_IDLE_SECONDS = 1.0  # between heartbeats when there is nothing to do
+
+
+class Worker:
+    """Runs the passes. All that is shared with other threads is guarded by ``changed``; nothing is computed under it.
+
+    Args:
+        smoother: Encoder with purifier and mapper.
+        budget: Size of the batches.
+        cache: Where finished images go.
+
+    Attributes:
+        changed: Guards the queue, ``jobs`` and the cache; notify after adding to them.
+        queue: Images in flight.
+        jobs: Those that further requests for the same draws can join.
+        rate: Of the batches so far.
+        beat: Time of the latest sign of life, on the monotonic clock.
+        batches: Batches run so far.
+        batch_fill: Sum of the parts of them that were used.
+        samples: Samples drawn so far.
+        out_of_memory: Batches that did not fit into memory so far.
+        faults: Faults of the scheduler itself so far; each failed the images concerned.
+    """
+
+    def __init__(self, smoother: Smoother, budget: BatchBudget, cache: ImageCache) -> None:
+        self._smoother = smoother
+        self._budget = budget
+        self._cache = cache
+        self.changed = threading.Condition()
+        self.queue: FairQueue[Job] = FairQueue(budget.full)
+        self.jobs: dict[CacheKey, Job] = {}
+        self.rate = Rate()
+        self.closed = False
+        self.beat = time.monotonic()
+        self.batches = 0
+        self.batch_fill = 0.0
+        self.samples = 0
+        self.out_of_memory = 0
+        self.faults = 0
+        self._thread = threading.Thread(target=self._run, name="smoothing", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is running."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Fails what is queued and ends the thread after the batch that is under way."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+        self._thread.join()
+
+    def add(self, job: Job) -> None:
+        """Puts an image into the queue; call with ``changed`` held."""
+        self.queue.add(job)
+        if job.key is not None:
+            self.jobs[job.key] = job
+        self.changed.notify_all()
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self.closed:
+                concerned: list[Job] = []
+                try:
+                    self._turn(concerned)
+                except Exception as error:
+                    self._fault(concerned, error)
+        finally:  # nobody may wait for a thread that is gone
+            with self.changed:
+                self.closed = True
+            self._drop(list(self.queue), EngineClosedError("the smoothing engine was shut down"))
+
+    def _turn(self, concerned: list[Job]) -> None:
+        """One round: those who left, those who came, one batch. Puts into ``concerned`` whom it works for."""
+        with self.changed:
+            self.beat = time.monotonic()
+            if not self.queue and not self.closed:
+                self.changed.wait(_IDLE_SECONDS)
+                return
+            gone = self._gone()
+            joined = [job for job in self.queue if job.unseen]
+            for job in joined:
+                job.unseen = False
+        for ask, error in gone:
+            _fail(ask, error)
+        for job in joined:
+            concerned[:] = [job]
+            self._look(job)
+        concerned.clear()
+        with self.changed:
+            batch = self.queue.next_batch(self._budget.current)
+            concerned[:] = [job for job, _ in batch]
+        if batch:
+            self._run_batch(batch)
+
+    def _gone(self) -> list[tuple[Ask, Exception]]:
+        """Takes requests that nobody waits for any more out of the queue; returns those that must be told."""
+        now = time.monotonic()
+        late: list[tuple[Ask, Exception]] = []
+        for job in list(self.queue):
+            for ask in list(job.asks):
+                if ask.future.cancelled():
+                    job.asks.remove(ask)
+                elif ask.deadline <= now:
+                    job.asks.remove(ask)
+                    seconds = ask.request.timeout
+                    late.append((ask, DeadlineExceededError(f"smoothing was not done within {seconds:g} s")))
+            if not job.asks:
+                self._leave(job)
+        return late
+
+    def _run_batch(self, batch: Batch) -> None:
+        """Runs one batch. When it fails, each image runs alone, so that only the one at fault fails."""
+        tokens = sum(samples * job.cost for job, samples in batch)
+        begun = time.monotonic()
+        try:
+            states = [(job.begin(self._smoother), samples) for job, samples in batch]
+            products = self._smoother.step(states)
+        except Exception as error:
+            with self.changed:
+                self.queue.refund(batch)
+            self._failed(batch, tokens, error)
+            return
+        # From here on the samples are counted, so no failure may run an image again.
+        for (job, _), new in zip(batch, products, strict=True):
+            try:
+                job.add(new)
+            except Exception as error:
+                self._drop([job], _smoothing_error(error), error)
+                continue
+            self._look(job)
+        with self.changed:
+            self._budget.fitted(tokens)
+            self.rate.measured(tokens, time.monotonic() - begun)
+            self.samples += sum(samples for _, samples in batch)
+            self.batches += 1
+            self.batch_fill += min(1.0, tokens / self._budget.current)
+
+    def _failed(self, batch: Batch, tokens: int, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError) and (len(batch) > 1 or batch[0][1] > 1):
+            torch.cuda.empty_cache()
+            with self.changed:
+                self._budget.out_of_memory(tokens)
+                self.out_of_memory += 1
+            log.warning("out of memory with a batch of %d tokens; going on with %d", tokens, self._budget.current)
+        elif len(batch) == 1:
+            self._drop([batch[0][0]], _smoothing_error(error), error)
+        else:
+            for job, samples in batch:
+                with self.changed:
+                    self.queue.charge([(job, samples)])
+                self._run_batch([(job, samples)])
+
+    def _look(self, job: Job) -> None:
+        """Lets those who wait for an image look at its draws, and answers those who have enough."""
+        capacity = max(1, self._budget.full // job.cost)
+        try:
+            with self.changed:
+                asks = [ask for ask in job.asks if ask.ended is None]
+            if job.draws.count:
+                for ask in asks:
+                    ask.observe(job.draws, capacity)
+            ended = [ask for ask in asks if ask.ended is not None]
+            if not ended:
+                return
+            mean = job.mean(self._smoother)
+            results = [(ask, ask.result(job, mean, job.started)) for ask in ended]
+            last = len(ended) == len(asks)
+            stored = self._store(job) if last and job.key is not None else None
+        except Exception as error:
+            self._drop([job], _smoothing_error(error), error)
+            return
+        with self.changed:
+            for ask in ended:
+                job.asks.remove(ask)
+            if stored is not None and job.key is not None:
+                self._cache.put(job.key, stored)
+            if not job.asks:
+                self._leave(job)
+        for ask, result in results:
+            if ask.future.set_running_or_notify_cancel():
+                ask.future.set_result(result)
+
+    def _store(self, job: Job) -> StoredImage | None:
+        """What the cache keeps of an image that all who waited for have got."""
+        if job.state is None:
+            return job.stored
+        if job.first.bounds_spread and job.state.sketch is None:
+            return None  # it lost its sketch for want of memory; the next request does better with fresh draws
+        image = StoredImage(
+            job.seed,
+            job.planned,
+            job.draws.snapshot(),
+            job.mean(self._smoother),
+            None,
+            job.spectral_norm,
+            job.token_grids,
+            job.cost,
+        )
+        sketch = job.state.sketch
+        size = image.nbytes + 3 * job.state.x.nbytes + (sketch.nbytes if sketch else 0)
+        if size > self._cache.max_image_bytes:
+            return image  # what is not kept need not be copied
+        return dataclasses.replace(image, sums=Sums.of(job.state))
+
+    # --- how jobs end --------------------------------------------------------------------------------------------
+
+    def _fault(self, concerned: list[Job], error: Exception) -> None:
+        """A fault of the scheduler itself: fails the images concerned, all if it is not known which, and goes on."""
+        log.error("fault in the scheduler", exc_info=error)
+        with self.changed:
+            self.faults += 1
+            jobs = concerned or list(self.queue)
+            if not concerned:
+                self.queue, self.jobs = FairQueue(self._budget.full), {}
+        self._drop(jobs, _smoothing_error(error), error)
+
+    def _drop(self, jobs: Iterable[Job], error: Exception, cause: BaseException | None = None) -> None:
+        """Fails all who wait for some images."""
+        error.__cause__ = cause
+        for job in jobs:
+            with self.changed:
+                asks, job.asks = job.asks, []
+                self._leave(job)
+            for ask in asks:
+                _fail(ask, error)
+
+    def _leave(self, job: Job) -> None:
+        """Takes an image out of the queue; with ``changed`` held."""
+        if job in self.queue:
+            self.queue.remove(job)
+        if job.key is not None and self.jobs.get(job.key) is job:
+            del self.jobs[job.key]
+
+
+def _smoothing_error(error: Exception) -> SmoothingError:
+    return SmoothingError(f"smoothing failed: {type(error).__name__}")
+
+
+def _fail(ask: Ask, error: Exception) -> None:
+    if ask.future.set_running_or_notify_cancel():
+        ask.future.set_exception(error)
