@@ -59,6 +59,14 @@ _ALL = (
         ("vllm", "embedded"),
         note="whole image and tiles; LLaVA-1.6",
     ),
+    Family(
+        "LLaVA-OneVision",
+        "llava_onevision",
+        ("LlavaOnevisionForConditionalGeneration",),
+        "fs_runtime.encoders.llava_onevision:LlavaOnevisionEncoder",
+        ("vllm", "embedded"),
+        note="whole image and tiles, of every image; no video",
+    ),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

@@ -2,5 +2,6 @@
 
 from .case import FamilyCase
 from .llava_next import LLAVA_NEXT
+from .llava_onevision import LLAVA_ONEVISION
 
-CASES: tuple[FamilyCase, ...] = (LLAVA_NEXT,)
+CASES: tuple[FamilyCase, ...] = (LLAVA_NEXT, LLAVA_ONEVISION)
