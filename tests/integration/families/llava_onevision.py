@@ -76,8 +76,9 @@ def build(folder: Path, resample: int = NEAREST) -> None:
 LLAVA_ONEVISION = FamilyCase(
     "llava_onevision",
     build,
-    # A grid of 2 x 2, a wide one with padding, 4 x 4 and 6 x 3 tiles that are pooled, a strip.
-    sizes=((70, 84), (40, 150), (160, 168), (250, 122), (90, 4)),
+    # Grids of 2 x 3 and 1 x 4, 4 x 4 and 6 x 3 that are pooled, a strip. No size makes two pixels equally near, where
+    # nearest-pixel resizing depends on the library.
+    sizes=((71, 85), (41, 150), (161, 149), (250, 121), (90, 5)),
     reference=LlavaOnevisionForConditionalGeneration,
     inputs=("pixel_values", "image_sizes"),
     constants=("image_newline",),
