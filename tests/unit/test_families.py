@@ -1,6 +1,7 @@
 """What every family's adapter must do, against transformers' own code on the tiny checkpoints of the parity tests."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from fs_runtime.attacks.pipeline import FeaturePipeline
+from fs_runtime.embedded import EmbeddedModel, Generation
 from fs_runtime.encoders import FAMILIES, CheckpointError, VisionEncoder, load_encoder
 from fs_runtime.encoders.families import family_of
 from fs_runtime.psm.mapper import MapperConfig, SmoothnessMapper
@@ -63,6 +65,29 @@ def test_embeddings_equal_transformers(case: FamilyCase, folder: Path, family: V
         for stage in ("encoder", "projector"):
             ours = bare(family, picture, stage)
             torch.testing.assert_close(ours, expected.float(), atol=2e-4, rtol=1e-3)
+
+
+def test_the_embedded_language_model_answers_as_transformers(
+    case: FamilyCase, folder: Path, family: VisionEncoder
+) -> None:
+    if "embedded" not in FAMILIES[case.model_type].language_models:
+        pytest.skip("not served by the embedded language model")
+    whole: Any = case.reference.from_pretrained(folder).eval()
+    processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    picture = random_picture(case.sizes[0])
+    sent = bare(family, picture)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    model = EmbeddedModel(str(folder))
+    prompt = model.prompt(messages, [{"image_embeds": sent.numpy()}])
+    ours = "".join(piece.text for piece in model.generate(prompt, Generation(12, temperature=0), threading.Event()))
+
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    (image_token,) = family.control_tokens
+    ids = tokenizer(text.replace(image_token, image_token * len(sent)), return_tensors="pt", add_special_tokens=False)
+    inputs = processor(picture, return_tensors="pt")
+    out = whole.generate(**ids, **{name: inputs[name] for name in case.inputs}, max_new_tokens=12, do_sample=False)
+    assert ours == tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert ours
 
 
 def test_preprocessing_is_the_familys_own_up_to_its_rounding(case: FamilyCase, tmp_path: Path) -> None:
