@@ -71,6 +71,31 @@ _ALL = (
         ("vllm", "embedded"),
         note="whole image and tiles, of every image; no video",
     ),
+    Family(
+        "Qwen2-VL",
+        "qwen2_vl",
+        ("Qwen2VLForConditionalGeneration",),
+        "fs_runtime.encoders.qwen2_vl:Qwen2VLEncoder",
+        ("vllm",),
+        note="any resolution",
+    ),
+    Family(
+        "Qwen2.5-VL",
+        "qwen2_5_vl",
+        ("Qwen2_5_VLForConditionalGeneration",),
+        "fs_runtime.encoders.qwen2_5_vl:Qwen25VLEncoder",
+        ("vllm",),
+        note="any resolution",
+    ),
+    Family(
+        "Qwen3-VL",
+        "qwen3_vl",
+        ("Qwen3VLForConditionalGeneration",),
+        "fs_runtime.encoders.qwen3_vl:Qwen3VLEncoder",
+        ("vllm",),
+        vllm_limit='{"image":1,"video":0}',
+        note="any resolution; with an image limit of 0, vLLM would switch DeepStack off",
+    ),
     *(
         Family(
             f"{name} encoder", model_type, architectures, _CLIP, note="an encoder alone, no chat: --language-model none"

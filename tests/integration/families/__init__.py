@@ -3,5 +3,6 @@
 from .case import FamilyCase
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
+from .qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-CASES: tuple[FamilyCase, ...] = (LLAVA_NEXT, LLAVA_ONEVISION)
+CASES: tuple[FamilyCase, ...] = (LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_VL, QWEN2_5_VL, QWEN3_VL)

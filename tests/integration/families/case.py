@@ -69,9 +69,12 @@ def tiny_widths(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def tiny_tokenizer(*image_tokens: str) -> PreTrainedTokenizerFast:
-    """A token for each character, and the family's special ones; the first is the image token."""
-    return character_tokenizer(image_tokens)
+def tiny_tokenizer(*image_tokens: str, **extra: str) -> PreTrainedTokenizerFast:
+    """A token for each character, and the family's special ones; the first is the image token.
+
+    ``extra`` names some of them, as attributes of the tokenizer.
+    """
+    return character_tokenizer(image_tokens, **extra)
 
 
 def write_checkpoint(
