@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fs_runtime.encoders.base import ImageSizeError
 from fs_runtime.engine import (
     EngineClosedError,
     EngineOverloadedError,
@@ -195,6 +196,8 @@ class SmoothingService:
         )
         try:
             return await self._engine.smooth(request)
+        except ImageSizeError as error:
+            raise invalid(str(error), source.param, "image_size_not_supported") from None
         except EngineOverloadedError:
             raise ApiError(
                 429,

@@ -96,6 +96,14 @@ _ALL = (
         vllm_limit='{"image":1,"video":0}',
         note="any resolution; with an image limit of 0, vLLM would switch DeepStack off",
     ),
+    Family(
+        "InternVL",
+        "internvl",
+        ("InternVLForConditionalGeneration",),
+        "fs_runtime.encoders.internvl:InternVLEncoder",
+        ("vllm",),
+        note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
+    ),
     *(
         Family(
             f"{name} encoder", model_type, architectures, _CLIP, note="an encoder alone, no chat: --language-model none"
