@@ -109,8 +109,9 @@ def matrix_norm(matrix: csr_array) -> float:
         return float(np.sqrt(np.linalg.eigvalsh(gram.toarray())[-1]))
     for _ in range(_SQUARINGS):
         gram = csr_array(gram @ gram)
+    largest: float = abs(gram).sum(axis=1).max()
     rounding = 1 + 1e-9
-    return float(abs(gram).sum(axis=1).max()) ** (0.5 / 2**_SQUARINGS) * rounding
+    return float(largest ** (0.5 / 2**_SQUARINGS) * rounding)
 
 
 # Few entries: sizes come from strangers' images.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel, InternVLConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 from typing_extensions import override
 
@@ -94,7 +94,7 @@ class InternVLEncoder(VisionEncoder):
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         raw = checkpoint.config()
-        config = AutoConfig.for_model(**raw)
+        config: Any = InternVLConfig(**raw)
         vision = config.vision_config
         if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
             raise CheckpointError(f"{checkpoint.source} reads another layer than the last, which vLLM does not either")

@@ -98,11 +98,11 @@ class VisionBlocks:
         query, key = _rotated(query, layout), _rotated(key, layout)
         mixed, start = [], 0
         for count, length in windows:
-            parts = (
+            q, k, v = (
                 part[:, start : start + count * length].reshape(batch * count, length, self._heads, -1).transpose(1, 2)
                 for part in (query, key, value)
             )
-            out = functional.scaled_dot_product_attention(*parts)  # (B count, heads, length, d)
+            out = functional.scaled_dot_product_attention(q, k, v)  # (B count, heads, length, d)
             mixed.append(out.transpose(1, 2).reshape(batch, count * length, -1))
             start += count * length
         attended: Tensor = attention.proj(torch.cat(mixed, dim=1))

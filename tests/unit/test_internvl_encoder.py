@@ -107,23 +107,6 @@ def test_embeddings_equal_transformers(encoder: VisionEncoder, model: Any, size:
     torch.testing.assert_close(encoder.project(features.expand(3, -1, -1), image.grid)[2], ours, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("broken", ["width", "count", "nan"])
-def test_payload_that_could_stop_vllm_is_refused(encoder: VisionEncoder, broken: str) -> None:
-    image = encoder.prepare(picture(100, 60))
-    tokens = 4 * len(image.pixels)
-    embeddings = torch.zeros({"width": (tokens, 63), "count": (tokens - 1, 64)}.get(broken, (tokens, 64)))
-    if broken == "nan":
-        embeddings[1, 1] = float("nan")
-    with pytest.raises(ValueError, match=r"shape|finite"):
-        encoder.payload(embeddings, image)
-
-
-def test_an_attack_within_the_radius_keeps_the_tiles(encoder: VisionEncoder) -> None:
-    image = picture(90, 150)
-    prepared, other = encoder.prepare(image), encoder.prepare(255 - image)
-    assert (prepared.grid, prepared.spectral_norm) == (other.grid, other.spectral_norm)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class FamilyCase:
         several: Whether the family takes several images in one request.
         inputs: What the image processor hands to the model.
         pixels: The image processor's pixels in the adapter's shape, normalised.
+        options: What the family's processor passes to the image processor.
+        embeddings: One image's embeddings in what ``get_image_features`` returns.
         filter: The resampling of the published checkpoints.
         constants: Names on disk of vectors that join the embeddings as they are.
     """
@@ -49,6 +51,8 @@ class FamilyCase:
     several: bool = True
     inputs: tuple[str, ...] = ("pixel_values",)
     pixels: Callable[[Any], torch.Tensor] = lambda inputs: inputs["pixel_values"][0]
+    options: dict[str, Any] = field(default_factory=dict)
+    embeddings: Callable[[Any], torch.Tensor] = lambda outputs: outputs.pooler_output[0]
     filter: int = BICUBIC
     constants: tuple[str, ...] = ()
 

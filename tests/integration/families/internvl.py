@@ -108,6 +108,9 @@ INTERNVL = FamilyCase(
     "internvl",
     build,
     # A column and a row of tiles, a single tile, two by two, a row of the most tiles.
-    sizes=((100, 60), (40, 130), (40, 40), (150, 170), (20, 200)),
+    sizes=((101, 61), (41, 131), (41, 41), (151, 171), (21, 201)),
     reference=InternVLForConditionalGeneration,
+    pixels=lambda inputs: inputs["pixel_values"],
+    options={"crop_to_patches": True},
+    embeddings=lambda outputs: outputs.pooler_output.flatten(0, 1),
 )

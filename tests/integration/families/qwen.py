@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -75,11 +76,11 @@ _GENERATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def builder(model_type: str, resample: int = NEAREST) -> Callable[[Path], None]:
+def _builder(model_type: str) -> Callable[..., None]:
     """The function that writes a tiny checkpoint of one generation."""
     chosen = _GENERATIONS[model_type]
 
-    def build(folder: Path) -> None:
+    def build(folder: Path, resample: int = NEAREST) -> None:
         tokenizer = tiny_tokenizer(*_TOKENS.values())
         ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _TOKENS.items()}
         text = {
@@ -129,10 +130,34 @@ def builder(model_type: str, resample: int = NEAREST) -> Callable[[Path], None]:
     return build
 
 
+def _pixels(inputs: Any) -> torch.Tensor:
+    """The image in the processor's patches, which lie in blocks of 2 x 2, each patch twice."""
+    _, rows, columns = inputs["image_grid_thw"][0].tolist()
+    patches = inputs["pixel_values"].view(rows // 2, columns // 2, 2, 2, 3, 2, -1)
+    assert torch.equal(patches[..., 0, :], patches[..., 1, :])
+    side = round(patches.shape[-1] ** 0.5)
+    blocks = patches[..., 0, :].view(rows // 2, columns // 2, 2, 2, 3, side, side)
+    return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side)
+
+
+def _embeddings(outputs: Any) -> torch.Tensor:
+    """The last block's tokens, DeepStack's behind."""
+    levels = [outputs.pooler_output, *(getattr(outputs, "deepstack_features", None) or [])]
+    return torch.cat([level[0] if isinstance(level, tuple) else level for level in levels], dim=-1)
+
+
 def _case(model_type: str) -> FamilyCase:
-    # Resized up, resized down, exact, more pixels than allowed, a single row of windows.
-    sizes = ((100, 60), (40, 130), (112, 84), (500, 400), (30, 290))
-    return FamilyCase(model_type, builder(model_type), sizes=sizes, reference=_GENERATIONS[model_type]["model"])
+    return FamilyCase(
+        model_type,
+        _builder(model_type),
+        # Resized up, resized down, exact, more pixels than allowed, a single row of windows, fewer than allowed. Odd
+        # sides, as the nearest pixel is a matter of rounding where a place falls between two.
+        sizes=((101, 61), (41, 131), (112, 84), (501, 401), (31, 291), (21, 31)),
+        reference=_GENERATIONS[model_type]["model"],
+        inputs=("pixel_values", "image_grid_thw"),
+        pixels=_pixels,
+        embeddings=_embeddings,
+    )
 
 
 QWEN2_VL, QWEN2_5_VL, QWEN3_VL = (_case(model_type) for model_type in _GENERATIONS)
