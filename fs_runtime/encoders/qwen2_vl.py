@@ -131,7 +131,7 @@ class Qwen2VLEncoder(VisionEncoder):
         rows, columns = grid[0] // side, grid[1] // side
         before, width = features.shape[:-2], features.shape[-1]
         blocks = features.reshape(-1, rows, side, columns, side, width).transpose(2, 3)
-        out: Tensor = merger(blocks.reshape(-1, width))  # one row for each block of merge² rows
+        out: Tensor = merger(blocks.reshape(-1, width).contiguous())  # one row for each block of merge² rows
         return out.view(*before, rows * columns, -1)
 
     @override
