@@ -150,8 +150,8 @@ def _case(model_type: str) -> FamilyCase:
     return FamilyCase(
         model_type,
         _builder(model_type),
-        # Resized up, resized down, exact, more pixels than allowed, a single row and a single column of tokens, fewer than allowed. Odd
-        # sides, as the nearest pixel is a matter of rounding where a place falls between two.
+        # Resized up, resized down, exact, more pixels than allowed, one row of tokens, one column, fewer than allowed.
+        # Odd sides, as the nearest pixel is a matter of rounding where a place falls between two.
         sizes=((101, 61), (41, 131), (112, 84), (501, 401), (31, 291), (291, 15), (21, 31)),
         reference=_GENERATIONS[model_type]["model"],
         inputs=("pixel_values", "image_grid_thw"),
