@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fs_runtime.encoders.base import ImageSizeError
 from fs_runtime.engine import (
     DeadlineExceededError,
     EngineClosedError,
@@ -218,6 +219,8 @@ class SmoothingService:
         )
         try:
             return await self._engine.smooth(request)
+        except ImageSizeError as error:
+            raise invalid(str(error), source.param, "image_size_not_supported") from None
         except EngineOverloadedError as error:
             raise ApiError(
                 429,

@@ -83,15 +83,15 @@ def apgd(objective: Objective, start: Tensor, centre: Tensor, threat: ThreatMode
     windows = _windows(steps)
     since_check, window = 0, next(windows)
     for iteration in range(steps):
-        plain = threat.project(x + _each(step) * threat.steepest(gradient), centre)
+        plain = threat.project(x + each(step, x) * threat.steepest(gradient), centre)
         weight = 1.0 if iteration == 0 else _MOMENTUM
         moved = threat.project(x + weight * (plain - x) + (1 - weight) * (x - previous), centre)
         previous, x = x, moved
         before, (value, gradient) = value, objective(x)
         rises += value > before
         improved = value > best_value
-        best = torch.where(_each(improved), x, best)
-        best_gradient = torch.where(_each(improved), gradient, best_gradient)
+        best = torch.where(each(improved, x), x, best)
+        best_gradient = torch.where(each(improved, x), gradient, best_gradient)
         best_value = torch.maximum(value, best_value)
         since_check += 1
         if since_check < window:
@@ -100,9 +100,9 @@ def apgd(objective: Objective, start: Tensor, centre: Tensor, threat: ThreatMode
         stuck = ~halved_at_check & (best_value == value_at_check)
         halved_at_check = stalled | stuck
         step = torch.where(halved_at_check, step / 2, step)
-        x = torch.where(_each(halved_at_check), best, x)
-        previous = torch.where(_each(halved_at_check), best, previous)
-        gradient = torch.where(_each(halved_at_check), best_gradient, gradient)
+        x = torch.where(each(halved_at_check, x), best, x)
+        previous = torch.where(each(halved_at_check, x), best, previous)
+        gradient = torch.where(each(halved_at_check, x), best_gradient, gradient)
         value = torch.where(halved_at_check, best_value, value)
         value_at_check = best_value
         rises = torch.zeros_like(rises)
@@ -119,9 +119,9 @@ def _windows(steps: int) -> Iterator[int]:
 
 
 def _better(x: Tensor, value: Tensor, best: Tensor, best_value: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(_each(value > best_value), x, best), torch.maximum(value, best_value)
+    return torch.where(each(value > best_value, x), x, best), torch.maximum(value, best_value)
 
 
-def _each(values: Tensor) -> Tensor:
-    """``(B,)`` shaped to go with ``(B, C, H, W)``."""
-    return values.view(-1, 1, 1, 1)
+def each(values: Tensor, x: Tensor) -> Tensor:
+    """``(B,)`` shaped to go with ``x``, ``(B, C, H, W)`` images or ``(B, N, C, H, W)`` stacks of tiles."""
+    return values.view(-1, *(1,) * (x.dim() - 1))

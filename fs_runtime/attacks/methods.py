@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fs_runtime.attacks.ascent import Objective, apgd, pgd
+from fs_runtime.attacks.ascent import Objective, apgd, each, pgd
 from fs_runtime.attacks.crops import crop, random_boxes
 from fs_runtime.attacks.optimal_transport import cluster_centres, transport_cost
 from fs_runtime.attacks.pipeline import FeaturePipeline, Score
@@ -165,7 +165,7 @@ def run_attack(
         if attack.restarts == 1:
             return found
         value = attained(attack.score, judges, references, found)
-        best = torch.where((value > best_value).view(-1, 1, 1, 1), found, best)
+        best = torch.where(each(value > best_value, best), found, best)
         best_value = torch.maximum(value, best_value)
     return best
 

@@ -72,15 +72,16 @@ class ThreatModel:
             shift = torch.rand(centre.shape, generator=generator, device=centre.device) * 2 - 1
         else:
             shift = self.steepest(torch.randn(centre.shape, generator=generator, device=centre.device))
-            radius = torch.rand((len(centre), 1, 1, 1), generator=generator, device=centre.device)
+            radius = torch.rand(_lengths(centre).shape, generator=generator, device=centre.device)
             shift = shift * radius ** (1 / centre[0].numel())
         return self.project(centre + self.epsilon * shift, centre)
 
     def size(self, shift: Tensor) -> Tensor:
         """``(B,)`` norms of ``(B, C, H, W)`` shifts."""
-        return shift.abs().amax(dim=(1, 2, 3)) if self.norm == "linf" else _lengths(shift).flatten()
+        return shift.abs().flatten(1).amax(1) if self.norm == "linf" else _lengths(shift).flatten()
 
 
 def _lengths(x: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    """``(B, 1, …)`` norms of ``(B, …)`` images or stacks of tiles."""
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
     return lengths

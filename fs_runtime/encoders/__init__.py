@@ -6,11 +6,19 @@ import importlib
 
 import torch
 
-from fs_runtime.encoders.base import PreparedImage, VisionEncoder
+from fs_runtime.encoders.base import ImageSizeError, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError
 from fs_runtime.encoders.families import FAMILIES, Family, supported_family
 
-__all__ = ["FAMILIES", "CheckpointError", "PreparedImage", "VisionEncoder", "load_encoder", "load_family"]
+__all__ = [
+    "FAMILIES",
+    "CheckpointError",
+    "ImageSizeError",
+    "PreparedImage",
+    "VisionEncoder",
+    "load_encoder",
+    "load_family",
+]
 
 
 def load_family(model: str, *, revision: str | None = None) -> Family:

@@ -35,6 +35,10 @@ class PreparedImage:
     grid: Grid
 
 
+class ImageSizeError(ValueError):
+    """The model does not read images of this size; the message says which it reads."""
+
+
 class VisionEncoder(abc.ABC):
     """Vision tower and projector of one model family, without its language model.
 
@@ -61,7 +65,11 @@ class VisionEncoder(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
-        """Float preprocessing of one ``(H, W, 3)`` uint8 RGB image. Runs on the host, in any thread."""
+        """Float preprocessing of one ``(H, W, 3)`` uint8 RGB image. Runs on the host, in any thread.
+
+        Raises:
+            ImageSizeError: The model does not read images of this size.
+        """
 
     @abc.abstractmethod
     def encode(self, x: Tensor) -> Tensor:

@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 LanguageModelKind = Literal["vllm", "embedded"]
 
+_CLIP = "fs_runtime.encoders.clip:ClipEncoder"
+_NO_EMBEDDINGS = "vLLM takes no image embeddings for it, and it has no adapter yet"
+_CROSS_ATTENTION = "its language model reads images by cross-attention, not as embeddings, and it has no adapter yet"
+_REMOTE_CODE = "its code comes with the checkpoint, and such code is not run here"
 _NO_IMAGES = '{"image":0,"video":0}'
 
 
@@ -59,6 +63,68 @@ _ALL = (
         ("vllm", "embedded"),
         note="whole image and tiles; LLaVA-1.6",
     ),
+    Family(
+        "LLaVA-OneVision",
+        "llava_onevision",
+        ("LlavaOnevisionForConditionalGeneration",),
+        "fs_runtime.encoders.llava_onevision:LlavaOnevisionEncoder",
+        ("vllm", "embedded"),
+        note="whole image and tiles, of every image; no video",
+    ),
+    Family(
+        "Qwen2-VL",
+        "qwen2_vl",
+        ("Qwen2VLForConditionalGeneration",),
+        "fs_runtime.encoders.qwen2_vl:Qwen2VLEncoder",
+        ("vllm",),
+        note="any resolution",
+    ),
+    Family(
+        "Qwen2.5-VL",
+        "qwen2_5_vl",
+        ("Qwen2_5_VLForConditionalGeneration",),
+        "fs_runtime.encoders.qwen2_5_vl:Qwen25VLEncoder",
+        ("vllm",),
+        note="any resolution",
+    ),
+    Family(
+        "Qwen3-VL",
+        "qwen3_vl",
+        ("Qwen3VLForConditionalGeneration",),
+        "fs_runtime.encoders.qwen3_vl:Qwen3VLEncoder",
+        ("vllm",),
+        vllm_limit='{"image":1,"video":0}',
+        note="any resolution; with an image limit of 0, vLLM would switch DeepStack off",
+    ),
+    Family(
+        "InternVL",
+        "internvl",
+        ("InternVLForConditionalGeneration",),
+        "fs_runtime.encoders.internvl:InternVLEncoder",
+        ("vllm",),
+        note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
+    ),
+    *(
+        Family(
+            f"{name} encoder", model_type, architectures, _CLIP, note="an encoder alone, no chat: --language-model none"
+        )
+        for name, model_type, architectures in (
+            ("CLIP", "clip", ("CLIPModel",)),
+            ("CLIP", "clip_vision_model", ("CLIPVisionModel", "CLIPVisionModelWithProjection")),
+            ("SigLIP", "siglip", ("SiglipModel",)),
+            ("SigLIP", "siglip_vision_model", ("SiglipVisionModel",)),
+        )
+    ),
+    # Known, and refused with the reason.
+    Family("PaliGemma", "paligemma", ("PaliGemmaForConditionalGeneration",), note="it has no adapter yet"),
+    Family("Phi-3-Vision", "phi3_v", ("Phi3VForCausalLM",), note=_REMOTE_CODE),
+    Family("MiniCPM-V", "minicpmv", ("MiniCPMV",), note=_REMOTE_CODE),
+    Family("Gemma 3", "gemma3", ("Gemma3ForConditionalGeneration",), note=_NO_EMBEDDINGS),
+    Family("Idefics3", "idefics3", ("Idefics3ForConditionalGeneration",), note=_NO_EMBEDDINGS),
+    Family("SmolVLM", "smolvlm", ("SmolVLMForConditionalGeneration",), note=_NO_EMBEDDINGS),
+    Family("Llama 3.2 Vision", "mllama", ("MllamaForConditionalGeneration",), note=_CROSS_ATTENTION),
+    Family("Pixtral", "pixtral", ("PixtralForConditionalGeneration", "PixtralVisionModel"), note=_NO_EMBEDDINGS),
+    Family("OpenFlamingo", "flamingo", ("FlamingoForConditionalGeneration",), note=_CROSS_ATTENTION),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,6 +21,7 @@ from fs_runtime.psm.files import TrainingError
 REFERENCE = "reference"
 REFERENCE_COUNT = 8000
 SMALLEST_SIDE = 16  # pixels; less shows nothing worth learning from
+SQUARE = 448  # pixels a side, for encoders of any resolution
 _SUFFIXES = frozenset(Image.registered_extensions())
 _DIGIT_SHARE = 0.25
 _SEED = 4_000_037
@@ -130,12 +131,21 @@ def reference_pictures(count: int, seed: int = _SEED) -> list[NDArray[np.uint8]]
 class PreparedPictures(Dataset[Tensor]):
     """Pictures as the encoder reads them: ``(C, H, W)`` float32 in [0, 1].
 
-    Of a picture that is cut into tiles one tile is taken: purifier and mapper see tiles one by one.
+    Of a picture that is cut into tiles one tile is taken: purifier and mapper see tiles one by one. For an encoder
+    whose resolution follows the picture's, pictures are cut to their middle square and made one size, so that all of a
+    batch share a grid.
+
+    Attributes:
+        grid: Rows and columns of the token grid of each.
     """
 
     def __init__(self, pictures: Pictures, encoder: VisionEncoder) -> None:
         self._pictures = pictures
         self._encoder = encoder
+        square, wide = (encoder.prepare(np.zeros((side, 128, 3), np.uint8)).pixels for side in (128, 64))
+        self._dynamic = square.dim() == 3 and square.shape != wide.shape
+        rows, columns, *_ = encoder.prepare(self._picture(0)).grid
+        self.grid = (rows, columns)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -143,8 +153,15 @@ class PreparedPictures(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """Reads and prepares a picture."""
-        pixels = self._encoder.prepare(self._pictures[index]).pixels
+        pixels = self._encoder.prepare(self._picture(index)).pixels
         return pixels if pixels.dim() == 3 else pixels[index % len(pixels)]
+
+    def _picture(self, index: int) -> NDArray[np.uint8]:
+        picture = self._pictures[index]
+        if not self._dynamic:
+            return picture
+        square = ImageOps.fit(Image.fromarray(picture), (SQUARE, SQUARE), Image.Resampling.BICUBIC)
+        return np.asarray(square, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,8 +192,7 @@ class _Run:
         self._mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
         self._prepared = PreparedPictures(pictures, encoder)
         self._split: Split = split(len(pictures), settings.batch_size)
-        rows, columns, *_ = encoder.prepare(pictures[0]).grid
-        self.grid = (rows, columns)
+        self.grid = self._prepared.grid
         self.held_out = HeldOut(
             torch.stack([self._prepared[int(number)] for number in self._split.held_out]), self.grid, settings.seed
         )

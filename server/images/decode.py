@@ -33,6 +33,9 @@ Image.MAX_IMAGE_PIXELS = None
 MAX_PIXELS_PER_BYTE = 2000
 _ALWAYS_ALLOWED_PIXELS = 4_000_000
 
+# What a JPEG can have. The resize of a longer side would take memory that no picture is worth.
+MAX_SIDE = 65_535
+
 # Each scan of a progressive JPEG goes over the whole picture, and an empty one has ten bytes. Encoders make about ten.
 MAX_JPEG_SCANS = 100
 _JPEG, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
@@ -85,7 +88,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
 
 
 def _check_size(width: int, height: int, data: bytes, limits: ImageLimits) -> None:
-    if width * height > limits.max_pixels:
+    if width * height > limits.max_pixels or max(width, height) > MAX_SIDE:
         raise ImageFaultError(Fault.TOO_MANY_PIXELS, width, height)
     if width * height > max(_ALWAYS_ALLOWED_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
         raise ImageFaultError(Fault.TOO_COMPRESSED, width, height)

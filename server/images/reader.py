@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from server.errors import ApiError, invalid
 from server.images.data_urls import bytes_of_data_url
-from server.images.decode import FORMATS
+from server.images.decode import FORMATS, MAX_SIDE
 from server.images.faults import Fault, ImageFaultError
 from server.images.limits import ImageLimits
 from server.images.pool import DecodePool, DecodersBusyError
@@ -160,7 +160,7 @@ class ImageReader:
             ),
             Fault.TOO_MANY_PIXELS: (
                 413,
-                f"the image has {size}; at most {limits.max_pixels} are allowed: scale it down",
+                f"the image has {size}; at most {limits.max_pixels}, and {MAX_SIDE} a side, are allowed: scale it down",
                 "image_too_large",
             ),
             Fault.TOO_SMALL: (

@@ -117,7 +117,7 @@ def test_parity_would_notice_a_shift_by_one_token(served: Served) -> None:
 
 
 def test_no_image_stops_vllm(served: Served) -> None:
-    for size in [(1, 1), (4, 200), (200, 4), (5, 4), (333, 77)]:
+    for size in [(1, 1), (1, 300), (4, 200), (200, 4), (5, 4), (333, 77)]:
         for sigma in (0, 1.0):
             answer = served.gateway.post(
                 "/v1/chat/completions", chat(picture(size), robustness={"sigma": sigma, "samples": 2})

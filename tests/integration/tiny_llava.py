@@ -64,7 +64,7 @@ def build_tiny_llava(folder: Path, *, seed: int = 0, with_vision: bool = True) -
     return folder
 
 
-def character_tokenizer(image_tokens: Sequence[str] = ("<image>",)) -> PreTrainedTokenizerFast:
+def character_tokenizer(image_tokens: Sequence[str] = ("<image>",), **extra: str) -> PreTrainedTokenizerFast:
     """One token per printable character: every answer is clean text, however random the model."""
     special = [*SPECIAL_TOKENS, *image_tokens]
     vocabulary = {token: i for i, token in enumerate([*special, *CHARACTERS])}
@@ -77,7 +77,7 @@ def character_tokenizer(image_tokens: Sequence[str] = ("<image>",)) -> PreTraine
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        extra_special_tokens={"image_token": image_tokens[0]},
+        extra_special_tokens={"image_token": image_tokens[0], **extra},
         model_max_length=CONTEXT_LENGTH,
         clean_up_tokenization_spaces=False,
     )
@@ -185,12 +185,14 @@ def _published_name(name: str) -> str:
 def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Draw a weight large enough that the answer depends on the image: a training run's initial scale would not do."""
     noise = torch.randn(shape, generator=generator)
-    if "norm" in name:
-        return float(name.endswith("weight")) + 0.1 * noise
+    if "norm" in name or "ln_q" in name or "lambda_" in name:
+        return float(not name.endswith("bias")) + 0.1 * noise
     if name.endswith("bias"):
         return 0.1 * noise
-    if any(part in name for part in ("position_embedding", "class_embedding", "embed_tokens", "image_newline")):
+    if any(part in name for part in ("pos_embed", "position_embedding", "class_embedding", "cls_token")):
+        return noise
+    if "embed_tokens" in name or "image_newline" in name:
         return noise
     # The projector's output is to be of the size of the words' embeddings, so that neither drowns the other.
-    gain = 3.0 if "lm_head" in name else 1.0 if "multi_modal_projector" in name else 1.4
+    gain = 3.0 if "lm_head" in name else 1.0 if "multi_modal_projector" in name or "merger" in name else 1.4
     return gain * noise / math.sqrt(shape[1:].numel())

@@ -1,8 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from fs_runtime.preprocess import Filter, ResizeCrop, resize_matrix
+from fs_runtime.preprocess import Filter, ResizeCrop, matrix_norm, resize_matrix
 
 PILLOW = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
@@ -28,8 +30,8 @@ def test_spectral_norm_is_that_of_the_whole_map_and_bounds_it(size: tuple[int, i
     height, width = size
     gain = geometry(np.zeros((*size, 3), np.uint8)).spectral_norm
     # The map on one channel, column by column; zero images stay clear of the clipping.
-    rows = resize_matrix(height, geometry.resized_size(*size)[0])
-    columns = resize_matrix(width, geometry.resized_size(*size)[1])
+    rows = resize_matrix(height, geometry.resized_size(*size)[0]).toarray()
+    columns = resize_matrix(width, geometry.resized_size(*size)[1]).toarray()
     top, left = (rows.shape[0] - 16) // 2, (columns.shape[0] - 16) // 2
     whole = np.kron(rows[top : top + 16], columns[left : left + 16])
     assert gain == pytest.approx(np.linalg.svd(whole, compute_uv=False)[0], rel=1e-9)
@@ -80,3 +82,37 @@ def test_crop_larger_than_the_image_pads_with_zeros() -> None:
 def test_a_geometry_that_cannot_be_expressed_is_refused(config: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
         ResizeCrop.from_processor_config(config)
+
+
+@pytest.mark.parametrize("filter", PILLOW)
+@pytest.mark.parametrize(("source", "target"), [(520, 600), (800, 560), (520, 1500), (520, 520)])
+def test_norm_of_a_large_map_is_a_close_upper_bound(filter: Filter, source: int, target: int) -> None:
+    matrix = resize_matrix(source, target, filter)
+    gram = matrix @ matrix.T if source >= target else matrix.T @ matrix
+    exact = float(np.linalg.eigvalsh(gram.toarray())[-1]) ** 0.5
+    assert exact <= matrix_norm(matrix) <= 1.015 * exact
+
+
+def test_a_very_large_image_costs_little() -> None:
+    """Strangers choose the sizes: one axis of 14,000 pixels takes no matrix of 14,000 by 20,000."""
+    matrix = resize_matrix(20_000, 14_000)
+    assert matrix.nnz < 100_000
+    assert 0.8 < matrix_norm(matrix) < 0.9
+
+
+@pytest.mark.parametrize(("source", "target", "cropped"), [(90, 33, 20), (20, 64, 15), (7, 7, 4), (50, 51, 50)])
+@pytest.mark.parametrize("filter", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_rows_of_a_crop_are_those_of_the_whole(source: int, target: int, cropped: int, filter: Filter) -> None:
+    first = (target - cropped) // 2
+    whole = resize_matrix(source, target, filter).toarray()
+    part = resize_matrix(source, target, filter, (first, first + cropped)).toarray()
+    np.testing.assert_array_equal(part, whole[first : first + cropped])
+
+
+def test_a_long_and_narrow_image_costs_what_its_crop_costs() -> None:
+    geometry = ResizeCrop(resize=64, crop=(64, 64))
+    tracemalloc.start()
+    geometry(np.zeros((4, 60_000, 3), np.uint8))  # 960,000 pixels wide before the crop
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..tiny_llava import CONTEXT_LENGTH, TEXT_WIDTH, character_tokenizer, random_weight
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+BICUBIC = 3
 NEAREST = 0
 """Resampling of the tiny checkpoints that serve parity: 8-bit processors then round nothing, so that their rounding is
 not what differs. How well the real filters agree is tested beside the adapters."""
@@ -27,41 +28,57 @@ class FamilyCase:
 
     Attributes:
         model_type: Its name in the registry.
-        build: Writes the tiny checkpoint into a folder, in the layout of the published ones.
+        build: Writes the tiny checkpoint into a folder, in the layout of the published ones; ``resample`` is the image
+            processor's filter.
         sizes: Heights and widths of pictures to ask about, of several aspect ratios and grids; the first two are also
             asked about in one request.
         reference: The class of transformers that has the whole model.
         vllm: Further arguments for vLLM.
         several: Whether the family takes several images in one request.
+        inputs: What the image processor hands to the model.
+        pixels: The image processor's pixels in the adapter's shape, normalised.
+        options: What the family's processor passes to the image processor.
+        embeddings: One image's embeddings in what ``get_image_features`` returns.
+        filter: The resampling of the published checkpoints.
+        constants: Names on disk of vectors that join the embeddings as they are.
     """
 
     model_type: str
-    build: Callable[[Path], None]
+    build: Callable[..., None]
     sizes: tuple[tuple[int, int], ...]
     reference: type[PreTrainedModel]
     vllm: tuple[str, ...] = ()
     several: bool = True
+    inputs: tuple[str, ...] = ("pixel_values",)
+    pixels: Callable[[Any], torch.Tensor] = lambda inputs: inputs["pixel_values"][0]
+    options: dict[str, Any] = field(default_factory=dict)
+    embeddings: Callable[[Any], torch.Tensor] = lambda outputs: outputs.pooler_output[0]
+    filter: int = BICUBIC
+    constants: tuple[str, ...] = ()
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> LlamaConfig:
-    """A language model whose heads are 32 wide: vLLM's CPU attention knows only some widths."""
-    sizes: dict[str, Any] = {
+def tiny_widths(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A language model's configuration. Its heads are 32 wide: vLLM's CPU attention knows only some widths."""
+    return {
         "vocab_size": len(tokenizer),
         "hidden_size": TEXT_WIDTH,
         "intermediate_size": 2 * TEXT_WIDTH,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
+        "num_key_value_heads": 2,
         "max_position_embeddings": CONTEXT_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return LlamaConfig(**sizes | changes)
 
 
-def tiny_tokenizer(*image_tokens: str) -> PreTrainedTokenizerFast:
-    """A token for each character, and the family's special ones; the first is the image token."""
-    return character_tokenizer(image_tokens)
+def tiny_tokenizer(*image_tokens: str, **extra: str) -> PreTrainedTokenizerFast:
+    """A token for each character, and the family's special ones; the first is the image token.
+
+    ``extra`` names some of them, as attributes of the tokenizer.
+    """
+    return character_tokenizer(image_tokens, **extra)
 
 
 def write_checkpoint(

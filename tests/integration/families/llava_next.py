@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from ..tiny_llava import CHAT_TEMPLATE
-from .case import CLIP_MEAN, CLIP_STD, NEAREST, FamilyCase, tiny_llama, tiny_tokenizer, write_checkpoint
+from .case import CLIP_MEAN, CLIP_STD, NEAREST, FamilyCase, tiny_tokenizer, tiny_widths, write_checkpoint
 
 SIDE, PATCH = 56, 14
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
@@ -32,7 +32,7 @@ def build(folder: Path, resample: int = NEAREST) -> None:
     )
     config = LlavaNextConfig(
         vision_config=vision,
-        text_config=tiny_llama(tokenizer),
+        text_config=LlamaConfig(**tiny_widths(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=PINPOINTS,
         image_seq_length=(SIDE // PATCH) ** 2,
@@ -81,4 +81,6 @@ LLAVA_NEXT = FamilyCase(
     # 2 x 2 with padding beside, a row of three, 2 x 2 filled, a row with padding, and all columns cut off as padding.
     sizes=((100, 60), (40, 130), (112, 112), (57, 200), (90, 4)),
     reference=LlavaNextForConditionalGeneration,
+    inputs=("pixel_values", "image_sizes"),
+    constants=("image_newline",),
 )

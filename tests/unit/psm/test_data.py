@@ -2,10 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fs_runtime.psm.data import batches, folder_pictures, reference_pictures, split
+from fs_runtime.encoders import load_encoder
+from fs_runtime.psm.data import PreparedPictures, batches, folder_pictures, reference_pictures, split
 from fs_runtime.psm.files import TrainingError, write_file
+from tests.integration.families import CASES, FamilyCase
 
 
 def write_picture(path: Path, seed: int, size: tuple[int, int] = (40, 30)) -> None:
@@ -88,3 +91,14 @@ def test_an_unwritable_place_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot write"):
         write_file(tmp_path / "file" / "card.json", b"")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.model_type)
+def test_pictures_of_any_size_share_a_batch(case: FamilyCase, tmp_path: Path) -> None:
+    case.build(tmp_path / "model")
+    encoder = load_encoder(str(tmp_path / "model"))
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(40, 90), (90, 40), (64, 64)]]
+    prepared = PreparedPictures(pictures, encoder)
+    batch = torch.stack([prepared[index] for index in range(3)])
+    assert encoder.encode(batch).shape[:2] == (3, prepared.grid[0] * prepared.grid[1])

@@ -1,0 +1,180 @@
+"""InternVL (the transformers-native one, `InternVLForConditionalGeneration`): tiles by aspect ratio, pixel shuffle."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModel, InternVLConfig
+from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+from typing_extensions import override
+
+from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
+from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
+from fs_runtime.encoders.parts import channels, checked, frozen, mean_and_std, on_host, processor_config, spelling
+from fs_runtime.preprocess import Filter, Preprocessed, ResizeCrop, filter_of_resample
+
+# On disk: with or without a leading `model.`.
+_KEY = re.compile(r"^(?:model\.)?(vision_tower|multi_modal_projector)\.(.+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class AspectTiling:
+    """Resize to the canvas of tiles whose aspect ratio is nearest, beside the whole image in one tile.
+
+    The canvas is a function of the image's height and width alone, which an ℓ2 attack does not change.
+
+    Attributes:
+        side: Pixels along a tile.
+        fewest: Tiles of the canvas, at least.
+        most: Tiles of the canvas, at most.
+        filter: Interpolation kernel.
+    """
+
+    side: int
+    fewest: int
+    most: int
+    filter: Filter = "bicubic"
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Tiles below and beside one another; of equally near ones the largest that the image half fills."""
+        best, nearest = (1, 1), math.inf
+        sizes = range(1, self.most + 1)
+        shapes = [(down, across) for across in sizes for down in sizes if self.fewest <= down * across <= self.most]
+        for down, across in sorted(shapes, key=math.prod):
+            distance = abs(width / height - across / down)
+            half_filled = height * width > 0.5 * self.side**2 * down * across
+            if distance < nearest or (distance == nearest and half_filled):
+                best, nearest = (down, across), distance
+        return best
+
+    def __call__(self, image: NDArray[np.uint8]) -> Preprocessed:
+        """Applies the map to one ``(H, W, C)`` uint8 image.
+
+        Returns:
+            ``(N, C, side, side)`` pixels, the canvas' tiles row by row and, if they are several, the whole image last.
+            The map stacks the two resizes, so ‖A‖₂² is at most the sum of the squares of their norms.
+        """
+        down, across = self.canvas(*image.shape[:2])
+        canvas = ResizeCrop((down * self.side, across * self.side), None, self.filter)(image)
+        tiles = canvas.pixels.reshape(-1, down, self.side, across, self.side).transpose(1, 3, 0, 2, 4)
+        tiles = tiles.reshape(down * across, -1, self.side, self.side)
+        if len(tiles) == 1:
+            return Preprocessed(tiles, canvas.spectral_norm)
+        whole = ResizeCrop((self.side, self.side), None, self.filter)(image)
+        norm = math.hypot(canvas.spectral_norm, whole.spectral_norm)
+        return Preprocessed(np.concatenate([tiles, whole.pixels[None]]), norm)
+
+
+class InternVLEncoder(VisionEncoder):
+    """Vision transformer and projector of an InternVL checkpoint.
+
+    x is the stack of the tiles; each has its own noise. The encoder stage is the vision transformer's output without
+    the class token, tile after tile; the projector stage is what the language model reads, one token for 2 x 2.
+
+    A grid is: rows and columns of a tile's tokens, and of the canvas' tiles.
+
+    Args:
+        checkpoint: Where the weights are.
+        device: Where to put them.
+        dtype: Arithmetic of tower and projector.
+
+    Raises:
+        CheckpointError: The checkpoint is not of this family, or is incomplete.
+    """
+
+    family = "internvl"
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        raw = checkpoint.config()
+        config: Any = InternVLConfig(**raw)
+        vision = config.vision_config
+        if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
+            raise CheckpointError(f"{checkpoint.source} reads another layer than the last, which vLLM does not either")
+        self.device, self.dtype = device, dtype
+        self._grid = tuple(size // patch for size, patch in zip(vision.image_size, vision.patch_size, strict=True))
+        self._merge = round(1 / config.downsample_ratio)
+        processor = processor_config(checkpoint)
+        try:
+            self._geometry = _tiling(processor, tuple(vision.image_size))
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.source}: {error}") from error
+        mean, std = mean_and_std(processor)
+        self.preprocessing = {**dataclasses.asdict(self._geometry), "mean": mean, "std": std}
+        with torch.device("meta"):
+            tower = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                vision, dtype=torch.float32, attn_implementation="sdpa"
+            )
+            projector: nn.Module = InternVLMultiModalProjector(config)
+        load_weights(tower, checkpoint.tensors(lambda key: _name(key, "vision_tower")), "vision tower")
+        load_weights(projector, checkpoint.tensors(lambda key: _name(key, "multi_modal_projector")), "projector")
+        self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, tower, projector)
+        self._tower: Any = frozen(tower, device, dtype)
+        self._projector = frozen(projector, device, dtype)
+        self._mean, self._std = channels(mean, device), channels(std, device)
+        self.embedding_size = int(config.text_config.hidden_size)
+        context = spelling(checkpoint, config.image_token_id, "<IMG_CONTEXT>")
+        self.control_tokens = (context, "<img>", "</img>", "<video>")
+
+    @override
+    def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
+        x = self._geometry(image)
+        return PreparedImage(
+            torch.from_numpy(x.pixels), x.spectral_norm, (*self._grid, *self._geometry.canvas(*image.shape[:2]))
+        )
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        pixels = ((x.float() - self._mean) / self._std).to(self.dtype)
+        features: Tensor = self._tower(pixel_values=pixels).last_hidden_state  # (B, 1 + T, D)
+        return features[:, 1:]
+
+    @override
+    def project(self, features: Tensor, grid: Grid) -> Tensor:
+        rows, columns, side = grid[0] // self._merge, grid[1] // self._merge, self._merge
+        before, width = features.shape[:-2], features.shape[-1]
+        blocks = features.to(self.dtype).reshape(-1, rows, side, columns, side, width).transpose(2, 3)
+        out: Tensor = self._projector(blocks.reshape(*before, -1, side**2 * width))  # pixel shuffle: 2 x 2 in a row
+        return out
+
+    @override
+    def token_grids(self, grid: Grid, stage: Stage) -> tuple[tuple[int, int], ...]:
+        rows, columns, down, across = grid
+        side = self._merge if stage == "projector" else 1
+        tiles = down * across
+        return ((rows // side, columns // side),) * (tiles + int(tiles > 1))
+
+    @override
+    def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
+        tokens = sum(rows * columns for rows, columns in self.token_grids(image.grid, "projector"))
+        return {"image_embeds": on_host(checked(embeddings, tokens, self.embedding_size))}
+
+
+def _tiling(processor: dict[str, Any], image_size: tuple[int, ...]) -> AspectTiling:
+    """The tiles of a ``preprocessor_config.json``; whatever it says of ``crop_to_patches``, InternVL's processor does.
+
+    Raises:
+        ValueError: It does not fit the tower, or asks for a step that the map cannot express.
+    """
+    size = processor.get("size") or {}
+    tile = (size.get("height"), size.get("width"))
+    if tile != image_size or image_size[0] != image_size[1]:
+        raise ValueError(f"preprocessor_config.json makes tiles of {tile} pixels, the vision tower reads {image_size}")
+    if not processor.get("do_resize", True):
+        raise ValueError("preprocessor_config.json must not switch do_resize off")
+    if not processor.get("do_rescale", True) or not np.isclose(processor.get("rescale_factor", 1 / 255), 1 / 255):
+        raise ValueError("preprocessor_config.json must rescale pixels by 1/255")
+    fewest, most = int(processor.get("min_patches", 1)), int(processor.get("max_patches", 12))
+    return AspectTiling(image_size[0], fewest if most > 1 else 1, most, filter_of_resample(processor))
+
+
+def _name(key: str, part: str) -> str | None:
+    match = _KEY.match(key)
+    return match.group(2) if match and match.group(1) == part else None
