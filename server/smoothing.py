@@ -144,9 +144,7 @@ class SmoothingService:
 
     async def _one(self, source: ImageSource, plan: Plan, caller: Caller) -> _Smoothed:
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
-        with stage(self._metrics, "decode") as span:
-            pixels = await self._images.read(source.url, source.param, limits)
-            span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
+        pixels = await self._images.read(source.url, source.param, limits)
         result = await self._smooth(pixels, source, plan)
         record_pass(result.queue_seconds, result.smoothing_seconds, **{"fs.samples": result.samples})
         smoother = self._engine.smoother

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from server.images.remote import AddressRefusedError, RemoteError, RemoteImages
 from server.images.remote_urls import UrlPolicy, UrlRefusedError
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tracing import stage
 
 # Base64 of this many characters is decoded in a millisecond; more goes to a thread.
 _QUICK = 2**20
@@ -82,10 +82,18 @@ class ImageReader:
                 else:
                     data = await asyncio.to_thread(bytes_of_data_url, url, limits, param)
             else:
-                data = await self._fetch(url, param, limits.max_bytes)
-            start = time.perf_counter()
-            pixels = await self._pool.decode(data, limits)
-            self._metrics.stage_seconds.labels(stage="decode").observe(time.perf_counter() - start)
+                with stage(self._metrics, "fetch"):
+                    data = await self._fetch(url, param, limits.max_bytes)
+        except ImageFaultError as fault:
+            raise self._answer(fault, param, limits) from None
+        with stage(self._metrics, "decode") as span:
+            pixels = await self._decode(data, param, limits)
+            span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
+        return pixels
+
+    async def _decode(self, data: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
+        try:
+            return await self._pool.decode(data, limits)
         except ImageFaultError as fault:
             raise self._answer(fault, param, limits) from None
         except DecodersBusyError:
@@ -102,7 +110,6 @@ class ImageReader:
                 code="decoder_unavailable",
                 headers={"retry-after": "5"},
             ) from None
-        return pixels
 
     async def _fetch(self, url: str, param: str, max_bytes: int) -> bytes:
         if self._remote is None:
@@ -112,9 +119,8 @@ class ImageReader:
                 param,
                 "remote_image_disabled",
             )
-        start = time.perf_counter()
         try:
-            data = await self._remote.fetch(url, max_bytes)
+            return await self._remote.fetch(url, max_bytes)
         except UrlRefusedError as error:
             raise invalid(f"the URL is not fetched: {error}", param, "remote_image_refused") from None
         except AddressRefusedError:  # the same words whether the name is unknown or private: no map of our network
@@ -136,8 +142,6 @@ class ImageReader:
                 code="remote_image_timeout",
                 param=param,
             ) from None
-        self._metrics.stage_seconds.labels(stage="fetch").observe(time.perf_counter() - start)
-        return data
 
     def _answer(self, error: ImageFaultError, param: str, limits: ImageLimits) -> ApiError:
         """Status, words and code of a fault."""
