@@ -12,7 +12,7 @@ from server.upstream_metrics import UpstreamMetrics
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 # Denser towards 1, where certificates live.
 _SIMILARITY = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
-_STAGES = ("decode", "queue", "smoothing", "certificate", "first_token", "language_model")
+_STAGES = ("fetch", "decode", "queue", "smoothing", "certificate", "first_token", "language_model")
 
 
 class Metrics:

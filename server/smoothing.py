@@ -184,17 +184,12 @@ class SmoothingService:
         """A function for other threads that decodes the file, once: the engine may not need it, or receipts may too."""
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
-        async def decode() -> Pixels:
-            with stage(self._metrics, "decode") as span:
-                pixels = await self._images.decode(file, param, limits)
-                span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
-            return pixels
-
         @functools.cache
-        def decoded() -> Pixels:
-            return context.run(asyncio.run_coroutine_threadsafe, decode(), loop).result()
+        def decode() -> Pixels:
+            pixels = self._images.decode(file, param, limits)
+            return context.run(asyncio.run_coroutine_threadsafe, pixels, loop).result()
 
-        return decoded
+        return decode
 
     async def _smooth(
         self, decode: Callable[[], Pixels], file_digest: str, source: ImageSource, plan: Plan, tenant: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +20,7 @@ from server.images.remote import AddressRefusedError, RemoteError, RemoteImages
 from server.images.remote_urls import UrlPolicy, UrlRefusedError
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tracing import stage
 
 # Base64 of this many characters is decoded in a millisecond; more goes to a thread.
 _QUICK = 2**20
@@ -69,7 +69,8 @@ class ImageReader:
         """
         with self._answering(param, limits):
             if url[:5].lower() != "data:":
-                return await self._fetch(url, param, limits.max_bytes)
+                with stage(self._metrics, "fetch"):
+                    return await self._fetch(url, param, limits.max_bytes)
             if len(url) <= _QUICK:
                 return bytes_of_data_url(url, limits, param)
             return await asyncio.to_thread(bytes_of_data_url, url, limits, param)
@@ -80,8 +81,10 @@ class ImageReader:
         Raises:
             ApiError: There is none, or it breaks a limit.
         """
-        with self._answering(param, limits):
-            return await self._pool.decode(file, limits)
+        with stage(self._metrics, "decode") as span, self._answering(param, limits):
+            pixels = await self._pool.decode(file, limits)
+            span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
+        return pixels
 
     @contextmanager
     def _answering(self, param: str, limits: ImageLimits) -> Iterator[None]:
@@ -117,9 +120,8 @@ class ImageReader:
                 param,
                 "remote_image_disabled",
             )
-        start = time.perf_counter()
         try:
-            data = await self._remote.fetch(url, max_bytes)
+            return await self._remote.fetch(url, max_bytes)
         except UrlRefusedError as error:
             raise invalid(f"the URL is not fetched: {error}", param, "remote_image_refused") from None
         except AddressRefusedError:  # the same words whether the name is unknown or private: no map of our network
@@ -141,8 +143,6 @@ class ImageReader:
                 code="remote_image_timeout",
                 param=param,
             ) from None
-        self._metrics.stage_seconds.labels(stage="fetch").observe(time.perf_counter() - start)
-        return data
 
     def _answer(self, error: ImageFaultError, param: str, limits: ImageLimits) -> ApiError:
         """Status, words and code of a fault."""
