@@ -109,7 +109,7 @@ def test_without_a_minimum_there_is_nothing_to_decide(gateway: Gateway) -> None:
         {"on_failure": "flag"},
         {"on_undecided": "flag", "on_failure": "flag", "min_similarity": 0.0},
         {"radius": 1e-9},
-        {"sigma": 1e-6},
+        {"sigma": 1e-3},
         {"sigma": 0},
         {"confidence": 0.01},
         {"space": "client", "radius": 1e-9, "min_similarity": 0.1},

@@ -118,7 +118,7 @@ def test_a_stream_is_traced_to_its_end(gateway: GatewayProcess, receiver: OtlpRe
 
 
 def test_failures_are_named_by_code_alone(gateway: GatewayProcess, receiver: OtlpReceiver) -> None:
-    asked = {"min_similarity": 1.0, "on_failure": "reject", "samples": 4}
+    asked = {"min_similarity": 1.0, "on_failure": "reject", "samples": 4, "cache": False}
     response, trace_id, _ = ask(gateway, robustness=asked)
     assert response.status_code == 422
     spans = by_name(receiver.of_trace(trace_id, complete))
