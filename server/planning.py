@@ -86,7 +86,7 @@ def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smo
         full_budget=samples >= settings.samples or not server.is_binding,
         receipt=settings.receipts if options.receipt is None else options.receipt,
         own_parameters=options.own_parameters,
-        cache=options.cache,
+        cache=options.cache or server.is_binding,  # nobody may repeat a request until its draws please
     )
 
 

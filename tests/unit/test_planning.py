@@ -94,3 +94,9 @@ def test_adaptive_sampling_ends_at_the_only_requirement() -> None:
 def test_what_is_not_allowed(settings: dict[str, Any], options: dict[str, Any], param: str) -> None:
     assert refused(settings, **options).param == param
     assert refused(settings, **options).status == 400
+
+
+def test_a_minimum_that_binds_is_not_tried_again_with_other_draws() -> None:
+    assert plan({"min_similarity": 0.9}, cache=False).cache
+    assert not plan({"min_similarity": 0.9, "policy_binds": False}, cache=False).cache
+    assert not plan(cache=False).cache
