@@ -102,6 +102,7 @@ def test_rare_failures_use_up_most_of_alpha() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001])
 def test_coverage_in_the_long_run(alpha: float) -> None:
     runs, n = 10_000, 1000
