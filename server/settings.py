@@ -51,7 +51,7 @@ class Settings(RequestSettings, BaseSettings):
         "info", description="Least severe log line to write."
     )
 
-    api_keys: Annotated[list[SecretStr], NoDecode] = Field(
+    api_keys: CommaList[SecretStr] = Field(
         [],
         description="Keys that clients may send as 'Authorization: Bearer …', separated by commas, each in clear or as "
         "sha256:<hex>; they belong to the tenant 'default'. Without these and access_file everyone is let in.",
@@ -113,7 +113,7 @@ class Settings(RequestSettings, BaseSettings):
     vllm_url: AnyHttpUrl = Field(
         AnyHttpUrl("http://127.0.0.1:8001"), description="Address of the vLLM server; keep it on an internal network."
     )
-    vllm_urls: Annotated[list[AnyHttpUrl], NoDecode] = Field(
+    vllm_urls: CommaList[AnyHttpUrl] = Field(
         [],
         description="Addresses of several vLLM servers that serve the same model, separated by commas; instead of "
         "vllm_url.",
@@ -227,14 +227,6 @@ class Settings(RequestSettings, BaseSettings):
     remote_image_timeout: float = Field(
         10.0, gt=0, description="Seconds in which such an image must arrive, redirects included; else it is a 504."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split_lists(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for name in ("api_keys", "vllm_urls"):
-            if isinstance(text := values.get(name), str):
-                values = {**values, name: [part.strip() for part in text.split(",") if part.strip()]}
-        return values
 
     @model_validator(mode="after")
     def _one_list_of_servers(self) -> Settings:

@@ -19,6 +19,7 @@ from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerpr
 from fs_runtime.encoders.parts import (
     channels,
     checked,
+    fixed_size,
     frozen,
     materialise_position_ids,
     mean_and_std,
@@ -147,10 +148,7 @@ class LlavaEncoder(VisionEncoder):
 
     @override
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
-        x = self._geometry(image)
-        if x.pixels.shape[1:] != self._size:
-            raise ValueError(f"preprocessing made {x.pixels.shape[1:]}, the encoder reads {self._size}")
-        return PreparedImage(torch.from_numpy(x.pixels), x.spectral_norm, self._grid)
+        return fixed_size(self._geometry(image), self._size, self._grid)
 
     @override
     def encode(self, x: Tensor) -> Tensor:

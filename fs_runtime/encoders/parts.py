@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fs_runtime.encoders.base import Grid, PreparedImage
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError
+from fs_runtime.preprocess import Preprocessed
 
 
 def processor_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -36,6 +38,17 @@ def mean_and_std(processor: dict[str, Any]) -> tuple[list[float], list[float]]:
 def channels(values: list[float], device: torch.device) -> Tensor:
     """One value for each channel, to be broadcast over ``(B, C, H, W)``."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def fixed_size(x: Preprocessed, size: tuple[int, int], grid: Grid) -> PreparedImage:
+    """The image of an encoder that reads one size only.
+
+    Raises:
+        ValueError: Preprocessing made another one.
+    """
+    if x.pixels.shape[1:] != size:
+        raise ValueError(f"preprocessing made {x.pixels.shape[1:]}, the encoder reads {size}")
+    return PreparedImage(torch.from_numpy(x.pixels), x.spectral_norm, grid)
 
 
 def materialise_position_ids(module: nn.Module) -> None:

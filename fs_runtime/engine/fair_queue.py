@@ -8,8 +8,8 @@ passed over for ever: the virtual time of newcomers overtakes its own.
 
 **Batches.** Only images of one bucket (shape, feature map) can share a batch. The batch belongs to the bucket of
 whoever is next, so a rare shape has its turn like any other; what is left of the batch goes to others of that bucket in
-the same order, on account of their later turns. (So where shapes mix, requests whose shape others have too get a little
-more of their tenant's part than those that are alone with theirs; tenants share equally all the same.)
+the same order, on account of their later turns. (So where shapes mix, requests whose shape others have too get more
+of their tenant's part than those that are alone with theirs; tenants share equally all the same.)
 """
 
 from __future__ import annotations
