@@ -15,7 +15,8 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Checkpoint folder, hub id, or 'reference' for the one that ships.")
 ]
 PsmOption = Annotated[
-    str, typer.Option(help="Purifier and mapper: a folder of `train psm`, 'none', or 'auto' for those that ship.")
+    str,
+    typer.Option(help="Purifier and mapper: a folder of `train psm`, a purifier that ships ('small'), 'none', 'auto'."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
