@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.pictures import read_picture
+from fs_runtime.psm.data import folder_pictures
+from fs_runtime.psm.files import TrainingError
 
 _Picture = NDArray[np.uint8]
 
@@ -42,4 +44,18 @@ def photographs() -> dict[str, _Picture]:
         "flower": lambda: load_sample_image("flower.jpg"),
         "grace_hopper": lambda: read_picture(Path(get_data_path()) / "sample_data" / "grace_hopper.jpg"),
     }
-    return {name: np.asarray(read(), dtype=np.uint8)[..., :3] for name, read in sources.items()}
+    return {name: np.asarray(read(), dtype=np.uint8) for name, read in sources.items()}
+
+
+def named_pictures(folder: Path) -> dict[str, _Picture]:
+    """The pictures of a folder and its subfolders, by their path in it.
+
+    Raises:
+        PhotographsError: There are none that can be read.
+    """
+    try:
+        found = folder_pictures(folder)
+    except TrainingError as error:
+        raise PhotographsError(str(error)) from None
+    names = [path.relative_to(folder).as_posix().replace("/", "-") for path in found.paths]
+    return dict(zip(names, found, strict=True))
