@@ -188,8 +188,8 @@ def _score(clean: FloatImage, case: Case, denoiser: Denoiser) -> tuple[Score, Fl
     seconds = time.perf_counter() - began
     output = np.clip(found, 0.0, 1.0).astype(np.float32)
     exact, truth = output.astype(np.float64), clean.astype(np.float64)
-    psnr = float(peak_signal_noise_ratio(truth, exact, data_range=1.0))
-    ssim = structural_similarity(
+    psnr = peak_signal_noise_ratio(truth, exact, data_range=1.0)  # type: ignore[no-untyped-call]
+    ssim = structural_similarity(  # type: ignore[no-untyped-call]
         truth, exact, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
-    return Score(case, denoiser.name, denoiser.version, psnr, float(ssim), seconds), output
+    return Score(case, denoiser.name, denoiser.version, float(psnr), float(ssim), seconds), output

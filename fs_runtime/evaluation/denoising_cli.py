@@ -49,7 +49,7 @@ def evaluate_purifier(
     dtype = resolve_dtype(dtype, device)
     networks = _load(purifier or ["small"], device, getattr(torch, dtype))
     if taken := networks.keys() & DESCRIPTIONS.keys():
-        raise typer.BadParameter(f"a purifier cannot be called {taken.pop()!r}; rename its folder")
+        raise typer.BadParameter(f"a purifier cannot be called {taken.pop()!r}; give it another name")
     levels, sizes = numbers("sigma", sigma, float), numbers("sides", sides, int)
     try:
         shown = named_pictures(pictures) if pictures else photographs()
@@ -86,7 +86,7 @@ def evaluate_purifier(
 
 
 def _load(names: list[str], device: str, dtype: object) -> dict[str, PsmNetwork]:
-    """The purifiers by the names that the tables give them: that of a shipped one, or of the folder."""
+    """The purifiers by the names that the tables give them: those of their cards, or else of their folders."""
     import torch
 
     from fs_runtime.psm.shipped import shipped_purifiers
@@ -94,13 +94,12 @@ def _load(names: list[str], device: str, dtype: object) -> dict[str, PsmNetwork]
 
     assert isinstance(dtype, torch.dtype)  # noqa: S101
     shipped = shipped_purifiers()
-    found = {}
+    found: dict[str, PsmNetwork] = {}
     for name in names:
         folder = shipped.get(name, Path(name))
-        label = name if name in shipped else folder.resolve().name
+        network, card = load_purifier(folder, device, dtype)
+        label = str(card.get("name", folder.resolve().name))
         if label in found:
-            raise typer.BadParameter(
-                f"two purifiers are called {label!r}; rename the folder of one", param_hint="--purifier"
-            )
-        found[label] = load_purifier(folder, device, dtype)[0]
+            raise typer.BadParameter(f"two are called {label!r}; give one another name", param_hint="--purifier")
+        found[label] = network
     return found

@@ -39,7 +39,7 @@ def photographs() -> dict[str, _Picture]:
         "chelsea": skimage.chelsea,
         "coffee": skimage.coffee,
         "rocket": skimage.rocket,
-        "motorcycle": lambda: skimage.stereo_motorcycle()[0],
+        "motorcycle": lambda: skimage.stereo_motorcycle()[0],  # type: ignore[no-untyped-call]
         "china": lambda: load_sample_image("china.jpg"),
         "flower": lambda: load_sample_image("flower.jpg"),
         "grace_hopper": lambda: read_picture(Path(get_data_path()) / "sample_data" / "grace_hopper.jpg"),

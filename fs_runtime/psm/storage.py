@@ -18,6 +18,7 @@ from fs_runtime.psm.diffusion import DiffusionPurifier
 from fs_runtime.psm.files import write_file
 from fs_runtime.psm.mapper import SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.residual_unet import ResidualUNetPurifier
 from fs_runtime.psm.unet import UNetPurifier
 
 CARD = "card.json"
@@ -50,7 +51,7 @@ class Psm:
 
 
 _KINDS: dict[str, type[PsmNetwork]] = {
-    network.kind: network for network in (UNetPurifier, DiffusionPurifier, SmoothnessMapper)
+    network.kind: network for network in (UNetPurifier, ResidualUNetPurifier, DiffusionPurifier, SmoothnessMapper)
 }
 
 
