@@ -73,7 +73,9 @@ class ResidualUNetPurifier(PsmNetwork):
         self.stem = nn.Conv2d(folded, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_Level(*level, condition) for level in zip(widths, config.blocks, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
+        self.grow = nn.ModuleList(
+            nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths)
+        )
         self.up = nn.ModuleList(_Level(*level, condition) for level in zip(widths[:-1], config.blocks, strict=False))
         self.head = nn.Conv2d(widths[0], folded, 3, padding=1)
         nn.init.zeros_(self.head.weight)

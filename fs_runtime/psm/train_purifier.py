@@ -63,9 +63,7 @@ class PurifierSettings:
         for name in ("sigma", "focus"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                raise TrainingError(
-                    f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}"
-                )
+                raise TrainingError(f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}")
 
 
 @dataclass(frozen=True, slots=True)
