@@ -23,6 +23,8 @@ from fs_runtime.encoders.checkpoint import fingerprint
 from fs_runtime.psm.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
 from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.progress import Progress
+from fs_runtime.psm.schedule import warm_cosine
 
 _MEASURED = (0.1, 0.25, 0.5)  # noise levels of the table in the card
 _HELD_OUT = 24  # pictures
@@ -63,17 +65,9 @@ class PurifierSettings:
         for name in ("sigma", "focus"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                raise TrainingError(f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}")
-
-
-@dataclass(frozen=True, slots=True)
-class PurifierProgress:
-    """How far a run is; ``psnr`` is the newest on held-out pictures at σ = 0.25, in dB, of the mean weights."""
-
-    step: int
-    steps: int
-    loss: float
-    psnr: float
+                raise TrainingError(
+                    f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}"
+                )
 
 
 def train_purifier(
@@ -84,7 +78,7 @@ def train_purifier(
     device: torch.device | None = None,
     workers: int = 1,
     checkpoint_every: int = 500,
-    report: Callable[[PurifierProgress], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains ``purifier`` and leaves the mean weights in it; goes on from a checkpoint in ``output``.
 
@@ -129,7 +123,7 @@ def train_purifier(
     held_out = _held_out(settings.seed)
     stream = LeavesStream(settings.seed, settings.batch_size, settings.crop)
     for step, clean in enumerate(stream.batches(start, settings.steps, workers), start=start):
-        rate = settings.learning_rate * _schedule(step, settings.steps)
+        rate = settings.learning_rate * warm_cosine(step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _loss(purifier, clean.to(device, non_blocking=True), settings, step)
@@ -148,7 +142,7 @@ def train_purifier(
             write_checkpoint(
                 output / CHECKPOINT, Checkpoint("purifier", done, score, networks, optimizer.state_dict()), identity
             )
-        report(PurifierProgress(done, settings.steps, float(loss.detach()), score))
+        report(Progress("purifier", done, settings.steps, float(loss.detach()), score))
     with torch.no_grad():
         for name, parameter in purifier.named_parameters():
             parameter.copy_(mean[name])
@@ -209,11 +203,3 @@ def _with(purifier: nn.Module, weights: dict[str, Tensor], measure: Callable[[],
 def _generator(seed: int, stream: str, number: int) -> torch.Generator:
     words = np.random.SeedSequence((seed, _STREAMS[stream], number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]) >> 1)
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Part of the peak learning rate: up over the first twentieth (at most 500 steps), then a cosine down."""
-    rise = max(1, min(500, steps // 20))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
