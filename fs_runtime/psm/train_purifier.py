@@ -26,7 +26,8 @@ from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.psm.progress import Progress
 from fs_runtime.psm.schedule import warm_cosine
 
-_MEASURED = (0.1, 0.25, 0.5)  # noise levels of the table in the card
+_SERVED = 0.25  # the noise level that the paper and the gateway use
+_MEASURED = (0.1, _SERVED, 0.5)  # noise levels of the table in the card
 _HELD_OUT = 24  # pictures
 _SIDE = 224  # pixels a side of those
 _LEAST_ERROR = 1e-6  # mean squared error below which a crop is done: 60 dB
@@ -137,7 +138,7 @@ def train_purifier(
         torch._foreach_lerp_(list(mean.values()), [p.detach() for p in purifier.parameters()], 1 - decay)
         done = step + 1
         if done % checkpoint_every == 0 or done == settings.steps:
-            score = _with(purifier, mean, lambda: _psnr(purifier, held_out, 0.25, settings.seed))
+            score = _with(purifier, mean, lambda: _psnr(purifier, held_out, _SERVED, settings.seed))
             networks = {"purifier": purifier.state_dict(), "mean": mean}
             write_checkpoint(
                 output / CHECKPOINT, Checkpoint("purifier", done, score, networks, optimizer.state_dict()), identity
@@ -149,7 +150,7 @@ def train_purifier(
     purifier.eval().requires_grad_(False)
     return {
         "data": {"kind": "dead leaves", "generator": VERSION, "photographs": 0},
-        "sigma": {"trained": list(settings.sigma), "focus": list(settings.focus)},
+        "sigma": {"served": _SERVED, "trained": list(settings.sigma), "focus": list(settings.focus)},
         "training": {name: value for name, value in dataclasses.asdict(settings).items() if name != "sigma"},
         "held_out_psnr": {str(sigma): _psnr(purifier, held_out, sigma, settings.seed) for sigma in _MEASURED},
         "versions": {"fs_serve": __version__, "torch": torch.__version__},
