@@ -129,7 +129,8 @@ def certify(
     finally:
         engine.close()
     floor = statistics.floor_at(feature_map, sigma) if statistics else None
-    certificate = certify_result(result, query, Fingerprints.of(engine.smoother, feature_map), floor)
+    fingerprints = Fingerprints.of(engine.smoother, feature_map)
+    certificate = certify_result(result, query, fingerprints, floor, engine.smoother.psm)
     if receipt is not None:
         issued = issue_receipt(engine, pixels, query, result, certificate, key=signing_key)
         receipt.write_text(issued.to_json(), encoding="utf-8")
@@ -152,6 +153,10 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
     stage = f"the {certificate.stage}'s features{', centred' if certificate.centred else ''}"
     facts = Table(title=f"{name}: {what} of {stage}", show_header=False)
     facts.add_row("noise level σ", f"{certificate.sigma:g}")
+    if certificate.psm is not None:
+        range_ = f"σ from {certificate.psm.sigma_low:g} to {certificate.psm.sigma_high:g}"
+        note = "" if certificate.psm.sigma_in_range else f"; trained for {range_}, not for this one"
+        facts.add_row("purifier", f"{certificate.psm.name}{note}")
     facts.add_row("samples", str(certificate.samples))
     facts.add_row("confidence", f"{certificate.confidence:.4%}")
     facts.add_row("ρ, lower bound", _number(certificate.norm.lower))

@@ -15,7 +15,8 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Checkpoint folder, hub id, or 'reference' for the one that ships.")
 ]
 PsmOption = Annotated[
-    str, typer.Option(help="Purifier and mapper: a folder of `train psm`, 'none', or 'auto' for those that ship.")
+    str,
+    typer.Option(help="Purifier and mapper: a folder of `train psm`, a purifier that ships ('small'), 'none', 'auto'."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
@@ -39,6 +40,7 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.certify_command import certify
     from fs_runtime.evaluation.certificates_cli import evaluate_certificates
     from fs_runtime.evaluation.cli import robustness
+    from fs_runtime.evaluation.denoising_cli import evaluate_purifier
     from fs_runtime.feature_survey_command import evaluate_features
     from fs_runtime.models_command import models
     from fs_runtime.psm.cli import train as train_psm
@@ -60,6 +62,7 @@ def add_commands(app: typer.Typer) -> None:
     evaluate.command("certificate-attack")(certificate_attack)
     evaluate.command("robustness")(robustness)
     evaluate.command("certificates")(evaluate_certificates)
+    evaluate.command("purifier")(evaluate_purifier)
     app.add_typer(train, name="train")
     app.add_typer(evaluate, name="evaluate")
 

@@ -9,6 +9,7 @@ import torch
 from fs_runtime.encoders import CheckpointError, load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.feature_statistics import FILE_NAME, FeatureStatistics, StatisticsError
+from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
 from fs_runtime.robustness import Fingerprints
@@ -50,14 +51,17 @@ def psm_folder(psm: str, model: str) -> Path | None:
     """Folder that a ``psm`` setting means; None for no purifier and mapper.
 
     Args:
-        psm: A folder, ``none``, or ``auto``: the one that ships, for the model that ships.
+        psm: A folder, ``none``, the name of a purifier that ships, or ``auto``: the PSM that ships for this very model,
+            else the small purifier that ships for photographs. Every encoder reads three colours
+            (:meth:`VisionEncoder.prepare`), so it fits all of them.
         model: Folder or hub id of the model.
     """
     if psm == "none":
         return None
+    shipped = shipped_purifiers()
     if psm != "auto":
-        return Path(psm)
-    return reference_psm_path() if model == str(reference_model_path()) else None
+        return shipped.get(psm, Path(psm))
+    return reference_psm_path() if model == str(reference_model_path()) else shipped.get(DEFAULT)
 
 
 def load_smoother(
@@ -74,8 +78,10 @@ def load_smoother(
     smoother = Smoother(encoder)
     if folder is not None:
         loaded = load_psm(folder, encoder)
-        smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma)
-    smoother.statistics = load_statistics(folder or Path(model), smoother)
+        smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma, psm=loaded.facts)
+    # A purifier for any encoder knows no features: those statistics lie with the model.
+    beside_psm = smoother.psm is not None and smoother.psm.encoder == "this"
+    smoother.statistics = load_statistics(folder if folder and beside_psm else Path(model), smoother)
     return smoother
 
 

@@ -22,6 +22,7 @@ from fs_runtime.curve import Curve, TokenMap, bounds_at, curve_of
 from fs_runtime.encoders.base import Stage
 from fs_runtime.engine import ConfidenceSplit, Ending, Granularity, SmoothingResult
 from fs_runtime.feature_statistics import Floor
+from fs_runtime.psm import PsmFacts
 from fs_runtime.query import CertificateQuery, Radius
 from fs_runtime.smoothing import FeatureMap, Smoother
 
@@ -110,6 +111,25 @@ class Fingerprints:
 
 
 @dataclass(frozen=True, slots=True)
+class PsmUse(PsmFacts):
+    """Purifier and mapper as they were used.
+
+    Attributes:
+        sigma_in_range: Whether the noise level lies in the range that they were trained for. The certificate holds
+            outside of it, too; ρ, and the answers, may suffer.
+    """
+
+    sigma_in_range: bool
+
+    @classmethod
+    def of(cls, facts: PsmFacts | None, sigma: float) -> PsmUse | None:
+        """None where none was used: without noise there is nothing for them to do."""
+        if facts is None or sigma == 0:
+            return None
+        return cls(facts.name, facts.encoder, facts.sigma_low, facts.sigma_high, facts.trained_for(sigma))
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds that the image waited for its first sample, and seconds of the pass."""
 
@@ -149,6 +169,7 @@ class ImageRobustness:
         curve: The bounds over a range of radii; null if not asked for.
         token_map: Certified similarity of every token; null if not asked for.
         fingerprints: Digests of model, purifier, mapper and centre.
+        psm: Which purifier and mapper those are; null where none was used.
         timings: Of this image.
     """
 
@@ -174,11 +195,16 @@ class ImageRobustness:
     curve: Curve | None
     token_map: TokenMap | None
     fingerprints: Fingerprints
+    psm: PsmUse | None
     timings: Timings
 
 
 def certify(
-    result: SmoothingResult, query: CertificateQuery, fingerprints: Fingerprints, floor: Floor | None = None
+    result: SmoothingResult,
+    query: CertificateQuery,
+    fingerprints: Fingerprints,
+    floor: Floor | None = None,
+    psm: PsmFacts | None = None,
 ) -> ImageRobustness:
     """Turns the outcome of the smoothing pass into a certificate.
 
@@ -220,6 +246,7 @@ def certify(
         curve=curve,
         token_map=_token_map(result, radius.model),
         fingerprints=fingerprints,
+        psm=PsmUse.of(psm, result.sigma),
         timings=Timings(result.queue_seconds, result.smoothing_seconds),
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
 from fs_runtime.feature_statistics import FeatureStatistics
 from fs_runtime.noise import NoiseStream
-from fs_runtime.psm import Mapper, Purifier
+from fs_runtime.psm import Mapper, PsmFacts, Purifier
 from fs_runtime.query import sigma_value
 from fs_runtime.spread_sketch import SpreadSketch
 
@@ -111,6 +111,7 @@ class Smoother:
         mapper: Residual network after the encoder; None for none.
         sigma: Noise level that suits them, for callers who do not choose one.
         statistics: Mean feature and floor of a reference set; None if the model has none.
+        psm: What is said of purifier and mapper in answers; None where nothing is known.
     """
 
     def __init__(
@@ -120,11 +121,13 @@ class Smoother:
         mapper: Mapper | None = None,
         sigma: float = DEFAULT_SIGMA,
         statistics: FeatureStatistics | None = None,
+        psm: PsmFacts | None = None,
     ) -> None:
         self.encoder = encoder
         self.purifier = purifier
         self.mapper = mapper
         self.statistics = statistics
+        self.psm = psm
         self.sigma = sigma
 
     def features(self, x: Tensor, sigma: Tensor, grid: Grid, *, noisy: bool) -> Tensor:

@@ -18,6 +18,7 @@ import uvicorn
 
 from fs_runtime.encoders import CheckpointError
 from fs_runtime.reference import example_images
+from fs_runtime.smoothing import Smoother
 from server.app import build_engine, create_app
 from server.drain import Drain
 from server.log_output import STANDARD_ERROR, LogOutput
@@ -141,6 +142,18 @@ def warn_if_exposed(settings: Settings) -> None:
     )
 
 
+def say_what_smooths(settings: Settings, smoother: Smoother) -> None:
+    """The purifier, which an operator who chose none may not expect, and a warning where the noise does not suit it."""
+    psm, sigma = smoother.psm, smoother.sigma if settings.sigma is None else settings.sigma
+    if psm is None or sigma == 0:
+        return
+    facts = {"psm": psm.name, "sigma": sigma, "trained_from": psm.sigma_low, "trained_to": psm.sigma_high}
+    if psm.trained_for(sigma):
+        log.info("noisy copies pass a purifier", **facts)
+    else:
+        log.warning("the purifier was not trained for this sigma: certificates hold, answers may suffer", **facts)
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -155,6 +168,7 @@ def run(settings: Settings) -> int:
     try:
         configure_tracing()
         engine = build_engine(settings)
+        say_what_smooths(settings, engine.smoother)
     except TracingError as error:
         print(f"cannot send traces: {error}", file=sys.stderr)
         return 2

@@ -175,8 +175,8 @@ class Settings(RequestSettings, BaseSettings):
 
     psm: str = Field(
         "auto",
-        description="Purifier and mapper for the model: a folder that 'train psm' wrote, 'none', or 'auto' for the "
-        "ones that ship with the reference model.",
+        description="Purifier and mapper: a folder that 'train psm' wrote, a purifier that ships by name ('small'), "
+        "'none', or 'auto': those of the reference model for that one, 'small' for every other.",
     )
     allow_seed: bool = Field(
         False, description="Let requests fix the seed of the noise. For tests only: known draws can be attacked."

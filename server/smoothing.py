@@ -157,7 +157,7 @@ class SmoothingService:
         fingerprints = Fingerprints.of(smoother, plan.feature_map)
         floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
         with stage(self._metrics, "certificate") as span:
-            certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor)
+            certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor, smoother.psm)
             judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
             span.set_attributes(certificate_attributes(certificate))
         self._metrics.observe_image(certificate, own_parameters=plan.own_parameters)

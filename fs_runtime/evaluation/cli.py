@@ -61,8 +61,8 @@ def robustness(
     plan = Plan(
         attacks=_choices("attacks", attacks, tuple(ATTACKS)),
         norms=_choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
-        sizes=_numbers("sizes", sizes, float),
-        samples=_numbers("samples", samples, int),
+        sizes=numbers("sizes", sizes, float),
+        samples=numbers("samples", samples, int),
         radius=sigma / 2 if radius is None else radius,
         steps=steps,
         restarts=restarts,
@@ -121,7 +121,12 @@ def _choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return chosen
 
 
-def _numbers(option: str, text: str, kind: Callable[[str], _Value]) -> tuple[_Value, ...]:
+def numbers(option: str, text: str, kind: Callable[[str], _Value]) -> tuple[_Value, ...]:
+    """Positive numbers separated by commas, of the kind that an option takes.
+
+    Raises:
+        typer.BadParameter: Something else was given.
+    """
     try:
         values = tuple(kind(part) for part in text.split(","))
     except ValueError:

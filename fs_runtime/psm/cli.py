@@ -29,7 +29,11 @@ def train(
         typer.Option(help="Noise level to serve at; with more, separated by commas, all between the extremes train."),
     ] = "0.25",
     purifier: Annotated[
-        str, typer.Option(help="'unet' for a compact one from nothing, or a diffusers checkpoint (folder, hub id).")
+        str,
+        typer.Option(
+            help="'unet' for a compact one from nothing, one that ships ('small') or a folder of `train purifier` to "
+            "tune, or a diffusers checkpoint (folder, hub id)."
+        ),
     ] = "unet",
     start_from: Annotated[
         Path | None, typer.Option(help="Folder of a PSM for the same model to go on training, on more or other data.")
@@ -129,18 +133,21 @@ def _run(
         "encoder": {"model": model},
         "data": {"images": images if images == "reference" else Path(images).name, "pictures": len(pictures)},
     }
-    if start:
-        facts["started_from"] = {part: start.card[part]["fingerprint"] for part in ("purifier", "mapper")}
+    first = start.purifier.float() if start else _purifier(purifier, settings.seed)
+    parts = {"purifier": first, "mapper": start.mapper if start else None}
+    started_from = {name: part.fingerprint for name, part in parts.items() if part is not None and part.fingerprint}
+    if started_from:
+        facts["started_from"] = started_from
     if workers is None:
         workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
     with RunReport(output / "logs", console, shown=accelerator.is_main_process) as report:
         card = train_psm(
             encoder,
-            start.purifier.float() if start else _purifier(purifier, settings.seed),
+            first,
             pictures,
             output,
             settings,
-            mapper=start.mapper.float() if start else None,
+            mapper=start.mapper.float() if start and start.mapper else None,
             facts=facts,
             accelerator=accelerator,
             workers=workers,
@@ -167,14 +174,19 @@ def _list_skipped(skipped: tuple[Skipped, ...], output: Path, console: Console) 
 
 
 def _purifier(kind: str, seed: int) -> PsmNetwork:
-    """A fresh U-Net, or a pretrained diffusion model to be tuned."""
+    """A fresh U-Net, or a trained purifier or diffusion model to be tuned."""
     import torch
 
+    from fs_runtime.psm.shipped import shipped_purifiers
+    from fs_runtime.psm.storage import CARD, load_purifier
     from fs_runtime.psm.unet import UNetConfig, UNetPurifier
 
     if kind == "unet":
         torch.manual_seed(seed)
         return UNetPurifier(UNetConfig())
+    folder = shipped_purifiers().get(kind, Path(kind))
+    if (folder / CARD).is_file():
+        return load_purifier(folder)[0]
     from fs_runtime.psm.diffusion import DiffusionPurifier
 
     return DiffusionPurifier.from_pretrained(kind)

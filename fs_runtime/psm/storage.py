@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from fs_runtime.encoders import CheckpointError, VisionEncoder
 from fs_runtime.encoders.checkpoint import fingerprint
+from fs_runtime.psm import PsmFacts
 from fs_runtime.psm.diffusion import DiffusionPurifier
 from fs_runtime.psm.files import write_file
 from fs_runtime.psm.mapper import SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.residual_unet import ResidualUNetPurifier
 from fs_runtime.psm.unet import UNetPurifier
 
 CARD = "card.json"
+ANY_ENCODER = "any"
 _FORMAT = 1
-_PARTS = ("purifier", "mapper")
+_Part = Literal["purifier", "mapper"]
 
 
 class PsmError(CheckpointError):
@@ -29,23 +33,25 @@ class PsmError(CheckpointError):
 
 @dataclass(frozen=True, slots=True)
 class Psm:
-    """A purifier and a mapper for one encoder, in evaluation mode.
+    """A purifier and a mapper for one encoder, or a purifier for any, in evaluation mode.
 
     Attributes:
         purifier: Denoiser before the encoder.
-        mapper: Residual network after the encoder.
+        mapper: Residual network after the encoder; None where the purifier is for any encoder.
         sigma: Noise level it was trained to be used at.
+        facts: What is said of it to users.
         card: Contents of its ``card.json``.
     """
 
     purifier: PsmNetwork
-    mapper: PsmNetwork
+    mapper: PsmNetwork | None
     sigma: float
+    facts: PsmFacts
     card: dict[str, Any]
 
 
 _KINDS: dict[str, type[PsmNetwork]] = {
-    network.kind: network for network in (UNetPurifier, DiffusionPurifier, SmoothnessMapper)
+    network.kind: network for network in (UNetPurifier, ResidualUNetPurifier, DiffusionPurifier, SmoothnessMapper)
 }
 
 
@@ -59,7 +65,7 @@ def save_psm(
         purifier: The first network.
         mapper: The second.
         encoder: What they were trained for.
-        facts: What else the card says; ``sigma`` with the ``served`` noise level is needed.
+        facts: What else the card says; ``sigma`` with the ``served`` noise level and the range ``trained`` is needed.
 
     Returns:
         The card.
@@ -67,30 +73,34 @@ def save_psm(
     Raises:
         TrainingError: The disk is full or cannot be written.
     """
-    card: dict[str, Any] = {
-        "format": _FORMAT,
-        "encoder": {"fingerprint": encoder.fingerprint, "family": encoder.family, **facts.get("encoder", {})},
-    }
-    for part, module in zip(_PARTS, (purifier, mapper), strict=True):
-        config = module.describe()
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        write_file(folder / f"{part}.safetensors", save(weights))
-        card[part] = {
-            "kind": module.kind,
-            "config": config,
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-            "fingerprint": fingerprint({"kind": module.kind, "config": config}, module),
-        }
-    card |= {name: fact for name, fact in facts.items() if name not in card}
-    write_file(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
-    return card
+    made_for = {"fingerprint": encoder.fingerprint, "family": encoder.family, **facts.get("encoder", {})}
+    parts = {"purifier": _save_part(folder, "purifier", purifier), "mapper": _save_part(folder, "mapper", mapper)}
+    return _write_card(folder, {"encoder": made_for, **parts}, facts)
+
+
+def save_purifier(folder: Path, purifier: PsmNetwork, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes ``purifier.safetensors`` and ``card.json`` of a purifier that is for any encoder.
+
+    Args:
+        folder: Where to; made if need be.
+        purifier: The network.
+        facts: What else the card says; ``sigma`` with the ``served`` noise level and the range ``trained`` is needed.
+
+    Returns:
+        The card: its ``encoder`` is ``"any"`` and its ``mapper`` null.
+
+    Raises:
+        TrainingError: The disk is full or cannot be written.
+    """
+    described = _save_part(folder, "purifier", purifier)
+    return _write_card(folder, {"encoder": ANY_ENCODER, "purifier": described, "mapper": None}, facts)
 
 
 def load_psm(folder: str | Path, encoder: VisionEncoder) -> Psm:
     """Loads a PSM onto the encoder's device, with the encoder's arithmetic.
 
     Args:
-        folder: Written by :func:`save_psm`.
+        folder: Written by :func:`save_psm` or :func:`save_purifier`.
         encoder: The encoder it is to be used with.
 
     Raises:
@@ -99,21 +109,73 @@ def load_psm(folder: str | Path, encoder: VisionEncoder) -> Psm:
     folder = Path(folder)
     card = _read_card(folder)
     try:
-        made_for, sigma = card["encoder"], float(card["sigma"]["served"])
-        if made_for["fingerprint"] != encoder.fingerprint:
+        made_for = card["encoder"]
+        for_any = made_for == ANY_ENCODER
+        if not for_any and made_for["fingerprint"] != encoder.fingerprint:
             raise PsmError(
                 f"the PSM in {folder} was trained for another encoder, {made_for.get('model', 'unnamed')} "
                 f"({_short(made_for['fingerprint'])}); this one is {_short(encoder.fingerprint)}. Train one for it "
                 "with `fs-serve train psm`, or go without: --psm none"
             )
-        parts = [_load_part(folder, part, card[part]) for part in _PARTS]
+        if for_any and card["mapper"] is not None:
+            raise PsmError(f"{folder / CARD} is for any encoder, and yet has a mapper, which fits one; copy it again")
+        sigma = float(card["sigma"]["served"])
+        low, high = map(float, card["sigma"]["trained"])
+        facts = PsmFacts(str(card.get("name", folder.resolve().name)), "any" if for_any else "this", low, high)
+        purifier = _load_part(folder, "purifier", card["purifier"])
+        mapper = None if for_any else _load_part(folder, "mapper", card["mapper"])
     except (KeyError, TypeError) as error:
         raise PsmError(f"{folder / CARD} lacks or distorts {error}; copy the PSM again") from error
-    for module in parts:
-        for parameter in module.parameters():  # buffers keep float32: they scale features
-            parameter.data = parameter.data.to(encoder.dtype)
-        module.to(encoder.device).eval().requires_grad_(False)
-    return Psm(parts[0], parts[1], sigma, card)
+    for module in (purifier, mapper):
+        if module is not None:
+            _settle(module, encoder.device, encoder.dtype)
+    return Psm(purifier, mapper, sigma, facts, card)
+
+
+def load_purifier(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[PsmNetwork, dict[str, Any]]:
+    """Loads the purifier of a PSM by itself, whatever encoder it is for, in evaluation mode.
+
+    Returns:
+        The network and the PSM's card.
+
+    Raises:
+        PsmError: It is incomplete or damaged, or needs a package that is not installed.
+    """
+    folder = Path(folder)
+    card = _read_card(folder)
+    try:
+        purifier = _load_part(folder, "purifier", card["purifier"])
+    except (KeyError, TypeError) as error:
+        raise PsmError(f"{folder / CARD} lacks or distorts {error}; copy the PSM again") from error
+    return _settle(purifier, device, dtype), card
+
+
+def _settle(module: PsmNetwork, device: str | torch.device, dtype: torch.dtype) -> PsmNetwork:
+    """Puts a network where it is to be used."""
+    for parameter in module.parameters():  # buffers keep float32: they scale features
+        parameter.data = parameter.data.to(dtype)
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _save_part(folder: Path, part: _Part, module: PsmNetwork) -> dict[str, Any]:
+    """Writes a network's weights; returns what the card says about it."""
+    config = module.describe()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_file(folder / f"{part}.safetensors", save(weights))
+    return {
+        "kind": module.kind,
+        "config": config,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "fingerprint": fingerprint({"kind": module.kind, "config": config}, module),
+    }
+
+
+def _write_card(folder: Path, known: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    card = {"format": _FORMAT, **known} | {name: fact for name, fact in facts.items() if name not in known}
+    write_file(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+    return card
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -129,7 +191,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _load_part(folder: Path, part: str, described: dict[str, Any]) -> PsmNetwork:
+def _load_part(folder: Path, part: _Part, described: dict[str, Any]) -> PsmNetwork:
     kind, config = described["kind"], described["config"]
     if kind not in _KINDS:
         raise PsmError(f"the {part} in {folder} is of kind {kind!r}; this version knows {', '.join(_KINDS)}")

@@ -22,7 +22,7 @@ from fs_runtime.smoothing import FeatureMap, Smoother
 
 Verdict = Literal["reproduced", "not_reproduced", "cannot_be_checked"]
 
-_NOT_COMPARED = frozenset({"timings"})
+_NOT_COMPARED = frozenset({"timings", "psm"})  # psm is a label; the weights are compared by their fingerprints
 
 
 @dataclass(slots=True)

@@ -25,10 +25,14 @@ async def models(request: Request) -> ModelList:
     """OpenAI's list of models, with the fingerprint that certificates name."""
     gateway = gateway_of(request)
     encoder = gateway.engine.encoder
-    name = gateway.settings.model_name
-    return ModelList(
-        data=[Model(id=name, created=gateway.started, fingerprint=encoder.fingerprint, family=encoder.family)]
+    model = Model(
+        id=gateway.settings.model_name,
+        created=gateway.started,
+        fingerprint=encoder.fingerprint,
+        family=encoder.family,
+        psm=gateway.engine.smoother.psm,
     )
+    return ModelList(data=[model])
 
 
 # Without a client's key: those who verify a receipt need not be clients, and the key is public.

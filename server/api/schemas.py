@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from fs_runtime.engine import MAX_CONFIDENCE, CacheOutcome
+from fs_runtime.psm import PsmFacts
 from fs_runtime.query import MAX_RADIUS, sigma_value
 from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
@@ -230,6 +231,12 @@ class Robustness(BaseModel):
             detail = f"no similarity is certified at the radius for image {', '.join(failed)}: {remedy}"
         if withheld := [str(index) for index, image in enumerate(images) if image.withheld]:
             detail += f"; the language model was not shown image {', '.join(withheld)}, below a required similarity"
+        outside = (image for image in images if image.psm and not image.psm.sigma_in_range)
+        if (image := next(outside, None)) and image.psm:
+            detail += (
+                f"; sigma {image.sigma:g} is outside what the purifier {image.psm.name} was trained for, "
+                f"{image.psm.sigma_low:g} to {image.psm.sigma_high:g}: certificates hold, answers may suffer"
+            )
         verdicts = [judgement.verdict for image in images for judgement in image.judgements]
         return cls(
             certified=not failed,
@@ -260,6 +267,7 @@ class Model(BaseModel):
     owned_by: str = "fs-serve"
     fingerprint: str = Field(description="Digest of the vision part that is certified.")
     family: str
+    psm: PsmFacts | None = Field(description="Purifier and mapper in front of and behind it; null for none.")
 
 
 class ModelList(BaseModel):
