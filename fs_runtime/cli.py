@@ -44,6 +44,7 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.feature_survey_command import evaluate_features
     from fs_runtime.models_command import models
     from fs_runtime.psm.cli import train as train_psm
+    from fs_runtime.psm.purifier_cli import train as train_purifier
     from fs_runtime.receipts.cli import keygen, verify
     from fs_runtime.reference.cli import evaluate as evaluate_reference
     from fs_runtime.reference.cli import train as train_reference
@@ -55,6 +56,7 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
     train.command("reference")(train_reference)
     train.command("psm")(train_psm)
+    train.command("purifier")(train_purifier)
     evaluate.command("reference")(evaluate_reference)
     evaluate.command("features")(evaluate_features)
     evaluate.command("certificate-attack")(certificate_attack)

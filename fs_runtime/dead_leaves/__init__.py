@@ -6,7 +6,7 @@ as well as networks that learned from photographs (Achddou, Gousseau, Ladjal 202
 arXiv 2504.10201). So a purifier needs no data set.
 """
 
-from fs_runtime.dead_leaves.picture import VERSION, leaves_picture
+from fs_runtime.dead_leaves.picture import VERSION, contact_sheet, leaves_picture
 from fs_runtime.dead_leaves.stream import LeavesStream
 
-__all__ = ["VERSION", "LeavesStream", "leaves_picture"]
+__all__ = ["VERSION", "LeavesStream", "contact_sheet", "leaves_picture"]

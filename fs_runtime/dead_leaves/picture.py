@@ -72,3 +72,10 @@ def _shade(
     shaded = colour[numbers] + tint[numbers] * texture[..., None]
     shaded[..., 0] += np.clip(level[numbers] + slope[numbers, 0] * x + slope[numbers, 1] * y, -0.3, 0.3)
     return shaded
+
+
+def contact_sheet(seed: int, rows: int = 4, columns: int = 6, side: int = 256) -> NDArray[np.uint8]:
+    """Pictures beside one another, to look at: ``(rows · side, columns · side, 3)``."""
+    pictures = [leaves_picture(np.random.default_rng((seed, number)), side) for number in range(rows * columns)]
+    grid = np.stack(pictures).reshape(rows, columns, side, side, 3)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)

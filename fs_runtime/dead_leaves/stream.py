@@ -55,7 +55,9 @@ class LeavesStream:
         first = start // self.steps_per_picture
         last = (stop - 1) // self.steps_per_picture + self.pool
         numbers = range(first, last)
-        loader: DataLoader[Any] = DataLoader(_Drawn(self.seed, self.side, numbers), batch_size=None, num_workers=workers)
+        loader: DataLoader[Any] = DataLoader(
+            _Drawn(self.seed, self.side, numbers), batch_size=None, num_workers=workers
+        )
         pictures = iter(loader)
         pool: deque[NDArray[np.uint8]] = deque(maxlen=self.pool)
         newest = first

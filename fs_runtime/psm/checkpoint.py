@@ -27,14 +27,14 @@ class Checkpoint:
         stage: ``purifier`` or ``mapper``.
         step: Steps of this stage that are done.
         score: Newest score on the held-out pictures.
-        networks: Weights of this stage's network and of those finished before.
+        networks: Weights by name: this stage's network, those finished before, and what else the run keeps.
         optimizer: State of this stage's optimiser.
     """
 
     stage: Stage
     step: int
     score: float
-    networks: dict[Stage, dict[str, Tensor]]
+    networks: dict[str, dict[str, Tensor]]
     optimizer: dict[str, Any]
 
 

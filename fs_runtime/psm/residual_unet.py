@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from fs_runtime.psm.conditioning import FiLM, NoiseLevelEmbedding
-from fs_runtime.psm.network import PsmNetwork
-
-_CENTRE = 0.5  # of pixels in [0, 1]
+from fs_runtime.psm.conditioning import FiLM
+from fs_runtime.psm.denoiser import Denoiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,37 +53,27 @@ SIZES = {
 }
 
 
-class ResidualUNetPurifier(PsmNetwork):
-    """Denoiser ``P(x, σ) = c_skip x + c_out F(c_in x, σ)`` with the scaling of Karras et al. 2022 (table 1, EDM).
+class ResidualUNetPurifier(Denoiser):
+    """Denoiser of images of any size.
 
-    At σ = 0 it is the identity. Images of any size; the arithmetic of F is that of its weights, and the scaling is
-    float32. F sees some hundred pixels around each, so what a tile or a crop shows is purified as in the whole.
+    F sees some hundred pixels around each, so what a tile or a crop shows is purified as in the whole.
     """
 
     kind = "residual-unet"
 
     def __init__(self, config: ResidualUNetConfig) -> None:
-        super().__init__()
-        self.config = config
         widths, condition = config.widths, config.condition
-        folded = config.channels * config.patch**2
-        self.embed = NoiseLevelEmbedding(condition)
-        self.stem = nn.Conv2d(folded, widths[0], 3, padding=1)
+        super().__init__(config.channels, config.patch, widths[0], condition, config.data_std)
+        self.config = config
         self.down = nn.ModuleList(_Level(*level, condition) for level in zip(widths, config.blocks, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
-        self.grow = nn.ModuleList(
-            nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths)
-        )
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(_Level(*level, condition) for level in zip(widths[:-1], config.blocks, strict=False))
-        self.head = nn.Conv2d(widths[0], folded, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        assert self.head.bias is not None  # noqa: S101 (a convolution has one unless told otherwise)
-        nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the convolutions are faster so
 
     @property
+    @override
     def stride(self) -> int:
-        """Sides are padded to a multiple of this, and cropped again."""
         return self.config.patch << (len(self.config.widths) - 1)
 
     @override
@@ -97,23 +85,8 @@ class ResidualUNetPurifier(PsmNetwork):
     def from_description(cls, description: dict[str, Any]) -> Self:
         return cls(ResidualUNetConfig(**description))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Purifies ``(B, C, H, W)`` pixels with ``(B,)`` noise levels; the result has the dtype of ``x``."""
-        level = sigma.float().view(-1, 1, 1, 1)
-        std = self.config.data_std
-        total = level.square() + std**2  # variance of the noisy pixels
-        centred = x.float() - _CENTRE
-        residual = self._residual(centred * total.rsqrt(), sigma)
-        purified = centred * (std**2 / total) + residual * (level * std * total.rsqrt())
-        return (purified + _CENTRE).to(x.dtype)
-
-    def _residual(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """F: ``(B, C, H, W)`` of unit variance to the same shape in float32."""
-        height, width = x.shape[-2:]
-        padded = functional.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        condition = self.embed(sigma)
-        h = functional.pixel_unshuffle(padded.to(self.stem.weight.dtype), self.config.patch)
-        h = self.stem(h.contiguous(memory_format=torch.channels_last))
+    @override
+    def _levels(self, h: Tensor, condition: Tensor) -> Tensor:
         kept = []
         for level, shrink in zip(self.down, [*self.shrink, None], strict=True):
             h = level(h, condition)
@@ -122,8 +95,7 @@ class ResidualUNetPurifier(PsmNetwork):
                 h = shrink(h)
         for level, grow, skip in reversed(list(zip(self.up, self.grow, kept, strict=True))):
             h = level(grow(h) + skip, condition)
-        out = functional.pixel_shuffle(self.head(h), self.config.patch)
-        return out[..., :height, :width].float()
+        return h
 
 
 class _Level(nn.Module):

@@ -28,6 +28,8 @@ from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.losses import LossWeights, mapper_loss, purifier_loss
 from fs_runtime.psm.mapper import MapperConfig, SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.progress import Progress
+from fs_runtime.psm.schedule import warm_cosine
 from fs_runtime.psm.score import HeldOut, robustness_score
 from fs_runtime.psm.storage import save_psm
 
@@ -79,17 +81,6 @@ class PsmSettings:
             raise TrainingError(f"sigma must be levels above 0 and at most 1, got {self.sigma}")
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is; ``score`` is the newest Gaussian robustness score on held-out pictures."""
-
-    stage: Stage
-    step: int
-    steps: int
-    loss: float
-    score: float
-
-
 def train_psm(
     encoder: VisionEncoder,
     purifier: PsmNetwork,
@@ -127,7 +118,7 @@ def train_psm(
     """
     accelerator = accelerator or Accelerator(mixed_precision=settings.precision, cpu=encoder.device.type == "cpu")
     run = _Run(encoder, pictures, output, settings, accelerator, workers, checkpoint_every, report)
-    networks: dict[Stage, PsmNetwork] = {
+    networks: dict[str, PsmNetwork] = {
         "purifier": purifier.to(encoder.device),
         "mapper": (mapper or run.new_mapper()).to(encoder.device),
     }
@@ -215,7 +206,7 @@ class _Run:
         mapper.calibrate(self._clean.cpu())
         return mapper
 
-    def stage(self, stage: Stage, networks: dict[Stage, PsmNetwork], resumed: Checkpoint | None) -> None:
+    def stage(self, stage: Stage, networks: dict[str, PsmNetwork], resumed: Checkpoint | None) -> None:
         """Trains one network to its end."""
         settings = getattr(self.settings, stage)
         per_epoch = len(self._split.training) // self.settings.batch_size
@@ -234,7 +225,7 @@ class _Run:
         loss_of = self._purifier_loss if stage == "purifier" else self._mapper_loss
         for step, x in zip(range(start, steps), self._load(stage, start, steps), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _schedule(step, steps)
+                group["lr"] = settings.learning_rate * warm_cosine(step, steps)
             with self.accelerator.autocast():
                 loss = loss_of(wrapped, networks, x, self._generator(stage, step))
             self.accelerator.backward(loss)
@@ -251,12 +242,12 @@ class _Run:
                 self._report(Progress(stage, done, steps, float(loss.detach()), score))
         network.eval().requires_grad_(False)
 
-    def _score(self, stage: Stage, networks: dict[Stage, PsmNetwork]) -> float:
+    def _score(self, stage: Stage, networks: dict[str, PsmNetwork]) -> float:
         mapper = networks["mapper"] if stage == "mapper" else None
         return robustness_score(self.encoder, self.held_out, self.settings.sigma[0], networks["purifier"], mapper)
 
     def _purifier_loss(
-        self, purifier: nn.Module, networks: dict[Stage, PsmNetwork], x: Tensor, generator: torch.Generator
+        self, purifier: nn.Module, networks: dict[str, PsmNetwork], x: Tensor, generator: torch.Generator
     ) -> Tensor:
         noisy, sigma = self._noisy(x, generator)
         with torch.no_grad():
@@ -265,7 +256,7 @@ class _Run:
         return purifier_loss(purified, x, sigma, self.encoder.encode(purified), clean, self.settings.weights)
 
     def _mapper_loss(
-        self, mapper: nn.Module, networks: dict[Stage, PsmNetwork], x: Tensor, generator: torch.Generator
+        self, mapper: nn.Module, networks: dict[str, PsmNetwork], x: Tensor, generator: torch.Generator
     ) -> Tensor:
         noisy, sigma = self._noisy(x, generator)
         draws = torch.rand(self.settings.batch_size, 1, 1, 1, generator=generator, device=x.device)[self._mine]
@@ -301,7 +292,7 @@ class _Run:
             yield x.to(self.encoder.device, non_blocking=True)
 
     @staticmethod
-    def _weights(networks: dict[Stage, PsmNetwork], stage: Stage) -> dict[Stage, dict[str, Tensor]]:
+    def _weights(networks: dict[str, PsmNetwork], stage: Stage) -> dict[str, dict[str, Tensor]]:
         """Weights of this stage's network and those before."""
         return {name: networks[name].state_dict() for name in STAGES[: STAGES.index(stage) + 1]}
 
@@ -309,11 +300,3 @@ class _Run:
         if self.accelerator.is_main_process:
             write_checkpoint(self._output / CHECKPOINT, checkpoint, self.identity)
         self.accelerator.wait_for_everyone()
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Part of the peak learning rate: up over the first twentieth (at most 200 steps), then a cosine down."""
-    rise = max(1, min(200, steps // 20))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

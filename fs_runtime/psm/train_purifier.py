@@ -23,8 +23,11 @@ from fs_runtime.encoders.checkpoint import fingerprint
 from fs_runtime.psm.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
 from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.progress import Progress
+from fs_runtime.psm.schedule import warm_cosine
 
-_MEASURED = (0.1, 0.25, 0.5)  # noise levels of the table in the card
+_SERVED = 0.25  # the noise level that the paper and the gateway use
+_MEASURED = (0.1, _SERVED, 0.5)  # noise levels of the table in the card
 _HELD_OUT = 24  # pictures
 _SIDE = 224  # pixels a side of those
 _LEAST_ERROR = 1e-6  # mean squared error below which a crop is done: 60 dB
@@ -63,17 +66,9 @@ class PurifierSettings:
         for name in ("sigma", "focus"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                raise TrainingError(f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}")
-
-
-@dataclass(frozen=True, slots=True)
-class PurifierProgress:
-    """How far a run is; ``psnr`` is the newest on held-out pictures at σ = 0.25, in dB, of the mean weights."""
-
-    step: int
-    steps: int
-    loss: float
-    psnr: float
+                raise TrainingError(
+                    f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}"
+                )
 
 
 def train_purifier(
@@ -84,7 +79,7 @@ def train_purifier(
     device: torch.device | None = None,
     workers: int = 1,
     checkpoint_every: int = 500,
-    report: Callable[[PurifierProgress], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains ``purifier`` and leaves the mean weights in it; goes on from a checkpoint in ``output``.
 
@@ -129,7 +124,7 @@ def train_purifier(
     held_out = _held_out(settings.seed)
     stream = LeavesStream(settings.seed, settings.batch_size, settings.crop)
     for step, clean in enumerate(stream.batches(start, settings.steps, workers), start=start):
-        rate = settings.learning_rate * _schedule(step, settings.steps)
+        rate = settings.learning_rate * warm_cosine(step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _loss(purifier, clean.to(device, non_blocking=True), settings, step)
@@ -143,19 +138,19 @@ def train_purifier(
         torch._foreach_lerp_(list(mean.values()), [p.detach() for p in purifier.parameters()], 1 - decay)
         done = step + 1
         if done % checkpoint_every == 0 or done == settings.steps:
-            score = _with(purifier, mean, lambda: _psnr(purifier, held_out, 0.25, settings.seed))
+            score = _with(purifier, mean, lambda: _psnr(purifier, held_out, _SERVED, settings.seed))
             networks = {"purifier": purifier.state_dict(), "mean": mean}
             write_checkpoint(
                 output / CHECKPOINT, Checkpoint("purifier", done, score, networks, optimizer.state_dict()), identity
             )
-        report(PurifierProgress(done, settings.steps, float(loss.detach()), score))
+        report(Progress("purifier", done, settings.steps, float(loss.detach()), score))
     with torch.no_grad():
         for name, parameter in purifier.named_parameters():
             parameter.copy_(mean[name])
     purifier.eval().requires_grad_(False)
     return {
         "data": {"kind": "dead leaves", "generator": VERSION, "photographs": 0},
-        "sigma": {"trained": list(settings.sigma), "focus": list(settings.focus)},
+        "sigma": {"served": _SERVED, "trained": list(settings.sigma), "focus": list(settings.focus)},
         "training": {name: value for name, value in dataclasses.asdict(settings).items() if name != "sigma"},
         "held_out_psnr": {str(sigma): _psnr(purifier, held_out, sigma, settings.seed) for sigma in _MEASURED},
         "versions": {"fs_serve": __version__, "torch": torch.__version__},
@@ -209,11 +204,3 @@ def _with(purifier: nn.Module, weights: dict[str, Tensor], measure: Callable[[],
 def _generator(seed: int, stream: str, number: int) -> torch.Generator:
     words = np.random.SeedSequence((seed, _STREAMS[stream], number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]) >> 1)
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Part of the peak learning rate: up over the first twentieth (at most 500 steps), then a cosine down."""
-    rise = max(1, min(500, steps // 20))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from fs_runtime.psm.conditioning import FiLM, NoiseLevelEmbedding
-from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.conditioning import FiLM
+from fs_runtime.psm.denoiser import Denoiser
 
 _GROUP_SIZE = 8  # channels that are normalised together
-_CENTRE = 0.5  # of pixels in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +42,25 @@ class UNetConfig:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON gives a list
 
 
-class UNetPurifier(PsmNetwork):
-    """Denoiser ``P(x, σ) = c_skip x + c_out F(c_in x, σ)`` with the scaling of Karras et al. 2022 (table 1, EDM).
-
-    At σ = 0 it is the identity. F's last layer starts at zero, so an untrained purifier shrinks an image towards grey
-    by as much as is best when nothing is known but its variance. Images of any size; the arithmetic of F is that of
-    its weights, and the scaling is float32.
-    """
+class UNetPurifier(Denoiser):
+    """Denoiser of images of any size."""
 
     kind = "unet"
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
         widths = config.widths
-        folded = config.channels * config.patch**2
-        self.embed = NoiseLevelEmbedding(config.condition)
-        self.stem = nn.Conv2d(folded, widths[0], 3, padding=1)
+        super().__init__(config.channels, config.patch, widths[0], config.condition, config.data_std)
+        self.config = config
         self.down = nn.ModuleList(_Block(width, width, config.condition) for width in widths[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
         self.middle = nn.ModuleList(_Block(widths[-1], widths[-1], config.condition) for _ in range(2))
         self.grow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(_Block(2 * width, width, config.condition) for width in widths[:-1])
-        self.head = nn.Conv2d(widths[0], folded, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        assert self.head.bias is not None  # noqa: S101 (a convolution has one unless told otherwise)
-        nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the convolutions are faster so
 
     @property
+    @override
     def stride(self) -> int:
-        """Sides are padded to a multiple of this, and cropped again."""
         return self.config.patch << (len(self.config.widths) - 1)
 
     @override
@@ -85,23 +72,8 @@ class UNetPurifier(PsmNetwork):
     def from_description(cls, description: dict[str, Any]) -> Self:
         return cls(UNetConfig(**description))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Purifies ``(B, C, H, W)`` pixels with ``(B,)`` noise levels; the result has the dtype of ``x``."""
-        level = sigma.float().view(-1, 1, 1, 1)
-        std = self.config.data_std
-        total = level.square() + std**2  # variance of the noisy pixels
-        centred = x.float() - _CENTRE
-        residual = self._residual(centred * total.rsqrt(), sigma)
-        purified = centred * (std**2 / total) + residual * (level * std * total.rsqrt())
-        return (purified + _CENTRE).to(x.dtype)
-
-    def _residual(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """F: ``(B, C, H, W)`` of unit variance to the same shape in float32."""
-        height, width = x.shape[-2:]
-        padded = functional.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        condition = self.embed(sigma)
-        h = functional.pixel_unshuffle(padded.to(self.stem.weight.dtype), self.config.patch)
-        h = self.stem(h.contiguous(memory_format=torch.channels_last))
+    @override
+    def _levels(self, h: Tensor, condition: Tensor) -> Tensor:
         kept = []
         for block, shrink in zip(self.down, self.shrink, strict=True):
             h = block(h, condition)
@@ -112,8 +84,7 @@ class UNetPurifier(PsmNetwork):
         for block, grow, skip in _reversed(self.up, self.grow, kept):
             h = functional.interpolate(grow(h), scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, skip], dim=1), condition)
-        out = functional.pixel_shuffle(self.head(functional.silu(h)), self.config.patch)
-        return out[..., :height, :width].float()
+        return functional.silu(h)
 
 
 class _Block(nn.Module):
