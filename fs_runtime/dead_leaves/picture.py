@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 
 from fs_runtime.dead_leaves.camera import blur, expose, illumination, to_light
 from fs_runtime.dead_leaves.colours import leaf_colours, sample_palette, to_rgb
-from fs_runtime.dead_leaves.shapes import Leaves, paint, sample_leaves
+from fs_runtime.dead_leaves.shapes import Leaves, paint, sample_bundle, sample_leaves, stacked
 from fs_runtime.dead_leaves.textures import Field, sample_fields
 
-VERSION = 1  # of the pictures that a seed gives; cards of purifiers name it
+VERSION = 2  # of the pictures that a seed gives; cards of purifiers name it
 _OVERSAMPLING = 2
 _FIELDS = 6
+_BUNDLES = 0.8  # of parallel lines in a layer, on average
 _PLAIN_SHARE = 0.35  # of the leaves have no texture
 
 
@@ -26,13 +27,15 @@ def leaves_picture(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
     fields = sample_fields(rng, fine, _FIELDS)
     layers = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
     sharp = int(rng.integers(layers))
-    largest = fine * float(np.exp(rng.uniform(np.log(0.12), np.log(0.8))))
+    largest = fine * float(np.exp(rng.uniform(np.log(0.15), np.log(1.0))))
     smallest = float(np.exp(rng.uniform(np.log(2), np.log(64))))
     light = np.zeros((fine, fine, 3), np.float32)
     for layer in range(layers):
         # The hindmost layer fills the picture; those before it leave some of it open.
         cover = 4.0 if layer == 0 else float(rng.uniform(0.2, 1.0))
         leaves = sample_leaves(rng, fine, cover, min(smallest * (1 if layer == sharp else 2), largest / 2), largest)
+        bundles = [sample_bundle(rng, fine, int(rng.integers(2, 16))) for _ in range(rng.poisson(_BUNDLES))]
+        leaves = stacked([leaves, *bundles])
         numbers = paint(leaves, fine)
         shaded = to_light(to_rgb(_shade(rng, leaves, numbers, palette, fields)))
         visible = (numbers > 0)[..., None].astype(np.float32) if layer else np.ones((fine, fine, 1), np.float32)

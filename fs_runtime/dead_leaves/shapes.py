@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ VERTICES = 32  # of every outline; polygons with fewer corners repeat them
 _EXPONENT = 3.0  # of the density of radii: the one that makes pictures look alike at all scales
 _KINDS = ("ellipse", "blob", "polygon", "strip")
 _KIND_WEIGHTS = (0.3, 0.3, 0.25, 0.15)
+_STRAIGHT_SHARE = 0.4  # of the strips
 _HARMONICS = np.arange(2, 7)
 
 
@@ -23,11 +25,13 @@ class Leaves:
         centres: ``(N, 2)`` x and y in pixels.
         radii: ``(N,)`` in pixels.
         outlines: ``(N, VERTICES, 2)`` x and y in pixels.
+        looks: ``(N,)`` number of the leaf, from 0, whose colour and texture each has: mostly its own.
     """
 
     centres: NDArray[np.float32]
     radii: NDArray[np.float32]
     outlines: NDArray[np.float32]
+    looks: NDArray[np.int32]
 
 
 def sample_leaves(rng: np.random.Generator, side: int, cover: float, smallest: float, largest: float) -> Leaves:
@@ -50,16 +54,49 @@ def sample_leaves(rng: np.random.Generator, side: int, cover: float, smallest: f
     near = (np.abs(centres - side / 2) < side / 2 + 1.5 * radii[:, None]).all(axis=1)  # the rest is out of sight
     radii, centres = radii[near], centres[near]
     outlines = _outlines(rng, len(radii)) * radii[:, None, None] + centres[:, None]
-    return Leaves(*(values.astype(np.float32) for values in (centres, radii, outlines)))
+    return _leaves(centres, radii, outlines, np.arange(len(radii)))
+
+
+def sample_bundle(rng: np.random.Generator, side: int, count: int) -> Leaves:
+    """Draws parallel lines across the picture at equal distances, such as wires, blinds, planks and fences."""
+    angle = rng.uniform(0, np.pi)
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    distance = side * float(np.exp(rng.uniform(np.log(0.01), np.log(0.12))))
+    width = distance * rng.uniform(0.1, 0.6)
+    length = side * float(np.exp(rng.uniform(np.log(0.2), np.log(1.5))))
+    place = np.arange(count) - (count - 1) / 2
+    centres = rng.uniform(0, side, 2) + place[:, None] * distance * across
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]).repeat(VERTICES // 4, axis=0)
+    outline = corners[:, :1] * along * length / 2 + corners[:, 1:] * across * width / 2
+    outlines = centres[:, None] + outline
+    alike = rng.random() < 0.6
+    return _leaves(centres, np.full(count, length / 2), outlines, np.arange(count) * (not alike))
+
+
+def stacked(layers: Sequence[Leaves]) -> Leaves:
+    """Leaves of several layers as one, the first hindmost."""
+    starts = np.cumsum([0, *(len(leaves.radii) for leaves in layers)])
+    return _leaves(
+        *(np.concatenate([getattr(leaves, name) for leaves in layers]) for name in ("centres", "radii", "outlines")),
+        np.concatenate([leaves.looks + start for leaves, start in zip(layers, starts, strict=False)]),
+    )
 
 
 def paint(leaves: Leaves, side: int) -> NDArray[np.int32]:
-    """Number of the foremost leaf at each pixel of ``(side, side)``, from 1; 0 where there is none."""
+    """Look of the foremost leaf at each pixel of ``(side, side)``, from 1; 0 where there is none."""
     canvas = Image.new("I", (side, side))
     draw = ImageDraw.Draw(canvas)
-    for number, outline in enumerate(leaves.outlines.reshape(len(leaves.radii), -1).tolist(), start=1):
-        draw.polygon(outline, fill=number)
+    outlines = leaves.outlines.reshape(len(leaves.radii), -1).tolist()
+    for look, outline in zip(leaves.looks.tolist(), outlines, strict=True):
+        draw.polygon(outline, fill=look + 1)
     return np.asarray(canvas, dtype=np.int32)
+
+
+def _leaves(
+    centres: NDArray[np.float64], radii: NDArray[np.float64], outlines: NDArray[np.float64], looks: NDArray[np.int64]
+) -> Leaves:
+    single = (values.astype(np.float32) for values in (centres, radii, outlines))
+    return Leaves(*single, looks.astype(np.int32))
 
 
 def _outlines(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -111,7 +148,7 @@ def _strips(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
     along = np.linspace(-1, 1, half)
     length = np.exp(rng.uniform(np.log(2), np.log(8), (count, 1)))
     width = 0.8 / length
-    bend = rng.normal(0, 0.35, (count, 1)) * length
+    bend = rng.normal(0, 0.35, (count, 1)) * length * (rng.random((count, 1)) > _STRAIGHT_SHARE)
     middle = bend * (along**2 - 1 / 3)
     taper = 1 - rng.uniform(0, 1, (count, 1)) * (along + 1) / 2
     x = np.broadcast_to(length * along, (count, half))

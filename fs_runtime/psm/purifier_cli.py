@@ -94,7 +94,7 @@ def _run(
     console = Console(stderr=True)
     place = torch.device(resolve_device(device))
     torch.manual_seed(settings.seed)
-    purifier = load_purifier(start_from).float() if start_from else ResidualUNetPurifier(SIZES[size])
+    purifier = load_purifier(start_from)[0] if start_from else ResidualUNetPurifier(SIZES[size])
     with RunReport(output / "logs", console, shown=True) as report:
         facts = train_purifier(
             purifier,

@@ -49,7 +49,7 @@ class ResidualUNetConfig:
 # At 336 x 336 a twentieth and a quarter of the cost of CLIP ViT-L/14-336 (0.36 TFLOP).
 SIZES = {
     "small": ResidualUNetConfig(),
-    "large": ResidualUNetConfig(widths=(64, 128, 192), blocks=(4, 4, 6)),
+    "large": ResidualUNetConfig(widths=(64, 128, 192), blocks=(5, 4, 3)),
 }
 
 

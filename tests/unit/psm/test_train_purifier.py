@@ -4,15 +4,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.progress import Progress
+from fs_runtime.psm.purifier_cli import train as train_command
 from fs_runtime.psm.residual_unet import SIZES, ResidualUNetConfig, ResidualUNetPurifier
 from fs_runtime.psm.storage import load_purifier
 from fs_runtime.psm.train_purifier import PurifierSettings, train_purifier
-from server.cli import app
+
+app = typer.Typer()
+app.command()(train_command)
 
 SETTINGS = PurifierSettings(steps=6, batch_size=2, crop=32, learning_rate=2e-3, precision="no")
 
@@ -93,15 +97,15 @@ def test_noise_levels_that_make_no_sense_are_refused(levels: tuple[float, float]
 def test_command_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "small", ResidualUNetConfig(widths=(8, 16), blocks=(1, 1)))
     arguments = ["--steps", "2", "--batch-size", "1", "--crop", "32", "--workers", "0", "--device", "cpu"]
-    run = CliRunner().invoke(app, ["train", "purifier", "--output", str(tmp_path / "one"), *arguments])
+    run = CliRunner().invoke(app, ["--output", str(tmp_path / "one"), *arguments])
     assert run.exit_code == 0, run.output
-    trained = load_purifier(tmp_path / "one")
+    trained, _ = load_purifier(tmp_path / "one")
     x = torch.rand(1, 3, 20, 28)
     assert trained(x, torch.tensor([0.25])).shape == x.shape
     more = [*arguments, "--start-from", str(tmp_path / "one"), "--learning-rate", "0"]
-    run = CliRunner().invoke(app, ["train", "purifier", "--output", str(tmp_path / "two"), *more])
+    run = CliRunner().invoke(app, ["--output", str(tmp_path / "two"), *more])
     assert run.exit_code == 0, run.output
-    again = load_purifier(tmp_path / "two")
+    again, _ = load_purifier(tmp_path / "two")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in trained.state_dict().items())
 
 
@@ -116,13 +120,13 @@ def test_command_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_command_explains_bad_arguments(arguments: list[str], message: str) -> None:
-    run = CliRunner().invoke(app, ["train", "purifier", *arguments])
+    run = CliRunner().invoke(app, [*arguments])
     assert run.exit_code == 2
     assert message in run.output
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
     path = tmp_path / "leaves.png"
-    run = CliRunner().invoke(app, ["train", "purifier", "--contact-sheet", str(path)])
+    run = CliRunner().invoke(app, ["--contact-sheet", str(path)])
     assert run.exit_code == 0, run.output
     assert np.asarray(Image.open(path)).shape == (1024, 1536, 3)
