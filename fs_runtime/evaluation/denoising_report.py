@@ -207,7 +207,7 @@ def side_by_side(
     grid = Image.new("RGB", (len(titles) * step - _MARGIN, _TITLE + len(pictures) * step - _MARGIN), "white")
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(size=16)
     for column, title in enumerate(titles):
-        draw.text((column * step + 4, 2), f"{title}, σ = {sigma:g}" if not column else title, "black", font)
+        draw.text((column * step + 4, 2), f"{title}, sigma {sigma:g}" if not column else title, "black", font)
     for row, (name, picture) in enumerate(pictures.items()):
         top = _TITLE + row * step
         for column, title in enumerate(columns):
