@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from fs_runtime.random_models import write_random_llava
 
 ENCODER_SHAPE = "clip-vit-l-14-336"
 ENCODER = "CLIP ViT-L/14-336 encoder"
-_SIDE = 336
 _SIGMA = 0.25
 
 
@@ -30,7 +30,7 @@ class Cost:
     Attributes:
         name: Of the network.
         parameters: Its number of weights; None for the encoder.
-        flops: Floating-point operations of matrix products and convolutions for one image of 336 x 336.
+        flops: Floating-point operations of matrix products and convolutions for one image as the encoder reads it.
         flops_share: The same as a part of the encoder's.
         seconds: For one image, in batches: the median over the rounds.
         seconds_share: The median of the parts of the encoder's time in the same round.
@@ -51,6 +51,7 @@ class Costs:
     device: str
     dtype: str
     threads: int
+    side: int
     batch_size: int
     rows: list[Cost]
 
@@ -73,13 +74,14 @@ def measure_costs(
     """Times encoder and purifiers in turn, so that a slow moment of the machine meets all alike.
 
     Args:
-        encoder: From :func:`random_encoder`.
+        encoder: One that reads images of one size, such as :func:`random_encoder`.
         purifiers: By name, on the encoder's device and with its arithmetic.
         batch_size: Images at once.
         rounds: Measurements of each.
         progress: Told what is measured.
     """
-    x = torch.rand(batch_size, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0)).to(encoder.device)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    x = encoder.prepare(picture).pixels.to(encoder.device).expand(batch_size, -1, -1, -1).contiguous()
     sigma = torch.full((batch_size,), _SIGMA, device=encoder.device)
     runs: dict[str, Callable[[int], Tensor]] = {ENCODER: lambda n: encoder.encode(x[:n])}
     for name, purifier in purifiers.items():
@@ -110,6 +112,7 @@ def measure_costs(
         device=torch.cuda.get_device_name(encoder.device) if on_gpu else "cpu",
         dtype=str(encoder.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        side=x.shape[-1],
         batch_size=batch_size,
         rows=rows,
     )

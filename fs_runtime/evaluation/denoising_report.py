@@ -142,8 +142,8 @@ def _cost_lines(costs: Costs) -> list[str]:
     lines = [
         "## Cost",
         "",
-        f"One image of 336 x 336 on {costs.device}, {costs.dtype}, {costs.threads} thread(s), batches of "
-        f"{costs.batch_size}.",
+        f"One image of {costs.side} x {costs.side} on {costs.device}, {costs.dtype}, {costs.threads} thread(s), "
+        f"batches of {costs.batch_size}.",
         "",
         "| | parameters | GFLOP | of the encoder's | ms | of the encoder's |",
         "|---|---:|---:|---:|---:|---:|",

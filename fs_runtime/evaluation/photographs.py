@@ -58,4 +58,4 @@ def named_pictures(folder: Path) -> dict[str, _Picture]:
     except TrainingError as error:
         raise PhotographsError(str(error)) from None
     names = [path.relative_to(folder).as_posix().replace("/", "-") for path in found.paths]
-    return dict(zip(names, found, strict=True))
+    return {name: found[index] for index, name in enumerate(names)}

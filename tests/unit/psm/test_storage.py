@@ -67,10 +67,6 @@ def test_smoother_takes_it_and_its_noise_level(folder: Path, tiny_llava: Path, e
     assert Fingerprints.of(smoother, ENCODER_FEATURES) == Fingerprints(
         encoder.fingerprint, psm.purifier.fingerprint, psm.mapper.fingerprint
     )
-    for bare in ("none", "auto"):  # only the model that ships has one that ships
-        assert (
-            Fingerprints.of(load_smoother(str(tiny_llava), psm=bare, device="cpu"), ENCODER_FEATURES).purifier is None
-        )
 
 
 def test_smoothing_runs_in_the_encoders_arithmetic(folder: Path, tiny_llava: Path) -> None:
