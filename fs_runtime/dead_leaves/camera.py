@@ -27,7 +27,7 @@ def illumination(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     position = np.linspace(-1, 1, side, dtype=np.float32)
     ramp = np.cos(angle) * position[None, :] + np.sin(angle) * position[:, None]
     radius = position[None, :] ** 2 + position[:, None] ** 2
-    return np.exp(strength * ramp - bow * radius).astype(np.float32)[..., None]
+    return np.asarray(np.exp(strength * ramp - bow * radius)[..., None], dtype=np.float32)
 
 
 def expose(rng: np.random.Generator, light: NDArray[np.float32], oversampling: int) -> NDArray[np.uint8]:

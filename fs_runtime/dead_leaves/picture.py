@@ -72,7 +72,7 @@ def _shade(
     rows = (y * scale + shift[numbers, 0]) % side
     columns = (x * scale + shift[numbers, 1]) % side
     texture = fields.reshape(-1)[(field[numbers] * side + rows) * side + columns]
-    shaded = colour[numbers] + tint[numbers] * texture[..., None]
+    shaded: NDArray[np.float32] = colour[numbers] + tint[numbers] * texture[..., None]
     shaded[..., 0] += np.clip(level[numbers] + slope[numbers, 0] * x + slope[numbers, 1] * y, -0.3, 0.3)
     return shaded
 

@@ -76,9 +76,11 @@ def sample_bundle(rng: np.random.Generator, side: int, count: int) -> Leaves:
 def stacked(layers: Sequence[Leaves]) -> Leaves:
     """Leaves of several layers as one, the first hindmost."""
     starts = np.cumsum([0, *(len(leaves.radii) for leaves in layers)])
-    return _leaves(
-        *(np.concatenate([getattr(leaves, name) for leaves in layers]) for name in ("centres", "radii", "outlines")),
-        np.concatenate([leaves.looks + start for leaves, start in zip(layers, starts, strict=False)]),
+    return Leaves(
+        np.concatenate([leaves.centres for leaves in layers]),
+        np.concatenate([leaves.radii for leaves in layers]),
+        np.concatenate([leaves.outlines for leaves in layers]),
+        np.concatenate([leaves.looks + start for leaves, start in zip(layers, starts, strict=False)]).astype(np.int32),
     )
 
 
@@ -95,8 +97,9 @@ def paint(leaves: Leaves, side: int) -> NDArray[np.int32]:
 def _leaves(
     centres: NDArray[np.float64], radii: NDArray[np.float64], outlines: NDArray[np.float64], looks: NDArray[np.int64]
 ) -> Leaves:
-    single = (values.astype(np.float32) for values in (centres, radii, outlines))
-    return Leaves(*single, looks.astype(np.int32))
+    return Leaves(
+        centres.astype(np.float32), radii.astype(np.float32), outlines.astype(np.float32), looks.astype(np.int32)
+    )
 
 
 def _outlines(rng: np.random.Generator, count: int) -> NDArray[np.float64]:

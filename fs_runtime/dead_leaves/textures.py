@@ -51,4 +51,4 @@ def _stripes(rng: np.random.Generator, side: int, warp: Field) -> Field:
 
 def _normalised(field: NDArray[np.floating]) -> Field:
     centred = field - field.mean()
-    return (centred / max(float(centred.std()), 1e-6)).astype(np.float32)
+    return np.asarray(centred / max(float(centred.std()), 1e-6), dtype=np.float32)

@@ -168,7 +168,9 @@ def _loss(purifier: nn.Module, clean: Tensor, settings: PurifierSettings, step: 
     with torch.autocast(clean.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         purified = purifier(clean + sigma.view(-1, 1, 1, 1) * noise, sigma)
     error = ((purified.float() - clean).square().mean(dim=(1, 2, 3)) + _LEAST_ERROR).sqrt()
-    return (error * (sigma.square() + _DATA_STD**2).sqrt() / (sigma * _DATA_STD)).mean()
+    unit = sigma * _DATA_STD / (sigma.square() + _DATA_STD**2).sqrt()
+    loss: Tensor = (error / unit).mean()
+    return loss
 
 
 def _held_out(seed: int) -> Tensor:
