@@ -159,8 +159,10 @@ def _check_weights(receipt: Receipt, smoother: Smoother, found: Verification) ->
     for part in ("model", "purifier", "mapper", "centre"):
         made, loaded = getattr(receipt.fingerprints, part), getattr(here, part)
         if made != loaded:
+            remedy = f"; give --psm {'none' if made is None else 'FOLDER, the one that it was made with'}"
             found.problems.append(
                 f"the {part} is another one: {loaded or 'none'} was loaded, the receipt speaks of {made or 'none'}"
+                f"{remedy if part in ('purifier', 'mapper') else ''}"
             )
     if receipt.preprocessing.steps != json.loads(json.dumps(smoother.encoder.preprocessing)):
         found.problems.append("preprocessing.steps are not those of the model")
