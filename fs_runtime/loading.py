@@ -8,6 +8,7 @@ import torch
 
 from fs_runtime.encoders import CheckpointError, load_encoder
 from fs_runtime.engine import SmoothingEngine
+from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.feature_statistics import FILE_NAME, FeatureStatistics, StatisticsError
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
@@ -112,6 +113,7 @@ def load_engine(
     max_queued_samples: int = 65536,
     max_queued_images: int = 1024,
     cache_bytes: int = 0,
+    shared_cache: SharedCache | None = None,
 ) -> SmoothingEngine:
     """Loads ``model`` and starts the engine; ``batch_size`` None picks one that suits the device."""
     smoother = load_smoother(model, psm=psm, revision=revision, device=device, dtype=dtype)
@@ -123,4 +125,5 @@ def load_engine(
         max_queued_samples=max_queued_samples,
         max_queued_images=max_queued_images,
         cache_bytes=cache_bytes,
+        shared_cache=shared_cache,
     )

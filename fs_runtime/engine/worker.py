@@ -15,6 +15,7 @@ from fs_runtime.engine.capacity import BatchBudget, Rate
 from fs_runtime.engine.errors import DeadlineExceededError, EngineClosedError, SmoothingError
 from fs_runtime.engine.fair_queue import FairQueue
 from fs_runtime.engine.job import Ask, Job
+from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.engine.stored import StoredImage, Sums
 from fs_runtime.smoothing import Smoother
 
@@ -31,6 +32,7 @@ class Worker:
         smoother: Encoder with purifier and mapper.
         budget: Size of the batches.
         cache: Where finished images go.
+        shared_cache: Where they go for other replicas; None if there are none.
 
     Attributes:
         changed: Guards the queue, ``jobs`` and the cache; notify after adding to them.
@@ -45,10 +47,13 @@ class Worker:
         faults: Faults of the scheduler itself so far; each failed the images concerned.
     """
 
-    def __init__(self, smoother: Smoother, budget: BatchBudget, cache: ImageCache) -> None:
+    def __init__(
+        self, smoother: Smoother, budget: BatchBudget, cache: ImageCache, shared_cache: SharedCache | None = None
+    ) -> None:
         self._smoother = smoother
         self._budget = budget
         self._cache = cache
+        self._shared_cache = shared_cache
         self.changed = threading.Condition()
         self.queue: FairQueue[Job] = FairQueue(budget.full)
         self.jobs: dict[CacheKey, Job] = {}
@@ -204,6 +209,8 @@ class Worker:
                 self._cache.put(job.key, stored)
             if not job.asks:
                 self._leave(job)
+        if self._shared_cache is not None and job.key is not None and stored is not None and stored is not job.stored:
+            self._shared_cache.offer(job.key, stored)
         for ask, result in results:
             if ask.future.set_running_or_notify_cancel():
                 ask.future.set_result(result)
@@ -215,8 +222,7 @@ class Worker:
         if job.first.bounds_spread and job.state.sketch is None:
             return None  # it lost its sketch for want of memory; the next request does better with fresh draws
         image = StoredImage(
-            job.seed,
-            job.planned,
+            job.origin,
             job.draws.snapshot(),
             job.mean(self._smoother),
             None,
