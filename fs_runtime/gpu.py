@@ -1,4 +1,4 @@
-"""What the driver says about a GPU, for monitoring."""
+"""The state of a GPU: whether it works, and what the driver says about it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,23 @@ class GpuState:
     used_bytes: int
     reserved_bytes: int
     utilization: float | None
+
+
+def device_works(device: torch.device) -> bool:
+    """Whether a device still computes; always true of the CPU.
+
+    After some faults (an assertion in a kernel, an illegal address, a GPU that fell off the bus) every later CUDA call
+    of the process fails, and only a new process helps. A full memory is no such fault.
+    """
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        return bool((torch.ones(1, device=device) + 1).item() == 2)
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
 
 
 def gpu_state(device: torch.device) -> GpuState | None:

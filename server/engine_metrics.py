@@ -101,7 +101,7 @@ def _shared_cache(cache: SharedCache) -> Iterator[Metric]:
         (
             "fs_shared_cache_writes",
             "Images to be written there: stored, kept (as many samples are there), other (other draws are there), "
-            "expired, too_large, failed, dropped (too many wait), skipped (Redis failed lately).",
+            "expired, too_large, refused (Redis is full), failed, dropped (too many wait), skipped (Redis failed lately).",
             WRITE_OUTCOMES,
             cache.writes,
         ),

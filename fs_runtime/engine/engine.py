@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fs_runtime.encoders import PreparedImage, VisionEncoder
 from fs_runtime.engine.cache import CacheKey, ImageCache
 from fs_runtime.engine.capacity import BatchBudget
-from fs_runtime.engine.errors import DeadlineUnreachableError, EngineClosedError, EngineOverloadedError
+from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
 from fs_runtime.engine.job import Ask, Job, cost_of
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
 from fs_runtime.engine.shared_cache import SharedCache
@@ -95,6 +95,11 @@ class SmoothingEngine:
     def alive(self) -> bool:
         """Whether the thread that runs the passes is running."""
         return self._worker.alive
+
+    @property
+    def device_lost(self) -> bool:
+        """Whether the device computes nothing any more for this process; the engine is closed then."""
+        return self._worker.device_lost
 
     @property
     def seconds_since_heartbeat(self) -> float:
@@ -223,7 +228,7 @@ class SmoothingEngine:
             return None
         with self._worker.changed:
             if self._worker.closed:
-                raise _closed()
+                raise self._closed()
             stored, in_flight = self._cache.get(key), key in self._worker.jobs
         result = self._answer(ask, stored)
         if result is not None or self.shared_cache is None or in_flight:
@@ -252,7 +257,7 @@ class SmoothingEngine:
         """Refuses before the work of preparing an image."""
         with self._worker.changed:
             if self._worker.closed:
-                raise _closed()
+                raise self._closed()
             if len(self._worker.queue) + self._preparing >= self._max_queued_images:
                 raise EngineOverloadedError("too many images are waiting", self._seconds(self._worker.queue.cost))
 
@@ -265,7 +270,7 @@ class SmoothingEngine:
         request = ask.request
         with self._worker.changed:
             if self._worker.closed:
-                raise _closed()
+                raise self._closed()
             job = self._worker.jobs.get(key) if key is not None else None
             if job is not None:
                 had = job.draws.count + job.remaining
@@ -332,6 +337,7 @@ class SmoothingEngine:
     def _seconds(self, tokens: int) -> float | None:
         return self._worker.rate.seconds(tokens)
 
-
-def _closed() -> EngineClosedError:
-    return EngineClosedError("the smoothing engine is shut down")
+    def _closed(self) -> EngineClosedError:
+        if self.device_lost:
+            return DeviceLostError(f"{self.encoder.device} does not compute any more")
+        return EngineClosedError("the smoothing engine is shut down")

@@ -40,7 +40,7 @@ _READERS = 8
 _WAITING_IMAGES = 4  # of the largest size, that may wait to be written
 
 LOOKUP_OUTCOMES = ("found", "claimed", "expired", "unusable", "failed", "busy", "skipped")
-WRITE_OUTCOMES = ("stored", "kept", "other", "expired", "too_large", "failed", "dropped", "skipped")
+WRITE_OUTCOMES = ("stored", "kept", "other", "expired", "too_large", "refused", "failed", "dropped", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class SharedCache:
             ``expired`` or ``unusable`` what was there, ``failed`` Redis, ``busy`` all connections, ``skipped`` since
             Redis failed lately.
         writes: Images to be written so far by outcome: ``stored``, ``kept`` since there were as many samples already,
-            ``other`` draws there, ``expired`` or ``too_large`` image, ``failed`` Redis, ``dropped`` since too many
-            were waiting, ``skipped`` since Redis failed lately.
+            ``other`` draws there, ``expired`` or ``too_large`` image, ``refused`` by Redis, which is full for example,
+            ``failed`` Redis, ``dropped`` since too many were waiting, ``skipped`` since Redis failed lately.
 
     Raises:
         ImportError, ValueError: As :class:`RedisStore` and :class:`Seal`.
@@ -97,8 +97,8 @@ class SharedCache:
 
     @property
     def up(self) -> bool:
-        """Whether Redis answered when it was last asked."""
-        return self._reader.up and self._writer.up
+        """Whether Redis answered when it was last asked for an image."""
+        return self._reader.up
 
     def find(self, key: CacheKey, proposal: Origin) -> KnownImage | None:
         """What the replicas have of an image; where they have nothing, the proposal is what they will draw.
@@ -118,9 +118,11 @@ class SharedCache:
             if self._closed:
                 return None
             reading = self._reading.get(name)  # equal requests at once ask once
+            first = reading is None
             if reading is None:
                 reading = self._reading[name] = self._read_threads.submit(self._read, name, self._young(proposal))
-                reading.add_done_callback(lambda done: self._done_reading(name, done))
+        if first:  # without the lock: of one that is done already it is called here and now
+            reading.add_done_callback(lambda done: self._done_reading(name, done))
         known: KnownImage | None = None
         try:
             outcome, known = reading.result(self._options.seconds)
@@ -194,6 +196,8 @@ class SharedCache:
             if self._writer.may_be_asked:
                 outcome = self._write(self._name(key), image)
                 self._writer.came()
+        except RefusedError:
+            outcome = "refused"
         except Exception as error:
             outcome = "failed"
             self._writer.went(error)

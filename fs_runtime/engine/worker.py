@@ -12,11 +12,12 @@ import torch
 
 from fs_runtime.engine.cache import CacheKey, ImageCache
 from fs_runtime.engine.capacity import BatchBudget, Rate
-from fs_runtime.engine.errors import DeadlineExceededError, EngineClosedError, SmoothingError
+from fs_runtime.engine.errors import DeadlineExceededError, DeviceLostError, EngineClosedError, SmoothingError
 from fs_runtime.engine.fair_queue import FairQueue
 from fs_runtime.engine.job import Ask, Job
 from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.engine.stored import StoredImage, Sums
+from fs_runtime.gpu import device_works
 from fs_runtime.smoothing import Smoother
 
 log = logging.getLogger("fs_runtime.engine")
@@ -45,6 +46,7 @@ class Worker:
         samples: Samples drawn so far.
         out_of_memory: Batches that did not fit into memory so far.
         faults: Faults of the scheduler itself so far; each failed the images concerned.
+        device_lost: Whether the device computes nothing any more; the thread has then ended.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Worker:
         self.samples = 0
         self.out_of_memory = 0
         self.faults = 0
+        self.device_lost = False
         self._thread = threading.Thread(target=self._run, name="smoothing", daemon=True)
         self._thread.start()
 
@@ -90,17 +93,23 @@ class Worker:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        end = EngineClosedError("the smoothing engine was shut down")
         try:
             while not self.closed:
                 concerned: list[Job] = []
                 try:
                     self._turn(concerned)
+                except DeviceLostError:
+                    raise
                 except Exception as error:
                     self._fault(concerned, error)
+        except DeviceLostError as lost:
+            end = lost
+            log.critical("%s: no image can be smoothed until the process is started again", lost, exc_info=lost)
         finally:  # nobody may wait for a thread that is gone
             with self.changed:
                 self.closed = True
-            self._drop(list(self.queue), EngineClosedError("the smoothing engine was shut down"))
+            self._drop(list(self.queue), end, end.__cause__)
 
     def _turn(self, concerned: list[Job]) -> None:
         """One round: those who left, those who came, one batch. Puts into ``concerned`` whom it works for."""
@@ -149,6 +158,7 @@ class Worker:
             states = [(job.begin(self._smoother), samples) for job, samples in batch]
             products = self._smoother.step(states)
         except Exception as error:
+            self._check_device(error)
             with self.changed:
                 self.queue.refund(batch)
             self._failed(batch, tokens, error)
@@ -158,6 +168,7 @@ class Worker:
             try:
                 job.add(new)
             except Exception as error:
+                self._check_device(error)
                 self._drop([job], _smoothing_error(error), error)
                 continue
             self._look(job)
@@ -200,6 +211,7 @@ class Worker:
             last = len(ended) == len(asks)
             stored = self._store(job) if last and job.key is not None else None
         except Exception as error:
+            self._check_device(error)
             self._drop([job], _smoothing_error(error), error)
             return
         with self.changed:
@@ -240,6 +252,7 @@ class Worker:
 
     def _fault(self, concerned: list[Job], error: Exception) -> None:
         """A fault of the scheduler itself: fails the images concerned, all if it is not known which, and goes on."""
+        self._check_device(error)
         log.error("fault in the scheduler", exc_info=error)
         with self.changed:
             self.faults += 1
@@ -247,6 +260,17 @@ class Worker:
             if not concerned:
                 self.queue, self.jobs = FairQueue(self._budget.full), {}
         self._drop(jobs, _smoothing_error(error), error)
+
+    def _check_device(self, error: Exception) -> None:
+        """Ends the thread where whatever fails has left a device on which all that follows fails too.
+
+        Raises:
+            DeviceLostError: That is so.
+        """
+        device = self._smoother.encoder.device
+        if not device_works(device):
+            self.device_lost = True
+            raise DeviceLostError(f"{device} does not compute any more") from error
 
     def _drop(self, jobs: Iterable[Job], error: Exception, cause: BaseException | None = None) -> None:
         """Fails all who wait for some images."""
