@@ -68,6 +68,7 @@ def build_engine(settings: Settings) -> SmoothingEngine:
         revision=settings.revision,
         device=settings.device,
         dtype=settings.dtype,
+        gpu_memory_fraction=settings.gpu_memory_fraction,
         batch_size=settings.batch_size,
         max_queued_samples=settings.max_queued_samples,
         max_queued_images=settings.max_queued_images,

@@ -78,6 +78,7 @@ class _EngineCollector(Collector):
             ("fs_gpu_memory_total_bytes", "Memory of the GPU.", "total_bytes"),
             ("fs_gpu_memory_used_bytes", "GPU memory taken by all processes.", "used_bytes"),
             ("fs_gpu_memory_reserved_bytes", "GPU memory taken by the gateway.", "reserved_bytes"),
+            ("fs_gpu_memory_limit_bytes", "GPU memory that the gateway may take.", "limit_bytes"),
             ("fs_gpu_utilization_ratio", "Part of the time that the GPU worked.", "utilization"),
         ):
             family = GaugeMetricFamily(name, help_text, labels=["device", "gpu"])
@@ -101,7 +102,7 @@ def _shared_cache(cache: SharedCache) -> Iterator[Metric]:
         (
             "fs_shared_cache_writes",
             "Images to be written there: stored, kept (as many samples are there), other (other draws are there), "
-            "expired, too_large, refused (Redis is full), failed, dropped (too many wait), skipped (Redis failed lately).",
+            "expired, too_large, refused (Redis is full), failed, dropped (too many wait), skipped (it failed lately).",
             WRITE_OUTCOMES,
             cache.writes,
         ),

@@ -84,6 +84,13 @@ class Settings(RequestSettings, BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
     )
+    gpu_memory_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Most of the GPU's memory that this process allocates, so that a vLLM on the same GPU keeps its "
+        "share; by default all that is free. Refused without a GPU.",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="Noise samples in one batch; larger fills a GPU better, smaller takes less memory."
     )

@@ -55,6 +55,8 @@ def test_every_setting_says_why() -> None:
         ({"cache_redis_key": "k" * 32}, "go together"),
         ({"cache_redis_url": "redis://127.0.0.1", "cache_redis_key": "short"}, "at least 32 characters"),
         ({"cache_redis_url": "redis://127.0.0.1", "cache_redis_key": "k" * 32, "cache_bytes": 0}, "cache_bytes"),
+        ({"gpu_memory_fraction": 0}, "gpu_memory_fraction"),
+        ({"gpu_memory_fraction": 1.1}, "gpu_memory_fraction"),
         ({"on_undecided": "ignore"}, "on_undecided"),
     ],
 )
