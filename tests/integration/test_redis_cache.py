@@ -20,6 +20,8 @@ from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.engine import shared_cache as module
 from fs_runtime.engine.shared_cache import SharedCache, SharedCacheOptions
 from fs_runtime.smoothing import Smoother
+from server.app import build_engine
+from server.settings import Settings
 
 from .gateway import Gateway, data_url, picture, running_gateway
 from .redis_process import RedisServer
@@ -406,6 +408,24 @@ def test_closing_does_not_wait_for_a_redis_that_does_not_answer(replica: Replica
     one.close()
     assert time.monotonic() - start < 4
     server.stop()
+
+
+def test_the_settings_make_engines_that_share(redis: RedisServer, tiny_llava: Path) -> None:
+    settings = Settings(
+        model=str(tiny_llava),
+        cache_redis_url=redis.url,
+        cache_redis_key=SECRET,
+        cache_redis_timeout=10,
+        cache_redis_lifetime=60,
+    )
+    outcomes = []
+    for _ in range(2):
+        engine = build_engine(settings)
+        outcomes.append(get(engine, ask()).cache)
+        engine.close()
+    assert outcomes == ["miss", "hit"]
+    assert 0 < connect(redis).pttl(the_key(redis)) <= 60_000
+    assert SECRET not in repr(settings)
 
 
 # --- gateways ---------------------------------------------------------------------------------------------------------
