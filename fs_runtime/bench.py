@@ -117,7 +117,7 @@ def benchmark_smoothing(
     @torch.inference_mode()
     def plain_loop() -> int:
         noise = NoiseStream(1, plain.encoder.device)
-        mean, count = np.zeros(0), max(8, samples // 8)
+        mean, count = np.zeros(0), min(samples, max(8, samples // 8))
         for _ in range(count):
             delta = torch.empty_like(x)[None]
             noise.draw(delta)
