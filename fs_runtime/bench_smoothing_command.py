@@ -21,9 +21,7 @@ def bench_smoothing(
     model: ModelOption = "reference",
     shape: ShapeOption = None,
     psm: PsmOption = "none",
-    samples: Annotated[
-        int, typer.Option(min=1, help="Samples in each measurement; the plain loop gets an eighth.")
-    ] = 512,
+    samples: Annotated[int, typer.Option(min=1, help="Samples in each measurement.")] = 512,
     batch_sizes: Annotated[
         str, typer.Option(help="Batch sizes to try, separated by commas; by default what suits the device.")
     ] = "",
