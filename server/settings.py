@@ -131,7 +131,8 @@ class Settings(RequestSettings, BaseSettings):
     cache_redis_lifetime: float = Field(
         86400.0,
         ge=1,
-        description="Seconds for which an image's draws are shared in Redis; after that they are made anew.",
+        description="Seconds for which an image's draws are shared in Redis, the same for all replicas; after that "
+        "they are made anew.",
     )
     cache_redis_image_bytes: int = Field(
         2**25,

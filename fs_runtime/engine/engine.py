@@ -233,7 +233,9 @@ class SmoothingEngine:
         result = self._answer(ask, stored)
         if result is not None or self.shared_cache is None or in_flight:
             return result
-        ask.known = self.shared_cache.find(key, stored.origin if stored else Origin.fresh(ask.request.samples))
+        keeps = stored is not None and self.shared_cache.takes(stored.origin)
+        ask.proposal = stored.origin if stored is not None and keeps else Origin.fresh(ask.request.samples)
+        ask.known = self.shared_cache.find(key, ask.proposal)
         found = ask.known.image if ask.known else None
         if found is None or not found.is_better_than(stored):
             return None
@@ -307,8 +309,10 @@ class SmoothingEngine:
             if stored is not None and stored.origin != ask.known.origin:
                 stored = None
             origin = ask.known.origin
-        else:
-            origin = stored.origin if stored else Origin.fresh(ask.request.samples, ask.request.seed)
+        elif stored is not None:
+            origin = stored.origin
+        else:  # the proposal may have reached others, even where no answer came back
+            origin = ask.proposal or Origin.fresh(ask.request.samples, ask.request.seed)
         if stored is not None and stored.sums is None:
             stored = None  # it was too large to go on with: the same draws are made again
         return origin, stored

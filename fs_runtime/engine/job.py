@@ -32,7 +32,8 @@ class Ask:
         rule: Ends the sampling early; None if nothing does.
         ended: Why no more samples are needed; None as long as they are.
         look_at: Number of samples at which the rule looks next.
-        known: What the cache that replicas share says of the draws; None if there is none, or it does not answer.
+        proposal: Draws that were proposed to the cache that replicas share; None if there is none.
+        known: What that cache says of the draws; None if it does not answer.
     """
 
     request: SmoothingRequest
@@ -43,6 +44,7 @@ class Ask:
     rule: StoppingRule | None = None
     ended: Ending | None = None
     look_at: int = 0
+    proposal: Origin | None = None
     known: KnownImage | None = None
 
     @property

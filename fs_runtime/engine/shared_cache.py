@@ -36,6 +36,7 @@ log = logging.getLogger("fs_runtime.engine")
 
 RETRY_SECONDS = 5.0  # how long a Redis that has gone is left alone
 _WRITE_SECONDS = 2.0  # nobody waits for a write
+_WARN_SECONDS = 60.0  # between two lines about unusable images; the metrics count each
 _READERS = 8
 _WAITING_IMAGES = 4  # of the largest size, that may wait to be written
 
@@ -92,6 +93,7 @@ class SharedCache:
         self._waiting_bytes = 0
         self._last_write: Future[None] | None = None
         self._closed = False
+        self._warn_at = 0.0
         self.lookups: Counter[str] = Counter()
         self.writes: Counter[str] = Counter()
 
@@ -100,12 +102,17 @@ class SharedCache:
         """Whether Redis answered when it was last asked for an image."""
         return self._reader.up
 
+    def takes(self, origin: Origin) -> bool:
+        """Whether draws are young enough to be shared."""
+        return time.time() - origin.begun <= self._options.lifetime
+
     def find(self, key: CacheKey, proposal: Origin) -> KnownImage | None:
         """What the replicas have of an image; where they have nothing, the proposal is what they will draw.
 
         Args:
             key: Of the image.
-            proposal: Draws that this replica would make, or has.
+            proposal: Draws that this replica would make, or has, and that :meth:`takes` takes. Where None is returned
+                they may have become those of the other replicas all the same.
 
         Returns:
             None within ``seconds`` where Redis does not answer, or with something that cannot be used.
@@ -120,7 +127,7 @@ class SharedCache:
             reading = self._reading.get(name)  # equal requests at once ask once
             first = reading is None
             if reading is None:
-                reading = self._reading[name] = self._read_threads.submit(self._read, name, self._young(proposal))
+                reading = self._reading[name] = self._read_threads.submit(self._read, name, proposal)
         if first:  # without the lock: of one that is done already it is called here and now
             reading.add_done_callback(lambda done: self._done_reading(name, done))
         known: KnownImage | None = None
@@ -182,10 +189,10 @@ class SharedCache:
             else:
                 known = KnownImage(origin_from_bytes(self._seal.open(name, _CLAIM, entry.claim or b"")), None)
         except (ForgedError, UnreadableError, RefusedError) as error:
-            log.warning("what Redis holds of an image cannot be used, and is taken away: %s", error)
+            self._warn(error)
             store.drop(name)
             return "unusable", None
-        if time.time() - known.origin.begun > lifetime:  # put back by somebody, for Redis forgets them
+        if not self.takes(known.origin):  # put back by somebody, for Redis forgets them
             store.drop(name)
             return "expired", None
         return "found", known
@@ -222,17 +229,16 @@ class SharedCache:
 
     # --- helpers -------------------------------------------------------------------------------------------------
 
-    def _young(self, proposal: Origin) -> Origin:
-        """The proposal, or new draws in place of such as would be too old for Redis."""
-        if time.time() - proposal.begun > self._options.lifetime:
-            return Origin.fresh(proposal.planned)
-        return proposal
-
     def _name(self, key: CacheKey) -> str:
         return self._seal.name(str(FORMAT_VERSION), *key.parts())
 
     def _draws_name(self, name: str, origin: Origin) -> str:
         return self._seal.name(name, str(origin.seed), str(origin.planned))
+
+    def _warn(self, error: Exception) -> None:
+        if time.monotonic() >= self._warn_at:
+            self._warn_at = time.monotonic() + _WARN_SECONDS
+            log.warning("what Redis holds of an image cannot be used, and is taken away: %s", error)
 
     def _done_reading(self, name: str, done: Future[tuple[str, KnownImage | None]]) -> None:
         with self._lock:

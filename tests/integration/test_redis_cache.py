@@ -18,6 +18,7 @@ import redis as redis_client
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.engine import shared_cache as module
+from fs_runtime.engine.redis_store import Entry, RedisStore
 from fs_runtime.engine.shared_cache import SharedCache, SharedCacheOptions
 from fs_runtime.smoothing import Smoother
 from server.app import build_engine
@@ -335,6 +336,28 @@ def test_a_redis_that_hangs_keeps_nobody_waiting(replica: Replica, redis: RedisS
         assert shared(one).lookups["skipped"] == 8
     finally:
         redis.signal(signal.SIGCONT)
+
+
+def test_draws_that_were_claimed_without_an_answer_are_the_ones_that_are_made(
+    replica: Replica, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim arrives, its answer does not: what this replica draws then is what the others will go by."""
+    one = replica(seconds=0.2)
+    find = RedisStore.find_or_claim
+    late = threading.Event()
+
+    def slow(*arguments: Any) -> Entry | None:
+        found = find(*arguments)
+        late.wait(20)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisStore, "find_or_claim", slow)
+        first = one.submit(ask()).result(60)
+        late.set()
+    assert shared(one).lookups == {"failed": 1}
+    shared(one).settle(60)
+    assert get(replica(), ask()).seed == first.seed
 
 
 class MadServer:
