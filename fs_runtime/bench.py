@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fs_runtime.arithmetic import flops, matmul_peak
+from fs_runtime.encoders.base import Grid
 from fs_runtime.noise import NoiseStream
 from fs_runtime.smoothing import Smoother
 
@@ -37,6 +38,8 @@ class SmoothingBenchmark:
         sample_flops: Floating-point operations that the networks need for one sample.
         peak_flops: Those that the device does in a second, in its fastest matrix product of this arithmetic.
         flop_utilisation: The part of that peak which the pass makes use of.
+        grid: Rows and columns of the encoder's tokens.
+        image_seconds: Time of one image by itself, from its pixels to the mean, by its number of samples.
     """
 
     device: str
@@ -52,6 +55,8 @@ class SmoothingBenchmark:
     sample_flops: int
     peak_flops: float
     flop_utilisation: float
+    grid: Grid
+    image_seconds: dict[int, float]
 
 
 def benchmark_smoothing(
@@ -60,6 +65,8 @@ def benchmark_smoothing(
     *,
     batch_sizes: Sequence[int],
     samples: int,
+    image_samples: Sequence[int] = (),
+    side: int = 448,
     rounds: int,
     progress: Callable[[str], None],
 ) -> SmoothingBenchmark:
@@ -70,11 +77,13 @@ def benchmark_smoothing(
         plain: The same networks in float32 on the same device, for the plain loop.
         batch_sizes: Candidates for the best batch.
         samples: Samples in each measurement, rounded up to whole batches.
+        image_samples: Numbers of samples with which one image is timed by itself.
+        side: Sides of the picture, in pixels; encoders that read any size make their grid of it.
         rounds: Measurements of each; they take turns, so that a slow moment of the machine meets all alike.
         progress: Told what is measured.
     """
     encoder = smoother.encoder
-    image = encoder.prepare(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    image = encoder.prepare(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
     x = image.pixels.to(encoder.device)
     level = torch.tensor([_SIGMA], device=encoder.device)
 
@@ -97,11 +106,10 @@ def benchmark_smoothing(
             smoother.features(batch, level.expand(batch_size), image.grid, noisy=True)
         return batches * batch_size
 
-    def smooth(batch_size: int) -> int:
+    def smooth(batch_size: int, wanted: int) -> int:
         state = smoother.start(image, _SIGMA, seed=1)
-        batches = -(-samples // batch_size)
-        for _ in range(batches):
-            for products in smoother.step([(state, batch_size)]):
+        while state.count < wanted:
+            for products in smoother.step([(state, min(batch_size, wanted - state.count))]):
                 products.image.cpu()
         smoother.finish(state)
         return state.count
@@ -109,7 +117,7 @@ def benchmark_smoothing(
     @torch.inference_mode()
     def plain_loop() -> int:
         noise = NoiseStream(1, plain.encoder.device)
-        mean, count = np.zeros(0), max(8, samples // 8)
+        mean, count = np.zeros(0), min(samples, max(8, samples // 8))
         for _ in range(count):
             delta = torch.empty_like(x)[None]
             noise.draw(delta)
@@ -130,7 +138,7 @@ def benchmark_smoothing(
 
     runs: dict[str, Callable[[], int]] = {
         "bare networks": lambda: bare(best),
-        "smoothing pass": lambda: smooth(best),
+        "smoothing pass": lambda: smooth(best, -(-samples // best) * best),
         "plain loop": plain_loop,
     }
     for run in runs.values():
@@ -140,6 +148,12 @@ def benchmark_smoothing(
         for name, run in runs.items():
             progress(f"{name}, round {turn + 1} of {rounds}")
             measured[name].append(rate(run))
+
+    image_seconds = {}
+    for count in image_samples:
+        progress(f"one image, {count} samples")
+        smooth(best, count)  # warm-up: the last batch may have a size of its own
+        image_seconds[count] = count / statistics.median(rate(lambda n=count: smooth(best, n)) for _ in range(rounds))  # type: ignore[misc]
 
     def ratio(name: str) -> float:
         return statistics.median(a / b for a, b in zip(measured["smoothing pass"], measured[name], strict=True))
@@ -162,6 +176,8 @@ def benchmark_smoothing(
         sample_flops=sample_flops,
         peak_flops=peak,
         flop_utilisation=sample_flops * smoothing / peak,
+        grid=image.grid,
+        image_seconds=image_seconds,
     )
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.bench_output import OutputOption, ShapeOption, measured_checkpoint, numbers_of, present
+from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from fs_runtime.bench_certify import CertifyRow
 
 
 def bench_certify(
     model: ModelOption = "reference",
+    shape: ShapeOption = None,
     psm: PsmOption = "auto",
     similarities: Annotated[
         str, typer.Option(help="Wanted similarities, separated by commas.")
@@ -31,28 +32,21 @@ def bench_certify(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Also write the figures and a plot there, with .json, .png and .svg appended.")
-    ] = None,
+    output: OutputOption = None,
 ) -> None:
     """Samples and time to a certified similarity on the example pictures: adaptive beside fixed numbers of samples."""
     from fs_runtime.bench_certify import benchmark_certify
     from fs_runtime.loading import load_engine
     from fs_runtime.pictures import read_picture
-    from fs_runtime.plots import require_matplotlib
     from fs_runtime.reference import example_images
 
-    if output is not None:
-        require_matplotlib()
-    try:
-        wanted = [float(value) for value in similarities.split(",")]
-        counts = [int(value) for value in samples.split(",")]
-    except ValueError:
-        raise typer.BadParameter("give numbers separated by commas, for example 0.5,0.9 and 256,1024") from None
-    if not all(0 < value <= 1 for value in wanted) or not all(count >= 1 for count in counts):
+    wanted = numbers_of(similarities, float, "--similarities", "0.5,0.9")
+    counts = numbers_of(samples, int, "--samples", "256,1024")
+    if not counts or not all(0 < value <= 1 for value in wanted) or not all(count >= 1 for count in counts):
         raise typer.BadParameter("similarities lie in (0, 1], and numbers of samples are at least 1")
     with Console(stderr=True).status("loading") as status:
-        engine = load_engine(checkpoint_of(model), psm=psm, device=device, dtype=dtype)
+        with measured_checkpoint(model, shape) as checkpoint:
+            engine = load_engine(checkpoint, psm=psm, device=device, dtype=dtype)
         try:
             engine.warm_up()
             at = engine.smoother.sigma / 2 if radius is None else radius
@@ -68,16 +62,20 @@ def bench_certify(
             )
         finally:
             engine.close()
-    title = f"{model}: σ = {engine.smoother.sigma:g}, r = {at:g}, confidence {confidence:g}, {len(images)} pictures"
-    figures = json.dumps([dataclasses.asdict(row) for row in found], indent=2)
-    if output is not None:
-        output.with_name(output.name + ".json").write_text(figures + "\n", encoding="utf-8")
-        _plot(found, title, output)
-    if as_json:
-        typer.echo(figures)
-        return
+    sigma = engine.smoother.sigma
+    title = f"{shape or model}: σ = {sigma:g}, r = {at:g}, confidence {confidence:g}, {len(images)} pictures"
+    present(
+        found,
+        lambda: [_table(found, title)],
+        as_json=as_json,
+        output=output,
+        draw=lambda axes: _draw(found, title, axes),
+    )
+
+
+def _table(rows: list[CertifyRow], title: str) -> Table:
     table = Table("similarity", "way", "samples at most", "certified", "samples", "seconds", title=title)
-    for row in found:
+    for row in rows:
         table.add_row(
             f"{row.similarity:g}",
             row.way,
@@ -86,14 +84,10 @@ def bench_certify(
             f"{row.samples:.0f}",
             f"{row.seconds:.3g}",
         )
-    Console().print(table)
+    return table
 
 
-def _plot(rows: list[CertifyRow], title: str, path: Path) -> None:
-    from fs_runtime.plots import require_matplotlib
-
-    figure = require_matplotlib()(figsize=(6.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+def _draw(rows: list[CertifyRow], title: str, axes: Axes) -> None:
     ways = list(dict.fromkeys((row.way, row.max_samples) for row in rows))
     for (way, count), colour in zip(ways, ("#0072b2", "#009e73", "#e69f00", "#d55e00", "0.5"), strict=False):
         shown = [row for row in rows if (row.way, row.max_samples) == (way, count)]
@@ -105,5 +99,3 @@ def _plot(rows: list[CertifyRow], title: str, path: Path) -> None:
     axes.set(xlabel="wanted similarity", ylabel="seconds for one picture", yscale="log")
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small")
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_name(path.name + suffix), dpi=150)

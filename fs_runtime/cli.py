@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fs_runtime.reference import reference_model_path
 
@@ -34,6 +31,7 @@ def checkpoint_of(model: str) -> str:
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands to the command line."""
+    from fs_runtime.bench_bets_command import bench_bets
     from fs_runtime.bench_certify_command import bench_certify
     from fs_runtime.bench_smoothing_command import bench_smoothing
     from fs_runtime.certificate_attack_command import certificate_attack
@@ -53,6 +51,7 @@ def add_commands(app: typer.Typer) -> None:
         app.command()(command)
     bench.command("smoothing")(bench_smoothing)
     bench.command("certify")(bench_certify)
+    bench.command("bets")(bench_bets)
     app.add_typer(bench, name="bench")
     train.command("reference")(train_reference)
     train.command("psm")(train_psm)
@@ -65,55 +64,3 @@ def add_commands(app: typer.Typer) -> None:
     evaluate.command("purifier")(evaluate_purifier)
     app.add_typer(train, name="train")
     app.add_typer(evaluate, name="evaluate")
-
-
-@bench.command("bets")
-def bench_bets(
-    model: ModelOption = "reference",
-    psm: PsmOption = "auto",
-    samples: Annotated[int, typer.Option(min=32, help="Samples at most; reported at 32, 64, 128 and so on.")] = 4096,
-    alphas: Annotated[str, typer.Option(help="Values of α, separated by commas.")] = "0.05,0.01,0.001",
-    sigmas: Annotated[
-        str, typer.Option(help="Noise levels for the model's features, separated by commas; '' for made-up laws only.")
-    ] = "0.05,0.25",
-    streams: Annotated[int, typer.Option(min=1, help="Sequences of each made-up law.")] = 8,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """How far below the true norm each way of betting stays: the price of a certificate in samples."""
-    from fs_runtime.bench_bets import feature_laws, measure_costs, measure_deficits, synthetic_laws
-    from fs_runtime.bench_bets_table import cost_table, deficit_tables
-    from fs_runtime.loading import load_smoother
-    from fs_runtime.pictures import read_picture
-    from fs_runtime.reference import example_images
-
-    try:
-        tried = [float(alpha) for alpha in alphas.split(",")]
-        levels = [float(sigma) for sigma in sigmas.split(",") if sigma]
-    except ValueError:
-        raise typer.BadParameter("alphas and sigmas are numbers separated by commas, for example 0.05,0.001") from None
-    if not all(0 < alpha < 1 for alpha in tried):
-        raise typer.BadParameter("alphas lie strictly between 0 and 1, for example 0.05,0.001")
-    if not all(sigma > 0 for sigma in levels):
-        raise typer.BadParameter("sigmas are above 0, for example 0.05,0.25")
-    counts = [2**k for k in range(5, samples.bit_length()) if 2**k <= samples]
-    with Console(stderr=True).status("measuring") as status:
-        laws = list(synthetic_laws(counts[-1], streams))
-        if levels:
-            smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype=dtype)
-            images = {name: read_picture(path) for name, path in example_images().items()}
-            for sigma in levels:
-                status.update(f"features of {model}, σ = {sigma:g}")
-                laws += feature_laws(smoother, images, sigma, counts[-1])
-        costs = measure_costs()
-        deficits = [found for law in laws for found in measure_deficits(law, tried, counts, status.update)]
-    if as_json:
-        found = {
-            "deficits": [dataclasses.asdict(row) for row in deficits],
-            "costs": [dataclasses.asdict(row) for row in costs],
-        }
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for table in [*deficit_tables(deficits), cost_table(costs)]:
-        Console().print(table)

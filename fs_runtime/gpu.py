@@ -1,4 +1,4 @@
-"""What the driver says about a GPU, for monitoring."""
+"""The state of a GPU: whether it works, and what the driver says about it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class GpuState:
         total_bytes: Memory of the device.
         used_bytes: Taken by all processes together, the language model's among them if it shares the device.
         reserved_bytes: Taken by this process's allocator.
+        limit_bytes: Most that it may take; all of the device unless :func:`limit_memory` was called.
         utilization: Part of the last moments in which the device worked, in [0, 1]; None without nvidia-ml-py.
     """
 
@@ -25,14 +26,52 @@ class GpuState:
     total_bytes: int
     used_bytes: int
     reserved_bytes: int
+    limit_bytes: int
     utilization: float | None
+
+
+def limit_memory(device: torch.device, fraction: float) -> None:
+    """Caps what torch may allocate on a device in this process, at a part of all the device's memory.
+
+    Beyond it torch raises OutOfMemoryError even where the device has room, which makes batches smaller. CUDA itself
+    (context and kernels, about 0.5 GB) is not counted. Call it before anything is allocated.
+
+    Args:
+        device: A CUDA device.
+        fraction: In (0, 1].
+
+    Raises:
+        ValueError: The device is no GPU, or the fraction is out of range.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"a share of GPU memory needs a GPU, and the device is {device}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"a share of GPU memory lies in (0, 1], not {fraction}")
+    torch.cuda.set_per_process_memory_fraction(float(fraction), _index(device))
+
+
+def device_works(device: torch.device) -> bool:
+    """Whether a device still computes; always true of the CPU.
+
+    After some faults (an assertion in a kernel, an illegal address, a GPU that fell off the bus) every later CUDA call
+    of the process fails, and only a new process helps. A full memory is no such fault.
+    """
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        return bool((torch.ones(1, device=device) + 1).item() == 2)
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
 
 
 def gpu_state(device: torch.device) -> GpuState | None:
     """Reads the state of a CUDA device; None for any other."""
     if device.type != "cuda":
         return None
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = _index(device)
     free, total = torch.cuda.mem_get_info(index)
     try:
         utilization = torch.cuda.utilization(index) / 100
@@ -44,5 +83,10 @@ def gpu_state(device: torch.device) -> GpuState | None:
         total_bytes=total,
         used_bytes=total - free,
         reserved_bytes=torch.cuda.memory_reserved(index),
+        limit_bytes=int(total * torch.cuda.get_per_process_memory_fraction(index)),
         utilization=utilization,
     )
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

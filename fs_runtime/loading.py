@@ -8,7 +8,9 @@ import torch
 
 from fs_runtime.encoders import CheckpointError, load_encoder
 from fs_runtime.engine import SmoothingEngine
+from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.feature_statistics import FILE_NAME, FeatureStatistics, StatisticsError
+from fs_runtime.gpu import limit_memory
 from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
@@ -114,12 +116,28 @@ def load_engine(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    gpu_memory_fraction: float | None = None,
     batch_size: int | None = None,
     max_queued_samples: int = 65536,
     max_queued_images: int = 1024,
     cache_bytes: int = 0,
+    shared_cache: SharedCache | None = None,
 ) -> SmoothingEngine:
-    """Loads ``model`` and starts the engine; ``batch_size`` None picks one that suits the device."""
+    """Loads ``model`` and starts the engine.
+
+    Args:
+        model: Folder or hub id; this and what is not named here as :func:`load_smoother` and :class:`SmoothingEngine`.
+        gpu_memory_fraction: Most of the GPU's memory that this process may allocate; None for no limit.
+        batch_size: None picks one that suits the device.
+
+    Raises:
+        CheckpointError: As :func:`load_smoother`, or a share of GPU memory is given and the device is no GPU.
+    """
+    if gpu_memory_fraction is not None:
+        try:
+            limit_memory(torch.device(resolve_device(device)), gpu_memory_fraction)
+        except ValueError as error:
+            raise CheckpointError(f"gpu_memory_fraction: {error}; leave it out") from None
     smoother = load_smoother(model, psm=psm, revision=revision, device=device, dtype=dtype)
     if batch_size is None:
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
@@ -129,4 +147,5 @@ def load_engine(
         max_queued_samples=max_queued_samples,
         max_queued_images=max_queued_images,
         cache_bytes=cache_bytes,
+        shared_cache=shared_cache,
     )

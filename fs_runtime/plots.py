@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,19 @@ def require_matplotlib() -> type[Figure]:
     except ImportError:
         raise typer.BadParameter("plots need matplotlib: pip install 'fs-serve[plots]', or ask for none") from None
     return Figure
+
+
+@contextmanager
+def plot_to(path: Path, size: tuple[float, float] = (6.5, 4.2)) -> Iterator[Axes]:
+    """Axes to draw on; in the end they are saved with ``.png`` and ``.svg`` appended to ``path``.
+
+    Raises:
+        typer.BadParameter: matplotlib is not installed.
+    """
+    figure = require_matplotlib()(figsize=size, layout="constrained")
+    yield figure.subplots()
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_name(path.name + suffix), dpi=150)
 
 
 def plot_certificate(certificate: ImageRobustness, view: NDArray[np.float32] | None, path: Path) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,21 @@ class SpreadSketch:
         other.count, other._new, other._shrunk, other._trace = self.count, self._new, self._shrunk, self._trace
         other._stack = [part.to(device, copy=True) for part in self._stack]
         return other
+
+    def state(self) -> tuple[dict[str, float], Tensor]:
+        """Its numbers, and its vectors ``(n, N)`` float32 on the host; all that further updates depend on."""
+        numbers = {"count": self.count, "rows": self._rows, "new": self._new}
+        stack = torch.cat(self._stack).cpu() if self._stack else torch.zeros((0, 0))
+        return {**numbers, "shrunk": self._shrunk, "trace": self._trace}, stack
+
+    @classmethod
+    def restored(cls, numbers: Mapping[str, float], stack: Tensor) -> SpreadSketch:
+        """The sketch whose :meth:`state` it was, on the host."""
+        sketch = cls(int(numbers["rows"]))
+        sketch.count, sketch._new = int(numbers["count"]), int(numbers["new"])
+        sketch._shrunk, sketch._trace = float(numbers["shrunk"]), float(numbers["trace"])
+        sketch._stack = [stack] if len(stack) else []
+        return sketch
 
     @property
     def nbytes(self) -> int:

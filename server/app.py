@@ -38,6 +38,7 @@ from server.metrics import Metrics
 from server.middleware import AccessMiddleware, RequestIdMiddleware
 from server.request_body import BodyLimitMiddleware
 from server.settings import Settings
+from server.shared_cache import build_shared_cache
 from server.smoothing import SmoothingService
 from server.tracing import TracingMiddleware
 
@@ -67,10 +68,12 @@ def build_engine(settings: Settings) -> SmoothingEngine:
         revision=settings.revision,
         device=settings.device,
         dtype=settings.dtype,
+        gpu_memory_fraction=settings.gpu_memory_fraction,
         batch_size=settings.batch_size,
         max_queued_samples=settings.max_queued_samples,
         max_queued_images=settings.max_queued_images,
         cache_bytes=settings.cache_bytes,
+        shared_cache=build_shared_cache(settings),
     )
     engine.warm_up()
     return engine

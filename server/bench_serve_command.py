@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import httpx
@@ -17,9 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fs_runtime.bench_output import OutputOption, present
 from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from fs_runtime.smoothing import Smoother
     from server.bench_serve import Rate, ServeBenchmark
     from server.settings import Settings
@@ -42,17 +42,11 @@ def bench_serve(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Also write the figures and a plot there, with .json, .png and .svg appended.")
-    ] = None,
+    output: OutputOption = None,
 ) -> None:
     """Latency under load through HTTP: a crowd, small requests beside a large one, cached images beside fresh ones."""
-    from fs_runtime.plots import require_matplotlib
     from server.bench_serve import benchmark_serve
     from server.settings import Settings
-
-    if output is not None:
-        require_matplotlib()
 
     async def measure(address: str, rate: Rate | None) -> ServeBenchmark:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -94,15 +88,14 @@ def bench_serve(
         except httpx.HTTPError as error:
             typer.echo(f"no gateway answers: {error or type(error).__name__}", err=True)
             raise typer.Exit(1) from None
-    figures = json.dumps(dataclasses.asdict(found), indent=2)
     title = f"{url or model}: through HTTP"
-    if output is not None:
-        output.with_name(output.name + ".json").write_text(figures + "\n", encoding="utf-8")
-        _plot(found, title, output)
-    if as_json:
-        typer.echo(figures)
-    else:
-        Console().print(_table(found, title))
+    present(
+        found,
+        lambda: [_table(found, title)],
+        as_json=as_json,
+        output=output,
+        draw=lambda axes: _draw(found, title, axes),
+    )
 
 
 @contextmanager
@@ -160,11 +153,7 @@ def _table(found: ServeBenchmark, title: str) -> Table:
     return table
 
 
-def _plot(found: ServeBenchmark, title: str, path: Path) -> None:
-    from fs_runtime.plots import require_matplotlib
-
-    figure = require_matplotlib()(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+def _draw(found: ServeBenchmark, title: str, axes: Axes) -> None:
     rows = {
         "cached image": found.cached,
         "fresh draws": found.uncached,
@@ -185,5 +174,3 @@ def _plot(found: ServeBenchmark, title: str, path: Path) -> None:
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel="seconds until the answer", xscale="log", title=f"{title}, {found.samples} samples each")
     axes.legend(fontsize="small")
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_name(path.name + suffix), dpi=150)

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from fs_runtime.engine import SmoothingEngine
+from fs_runtime.engine.shared_cache import LOOKUP_OUTCOMES, WRITE_OUTCOMES, SharedCache
 from fs_runtime.gpu import gpu_state
 
 
@@ -61,6 +62,8 @@ class _EngineCollector(Collector):
         yield CounterMetricFamily("fs_samples", "Noise samples drawn.", engine.samples_drawn)
         yield GaugeMetricFamily("fs_cache_bytes", "Memory that cached images take.", engine.cache_bytes)
         yield GaugeMetricFamily("fs_cache_images", "Images in the cache.", engine.cached_images)
+        if engine.shared_cache is not None:
+            yield from _shared_cache(engine.shared_cache)
         faults = CounterMetricFamily(
             "fs_engine_faults", "Batches that did not fit into memory, and faults of the scheduler.", labels=["kind"]
         )
@@ -75,9 +78,36 @@ class _EngineCollector(Collector):
             ("fs_gpu_memory_total_bytes", "Memory of the GPU.", "total_bytes"),
             ("fs_gpu_memory_used_bytes", "GPU memory taken by all processes.", "used_bytes"),
             ("fs_gpu_memory_reserved_bytes", "GPU memory taken by the gateway.", "reserved_bytes"),
+            ("fs_gpu_memory_limit_bytes", "GPU memory that the gateway may take.", "limit_bytes"),
             ("fs_gpu_utilization_ratio", "Part of the time that the GPU worked.", "utilization"),
         ):
             family = GaugeMetricFamily(name, help_text, labels=["device", "gpu"])
             if state is not None and (value := getattr(state, field)) is not None:
                 family.add_metric([state.name, state.model], value)
             yield family
+
+
+def _shared_cache(cache: SharedCache) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "fs_shared_cache_up", "1 while the Redis that replicas share images in answers.", float(cache.up)
+    )
+    for name, help_text, outcomes, counts in (
+        (
+            "fs_shared_cache_lookups",
+            "Images looked up there: found, claimed (nothing was there), expired, unusable (forged, damaged), failed "
+            "(Redis), busy (all connections), skipped (Redis failed lately).",
+            LOOKUP_OUTCOMES,
+            cache.lookups,
+        ),
+        (
+            "fs_shared_cache_writes",
+            "Images to be written there: stored, kept (as many samples are there), other (other draws are there), "
+            "expired, too_large, refused (Redis is full), failed, dropped (too many wait), skipped (it failed lately).",
+            WRITE_OUTCOMES,
+            cache.writes,
+        ),
+    ):
+        family = CounterMetricFamily(name, help_text, labels=["outcome"])
+        for outcome in outcomes:
+            family.add_metric([outcome], counts[outcome])
+        yield family

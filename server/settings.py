@@ -18,8 +18,9 @@ from pydantic_settings import (
 from fs_runtime.receipts import read_signing_key
 from server.access.keys import stored_form
 from server.access.tenants import read_access
-from server.limits.redis import check_redis_url
+from server.redis_url import check_redis_url
 from server.request_settings import RequestSettings
+from server.shared_cache import check_shared_cache
 
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
@@ -83,6 +84,13 @@ class Settings(RequestSettings, BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
     )
+    gpu_memory_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Most of the GPU's memory that this process allocates, so that a vLLM on the same GPU keeps its "
+        "share; by default all that is free. Refused without a GPU.",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="Noise samples in one batch; larger fills a GPU better, smaller takes less memory."
     )
@@ -103,6 +111,34 @@ class Settings(RequestSettings, BaseSettings):
         ge=0,
         description="Memory for smoothed images, so that one that is sent again costs nothing; 0 keeps none, and every "
         "request has draws of its own.",
+    )
+    cache_redis_url: SecretStr | None = Field(
+        None,
+        description="redis://… in which replicas share smoothed images, behind the cache in memory (extra 'redis'); by "
+        "default each replica has its own alone.",
+    )
+    cache_redis_key: SecretStr | None = Field(
+        None,
+        description="Secret of at least 32 characters that seals what is in that Redis, the same for all replicas: "
+        "without it nobody can read or forge an image there. 'openssl rand -hex 32' makes one.",
+    )
+    cache_redis_timeout: float = Field(
+        0.25,
+        gt=0,
+        le=10,
+        description="Seconds that a request waits for that Redis at most; after that it goes on by itself.",
+    )
+    cache_redis_lifetime: float = Field(
+        86400.0,
+        ge=1,
+        description="Seconds for which an image's draws are shared in Redis, the same for all replicas; after that "
+        "they are made anew.",
+    )
+    cache_redis_image_bytes: int = Field(
+        2**25,
+        ge=4096,
+        description="Most bytes of one image in Redis; of larger ones what is needed to add samples is left out, and "
+        "if that does not do, the image.",
     )
 
     language_model: Literal["embedded", "vllm", "none"] = Field(
@@ -242,8 +278,10 @@ class Settings(RequestSettings, BaseSettings):
             raise ValueError(problem)
         for key in self.api_keys:
             stored_form(key.get_secret_value())
-        if self.limits_redis_url is not None:
-            check_redis_url(self.limits_redis_url.get_secret_value())
+        for name in ("limits_redis_url", "cache_redis_url"):
+            if (url := getattr(self, name)) is not None:
+                check_redis_url(name, url.get_secret_value())
+        check_shared_cache(self)
         if self.access_file is not None:
             read_access(self.access_file, self)  # a wrong file is found at start, not by the first client
         return self

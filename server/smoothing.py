@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fs_runtime.encoders.base import ImageSizeError
 from fs_runtime.engine import (
     DeadlineExceededError,
+    DeviceLostError,
     EngineClosedError,
     EngineOverloadedError,
     SmoothingEngine,
@@ -230,6 +231,13 @@ class SmoothingService:
                 "later, or ask for fewer samples",
                 code="smoothing_timeout",
                 param=source.param,
+            ) from None
+        except DeviceLostError:
+            raise ApiError(
+                503,
+                "the server's GPU has failed, and the server must be started again; try another one",
+                code="device_lost",
+                headers={"retry-after": "30"},
             ) from None
         except EngineClosedError:
             raise ApiError(

@@ -34,6 +34,9 @@ JRSS-B 2024; the spread part is Cover's universal portfolio on a finite set.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,6 +107,33 @@ class NormConfidenceSequence:
         block = max(1, _BLOCK_VALUES // max(1, self._log_growth.size))
         for start in range(0, len(samples), block):
             self._update_block(samples[start : start + block])
+
+    def state(self) -> dict[str, Array]:
+        """All that further updates and the bound depend on, other than confidence and shape; of constant size."""
+        return {
+            "count": np.array([self._count], dtype=np.float64),
+            "log_growth": self._log_growth,
+            "held": self._held,
+            "lower": self._lower,
+        }
+
+    @classmethod
+    def restored(cls, confidence: float, shape: tuple[int, ...], state: Mapping[str, Array]) -> Self:
+        """The sequence whose :meth:`state` it was.
+
+        Raises:
+            ValueError: An array is missing, of another shape, or holds what no sequence has.
+        """
+        sequence = cls(confidence, shape)
+        blank = sequence.state()
+        for name, value in blank.items():
+            if name not in state or state[name].shape != value.shape or not np.all(np.isfinite(state[name])):
+                raise ValueError(f"{name} is not that of a confidence sequence of shape {shape}")
+        sequence._count = int(state["count"][0])
+        sequence._log_growth, sequence._held, sequence._lower = (
+            np.array(state[name], dtype=np.float64) for name in ("log_growth", "held", "lower")
+        )
+        return sequence
 
     def forecast(self, inner_product: float | Array, count: int) -> float | Array:
         """The most that ``lower`` can be at ``count`` samples if each one from here on has the value ``inner_product``.

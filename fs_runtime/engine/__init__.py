@@ -4,6 +4,7 @@ from fs_runtime.engine.engine import SmoothingEngine
 from fs_runtime.engine.errors import (
     DeadlineExceededError,
     DeadlineUnreachableError,
+    DeviceLostError,
     EngineClosedError,
     EngineOverloadedError,
     SmoothingError,
@@ -24,6 +25,7 @@ __all__ = [
     "ConfidenceSplit",
     "DeadlineExceededError",
     "DeadlineUnreachableError",
+    "DeviceLostError",
     "Ending",
     "EngineClosedError",
     "EngineOverloadedError",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from functools import lru_cache
+
+import torch
 
 from fs_runtime.engine.request import SmoothingRequest
 from fs_runtime.engine.stored import StoredImage
 from fs_runtime.pictures import digest
+from fs_runtime.provenance import decoder_version, device_name, library_versions
 from fs_runtime.smoothing import FeatureMap, Smoother
 
 _LARGEST_SHARE = 16
@@ -25,6 +29,7 @@ class CacheKey:
         spectral: Whether the spread is bounded.
         token_confidence: Of the bounds of all tokens, which cannot be computed again for another confidence.
         weights: Fingerprints of all that f is made of, preprocessing included.
+        arithmetic: Device, precision and libraries; one seed gives other draws elsewhere.
     """
 
     tenant: str
@@ -34,6 +39,7 @@ class CacheKey:
     spectral: bool
     token_confidence: float | None
     weights: tuple[str | None, ...]
+    arithmetic: tuple[str, ...]
 
     @classmethod
     def of(cls, request: SmoothingRequest, smoother: Smoother) -> CacheKey:
@@ -48,7 +54,21 @@ class CacheKey:
             request.bounds_spread,
             request.token_confidence,
             (smoother.encoder.fingerprint, *(None if part is None else part.fingerprint for part in parts)),
+            _arithmetic(smoother.encoder.device, smoother.encoder.dtype),
         )
+
+    def parts(self) -> tuple[str, ...]:
+        """All of it as texts, from which other processes make the same name."""
+        stage, centred = self.feature_map.stage, self.feature_map.centred
+        values = self.tenant, self.image, self.sigma, stage, centred, self.spectral, self.token_confidence
+        return tuple(repr(value) for value in (*values, *self.weights, *self.arithmetic))
+
+
+@lru_cache(maxsize=64)
+def _arithmetic(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    libraries = {**library_versions(), "pillow": decoder_version()}
+    named = [f"{name} {version}" for name, version in libraries.items()]
+    return device.type, device_name(device), str(dtype), *named
 
 
 class ImageCache:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +55,8 @@ class Draws:
         if self._token_confidence is not None:
             tokens = products.tokens.shape[-1]
             if self.token_sequence is None:
-                alpha = (1 - self._token_confidence) / tokens  # Bonferroni
-                self.token_sequence = NormConfidenceSequence(1 - alpha, shape=(tokens,))
+                confidence = _token_confidence(self._token_confidence, tokens)
+                self.token_sequence = NormConfidenceSequence(confidence, shape=(tokens,))
             latest = products.tokens.float().cpu().numpy()
             self.token_sequence.update(latest.astype(np.float64))
             self._latest_tokens = latest if len(latest) else self._latest_tokens
@@ -108,6 +110,37 @@ class Draws:
         other._spread = self._spread
         return other
 
+    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
+        """Numbers and arrays that make it up, but for the sketch."""
+        arrays: dict[str, NDArray[np.generic]] = {"products": self._products()}
+        if self._latest_tokens is not None:
+            arrays["latest_tokens"] = self._latest_tokens
+        if self.token_sequence is not None:
+            arrays |= {f"tokens.{name}": array for name, array in self.token_sequence.state().items()}
+        return {"count": self.count, "token_confidence": self._token_confidence, "spread": self._spread}, arrays
+
+    @classmethod
+    def restored(cls, numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Draws:
+        """The draws whose :meth:`state` it was.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is not such a state.
+        """
+        draws = cls(numbers["token_confidence"])
+        draws.count = int(numbers["count"])
+        if len(arrays["products"]):
+            draws._blocks = [arrays["products"].astype(np.float32)]
+        if numbers["spread"] is not None:
+            draws._spread = float(numbers["spread"][0]), int(numbers["spread"][1])
+        draws._latest_tokens = arrays.get("latest_tokens")
+        tokens = {name.removeprefix("tokens."): array for name, array in arrays.items() if name.startswith("tokens.")}
+        if tokens and draws._token_confidence is not None:
+            shape = tokens["lower"].shape
+            draws.token_sequence = NormConfidenceSequence.restored(
+                _token_confidence(draws._token_confidence, shape[0]), shape, tokens
+            )
+        return draws
+
     @property
     def nbytes(self) -> int:
         """Memory that it takes, about; with room for the sequences."""
@@ -119,3 +152,8 @@ class Draws:
         if len(self._blocks) == 1:
             return self._blocks[0]
         return np.concatenate(self._blocks) if self._blocks else np.zeros(0, np.float32)
+
+
+def _token_confidence(confidence: float, tokens: int) -> float:
+    """Of each token by itself, so that all hold together with ``confidence`` (Bonferroni)."""
+    return 1 - (1 - confidence) / tokens

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from fs_runtime.encoders import PreparedImage, VisionEncoder
 from fs_runtime.engine.cache import CacheKey, ImageCache
 from fs_runtime.engine.capacity import BatchBudget
-from fs_runtime.engine.errors import DeadlineUnreachableError, EngineClosedError, EngineOverloadedError
+from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
 from fs_runtime.engine.job import Ask, Job, cost_of
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
+from fs_runtime.engine.shared_cache import SharedCache
+from fs_runtime.engine.stored import Origin, StoredImage
 from fs_runtime.engine.worker import Worker
-from fs_runtime.noise import fresh_seed
 from fs_runtime.smoothing import Smoother
 
 _USUAL_SIDE = 336  # a picture of that many pixels squared has the model's usual number of tokens
@@ -42,6 +43,11 @@ class SmoothingEngine:
             raised.
         max_queued_images: Images that may wait at once; their pixels take memory.
         cache_bytes: Memory for finished images; 0 keeps none, and lets no two requests share draws.
+        shared_cache: What replicas share beyond that; closed with the engine. None for one replica. Needs
+            ``cache_bytes``.
+
+    Raises:
+        ValueError: There is a shared cache without one in memory.
     """
 
     def __init__(
@@ -52,7 +58,10 @@ class SmoothingEngine:
         max_queued_samples: int = 65536,
         max_queued_images: int = 1024,
         cache_bytes: int = 0,
+        shared_cache: SharedCache | None = None,
     ) -> None:
+        if shared_cache is not None and not cache_bytes:
+            raise ValueError("a shared cache needs one in memory in front of it; give cache_bytes")
         self.smoother = smoother
         self._batch_size = batch_size
         usual = cost_of(smoother.encoder.prepare(np.zeros((_USUAL_SIDE, _USUAL_SIDE, 3), np.uint8)))
@@ -61,7 +70,8 @@ class SmoothingEngine:
         self._max_queued_tokens = max_queued_samples * usual
         self._max_queued_images = max_queued_images
         self._cache = ImageCache(cache_bytes)
-        self._worker = Worker(smoother, BatchBudget(self._full_batch), self._cache)
+        self.shared_cache = shared_cache
+        self._worker = Worker(smoother, BatchBudget(self._full_batch), self._cache, shared_cache)
         # Of its own, so that images being prepared do not keep others from being found in the cache.
         self._preparers = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="prepare")
         self._preparing = 0
@@ -85,6 +95,11 @@ class SmoothingEngine:
     def alive(self) -> bool:
         """Whether the thread that runs the passes is running."""
         return self._worker.alive
+
+    @property
+    def device_lost(self) -> bool:
+        """Whether the device computes nothing any more for this process; the engine is closed then."""
+        return self._worker.device_lost
 
     @property
     def seconds_since_heartbeat(self) -> float:
@@ -194,6 +209,8 @@ class SmoothingEngine:
         """Fails what is queued and stops the thread."""
         self._worker.close()
         self._preparers.shutdown(wait=False, cancel_futures=True)
+        if self.shared_cache is not None:
+            self.shared_cache.close()
 
     # --- from a request to a place in the queue ------------------------------------------------------------------
 
@@ -206,13 +223,28 @@ class SmoothingEngine:
         return ask, CacheKey.of(request, self.smoother) if cached else None
 
     def _recall(self, ask: Ask, key: CacheKey | None) -> SmoothingResult | None:
-        """The result if the cache has all that it takes."""
+        """The result if the cache has all that it takes: the one in memory first, then the one that replicas share."""
         if key is None:
             return None
         with self._worker.changed:
             if self._worker.closed:
-                raise _closed()
-            stored = self._cache.get(key)
+                raise self._closed()
+            stored, in_flight = self._cache.get(key), key in self._worker.jobs
+        result = self._answer(ask, stored)
+        if result is not None or self.shared_cache is None or in_flight:
+            return result
+        keeps = stored is not None and self.shared_cache.takes(stored.origin)
+        ask.proposal = stored.origin if stored is not None and keeps else Origin.fresh(ask.request.samples)
+        ask.known = self.shared_cache.find(key, ask.proposal)
+        found = ask.known.image if ask.known else None
+        if found is None or not found.is_better_than(stored):
+            return None
+        with self._worker.changed:
+            self._cache.put(key, found)
+        return self._answer(ask, found)
+
+    def _answer(self, ask: Ask, stored: StoredImage | None) -> SmoothingResult | None:
+        """The result if what is stored is enough for it."""
         if stored is None:
             return None
         capacity = max(1, self._full_batch // stored.cost)
@@ -227,7 +259,7 @@ class SmoothingEngine:
         """Refuses before the work of preparing an image."""
         with self._worker.changed:
             if self._worker.closed:
-                raise _closed()
+                raise self._closed()
             if len(self._worker.queue) + self._preparing >= self._max_queued_images:
                 raise EngineOverloadedError("too many images are waiting", self._seconds(self._worker.queue.cost))
 
@@ -240,7 +272,7 @@ class SmoothingEngine:
         request = ask.request
         with self._worker.changed:
             if self._worker.closed:
-                raise _closed()
+                raise self._closed()
             job = self._worker.jobs.get(key) if key is not None else None
             if job is not None:
                 had = job.draws.count + job.remaining
@@ -250,19 +282,15 @@ class SmoothingEngine:
                 job.unseen = True
                 self._worker.changed.notify_all()
                 return
-            stored = self._cache.get(key) if key is not None else None
-            if stored is not None and stored.sums is None:
-                stored = None  # too large to go on with: draws anew
+            origin, stored = self._begin(ask, key)
             count = ask.had = stored.draws.count if stored else 0
             self._admit(ask, max(0, request.samples - count), count, cost_of(image))
             if key is not None:
                 ask.cache = "extended" if stored else "miss"
-            seed = fresh_seed() if request.seed is None else request.seed
             job = Job(
                 request,
                 image,
-                stored.seed if stored else seed,
-                stored.planned if stored else request.samples,
+                origin,
                 self.encoder.token_grids(image.grid, request.feature_map.stage),
                 key,
                 stored,
@@ -270,6 +298,24 @@ class SmoothingEngine:
                 unseen=stored is not None,
             )
             self._worker.add(job)
+
+    def _begin(self, ask: Ask, key: CacheKey | None) -> tuple[Origin, StoredImage | None]:
+        """Which draws the request gets, and what to go on with; with ``changed`` held."""
+        stored = self._cache.get(key) if key is not None else None
+        if ask.known is not None:  # what replicas share comes before what this one has
+            found = ask.known.image
+            if found is not None and found.is_better_than(stored):
+                stored = found
+            if stored is not None and stored.origin != ask.known.origin:
+                stored = None
+            origin = ask.known.origin
+        elif stored is not None:
+            origin = stored.origin
+        else:  # the proposal may have reached others, even where no answer came back
+            origin = ask.proposal or Origin.fresh(ask.request.samples, ask.request.seed)
+        if stored is not None and stored.sums is None:
+            stored = None  # it was too large to go on with: the same draws are made again
+        return origin, stored
 
     def _admit(self, ask: Ask, further: int, count: int, cost: int) -> None:
         """Refuses a request that there is no room or no time for.
@@ -295,6 +341,7 @@ class SmoothingEngine:
     def _seconds(self, tokens: int) -> float | None:
         return self._worker.rate.seconds(tokens)
 
-
-def _closed() -> EngineClosedError:
-    return EngineClosedError("the smoothing engine is shut down")
+    def _closed(self) -> EngineClosedError:
+        if self.device_lost:
+            return DeviceLostError(f"{self.encoder.device} does not compute any more")
+        return EngineClosedError("the smoothing engine is shut down")

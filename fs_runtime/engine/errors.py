@@ -7,6 +7,10 @@ class EngineClosedError(RuntimeError):
     """The engine no longer takes work."""
 
 
+class DeviceLostError(EngineClosedError):
+    """The device computes nothing any more for this process, which must be started again."""
+
+
 class EngineOverloadedError(RuntimeError):
     """The queue is full; the caller should try again later.
 

@@ -15,7 +15,7 @@ from fs_runtime.encoders import PreparedImage
 from fs_runtime.engine.cache import CacheKey
 from fs_runtime.engine.draws import Draws
 from fs_runtime.engine.request import CacheOutcome, Ending, SmoothingRequest, SmoothingResult
-from fs_runtime.engine.stored import Mean, StoredImage
+from fs_runtime.engine.stored import KnownImage, Mean, Origin, StoredImage
 from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
 
 
@@ -32,6 +32,8 @@ class Ask:
         rule: Ends the sampling early; None if nothing does.
         ended: Why no more samples are needed; None as long as they are.
         look_at: Number of samples at which the rule looks next.
+        proposal: Draws that were proposed to the cache that replicas share; None if there is none.
+        known: What that cache says of the draws; None if it does not answer.
     """
 
     request: SmoothingRequest
@@ -42,6 +44,8 @@ class Ask:
     rule: StoppingRule | None = None
     ended: Ending | None = None
     look_at: int = 0
+    proposal: Origin | None = None
+    known: KnownImage | None = None
 
     @property
     def deadline(self) -> float:
@@ -113,7 +117,7 @@ class Ask:
             sigma=request.sigma,
             samples=draws.count,
             max_samples=max(request.samples, draws.count),
-            planned=image.planned,
+            planned=image.origin.planned,
             ended=self.ended,
             confidence=request.confidence,
             alphas=request.alphas,
@@ -126,7 +130,7 @@ class Ask:
             spread_estimate=spread.observed if spread and spread.count else None,
             spectral_norm=image.spectral_norm,
             token_grids=image.token_grids,
-            seed=image.seed,
+            seed=image.origin.seed,
             queue_seconds=0.0 if started is None else max(0.0, started - self.submitted),
             smoothing_seconds=0.0 if started is None else time.monotonic() - max(started, self.submitted),
             cache=self.cache,
@@ -141,8 +145,7 @@ class Job:
     Attributes:
         first: The request that began it; all others agree with it in what the draws depend on.
         image: As the encoder reads it.
-        seed: Of the draws.
-        planned: Samples that the first request for these draws asked for.
+        origin: Of the draws.
         token_grids: Rows and columns of the rectangles that the tokens fill, one after another.
         key: What the cache knows it by; None if it goes past the cache.
         stored: What the cache had to begin with.
@@ -155,8 +158,7 @@ class Job:
 
     first: SmoothingRequest
     image: PreparedImage
-    seed: int
-    planned: int
+    origin: Origin
     token_grids: tuple[tuple[int, int], ...]
     key: CacheKey | None = None
     stored: StoredImage | None = None
@@ -212,7 +214,7 @@ class Job:
                 self.state = self.stored.start(smoother, self.image, first)
             else:
                 self.state = smoother.start(
-                    self.image, first.sigma, self.seed, first.feature_map, spectral=first.bounds_spread
+                    self.image, first.sigma, self.origin.seed, first.feature_map, spectral=first.bounds_spread
                 )
             self.started = time.monotonic()
         return self.state

@@ -132,7 +132,7 @@ class SmoothingResult:
         seed: Of the draws.
         queue_seconds: Time before the first sample; 0 if all were there.
         smoothing_seconds: Time from the first sample to the last; 0 if all were there.
-        cache: ``miss``: the draws were begun for this request; ``hit``: all had been asked for before; ``extended``:
+        cache: ``miss``: nothing was there to go on with; ``hit``: all had been asked for before; ``extended``:
             further ones were added to what was there. None if the cache was not used.
         drawn: Samples drawn for this request, those left out that were there or that others had asked for.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from fs_runtime.encoders import PreparedImage
 from fs_runtime.engine.draws import Draws
 from fs_runtime.engine.request import SmoothingRequest
+from fs_runtime.noise import fresh_seed
 from fs_runtime.smoothing import Smoother, SmoothingState
 from fs_runtime.spread_sketch import SpreadSketch
 
@@ -107,12 +109,31 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Which draws they are: all that was fixed before the first of them was made.
+
+    Attributes:
+        seed: Of the noise.
+        planned: Samples that the first request for these draws asked for.
+        begun: When that came, in seconds of Unix time.
+    """
+
+    seed: int
+    planned: int
+    begun: float
+
+    @classmethod
+    def fresh(cls, planned: int, seed: int | None = None) -> Origin:
+        """Of new draws; ``seed`` None takes one from the operating system."""
+        return cls(fresh_seed() if seed is None else seed, planned, time.time())
+
+
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """What the cache keeps of one image. Nothing of it changes.
 
     Attributes:
-        seed: Of the draws.
-        planned: Samples that the first request for these draws asked for.
+        origin: Of the draws.
         draws: What certificates are computed from.
         mean: What the language model gets.
         sums: What further samples are added to; None if there was no room for them.
@@ -121,8 +142,7 @@ class StoredImage:
         cost: Of one sample, in tokens.
     """
 
-    seed: int
-    planned: int
+    origin: Origin
     draws: Draws
     mean: Mean
     sums: Sums | None
@@ -135,9 +155,31 @@ class StoredImage:
         """Memory that it takes, about."""
         return self.draws.nbytes + self.mean.nbytes + (self.sums.nbytes if self.sums else 0) + 4096
 
+    def is_better_than(self, other: StoredImage | None) -> bool:
+        """Whether it can answer more than another one of the same draws; always, if that is of other draws or None."""
+        if other is None or other.origin != self.origin:
+            return True
+        mine, theirs = ((image.draws.count, image.sums is not None) for image in (self, other))
+        return mine > theirs
+
     def start(self, smoother: Smoother, image: PreparedImage, request: SmoothingRequest) -> SmoothingState:
         """The state to go on with, on the device; this one stays as it is."""
-        state = smoother.start(image, request.sigma, self.seed, request.feature_map, spectral=request.bounds_spread)
+        state = smoother.start(
+            image, request.sigma, self.origin.seed, request.feature_map, spectral=request.bounds_spread
+        )
         if self.sums is not None:
             self.sums.put_into(state)
         return state
+
+
+@dataclass(frozen=True, slots=True)
+class KnownImage:
+    """What replicas know of an image together.
+
+    Attributes:
+        origin: Of the draws that all of them make or have.
+        image: What was drawn; None if nothing is finished yet.
+    """
+
+    origin: Origin
+    image: StoredImage | None

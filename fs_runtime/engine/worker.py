@@ -12,10 +12,12 @@ import torch
 
 from fs_runtime.engine.cache import CacheKey, ImageCache
 from fs_runtime.engine.capacity import BatchBudget, Rate
-from fs_runtime.engine.errors import DeadlineExceededError, EngineClosedError, SmoothingError
+from fs_runtime.engine.errors import DeadlineExceededError, DeviceLostError, EngineClosedError, SmoothingError
 from fs_runtime.engine.fair_queue import FairQueue
 from fs_runtime.engine.job import Ask, Job
+from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.engine.stored import StoredImage, Sums
+from fs_runtime.gpu import device_works
 from fs_runtime.smoothing import Smoother
 
 log = logging.getLogger("fs_runtime.engine")
@@ -31,6 +33,7 @@ class Worker:
         smoother: Encoder with purifier and mapper.
         budget: Size of the batches.
         cache: Where finished images go.
+        shared_cache: Where they go for other replicas; None if there are none.
 
     Attributes:
         changed: Guards the queue, ``jobs`` and the cache; notify after adding to them.
@@ -43,12 +46,16 @@ class Worker:
         samples: Samples drawn so far.
         out_of_memory: Batches that did not fit into memory so far.
         faults: Faults of the scheduler itself so far; each failed the images concerned.
+        device_lost: Whether the device computes nothing any more; the thread has then ended.
     """
 
-    def __init__(self, smoother: Smoother, budget: BatchBudget, cache: ImageCache) -> None:
+    def __init__(
+        self, smoother: Smoother, budget: BatchBudget, cache: ImageCache, shared_cache: SharedCache | None = None
+    ) -> None:
         self._smoother = smoother
         self._budget = budget
         self._cache = cache
+        self._shared_cache = shared_cache
         self.changed = threading.Condition()
         self.queue: FairQueue[Job] = FairQueue(budget.full)
         self.jobs: dict[CacheKey, Job] = {}
@@ -60,6 +67,7 @@ class Worker:
         self.samples = 0
         self.out_of_memory = 0
         self.faults = 0
+        self.device_lost = False
         self._thread = threading.Thread(target=self._run, name="smoothing", daemon=True)
         self._thread.start()
 
@@ -85,17 +93,23 @@ class Worker:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        end = EngineClosedError("the smoothing engine was shut down")
         try:
             while not self.closed:
                 concerned: list[Job] = []
                 try:
                     self._turn(concerned)
+                except DeviceLostError:
+                    raise
                 except Exception as error:
                     self._fault(concerned, error)
+        except DeviceLostError as lost:
+            end = lost
+            log.critical("%s: no image can be smoothed until the process is started again", lost, exc_info=lost)
         finally:  # nobody may wait for a thread that is gone
             with self.changed:
                 self.closed = True
-            self._drop(list(self.queue), EngineClosedError("the smoothing engine was shut down"))
+            self._drop(list(self.queue), end, end.__cause__)
 
     def _turn(self, concerned: list[Job]) -> None:
         """One round: those who left, those who came, one batch. Puts into ``concerned`` whom it works for."""
@@ -144,6 +158,7 @@ class Worker:
             states = [(job.begin(self._smoother), samples) for job, samples in batch]
             products = self._smoother.step(states)
         except Exception as error:
+            self._check_device(error)
             with self.changed:
                 self.queue.refund(batch)
             self._failed(batch, tokens, error)
@@ -153,6 +168,7 @@ class Worker:
             try:
                 job.add(new)
             except Exception as error:
+                self._check_device(error)
                 self._drop([job], _smoothing_error(error), error)
                 continue
             self._look(job)
@@ -195,6 +211,7 @@ class Worker:
             last = len(ended) == len(asks)
             stored = self._store(job) if last and job.key is not None else None
         except Exception as error:
+            self._check_device(error)
             self._drop([job], _smoothing_error(error), error)
             return
         with self.changed:
@@ -204,6 +221,8 @@ class Worker:
                 self._cache.put(job.key, stored)
             if not job.asks:
                 self._leave(job)
+        if self._shared_cache is not None and job.key is not None and stored is not None and stored is not job.stored:
+            self._shared_cache.offer(job.key, stored)
         for ask, result in results:
             if ask.future.set_running_or_notify_cancel():
                 ask.future.set_result(result)
@@ -215,8 +234,7 @@ class Worker:
         if job.first.bounds_spread and job.state.sketch is None:
             return None  # it lost its sketch for want of memory; the next request does better with fresh draws
         image = StoredImage(
-            job.seed,
-            job.planned,
+            job.origin,
             job.draws.snapshot(),
             job.mean(self._smoother),
             None,
@@ -234,6 +252,7 @@ class Worker:
 
     def _fault(self, concerned: list[Job], error: Exception) -> None:
         """A fault of the scheduler itself: fails the images concerned, all if it is not known which, and goes on."""
+        self._check_device(error)
         log.error("fault in the scheduler", exc_info=error)
         with self.changed:
             self.faults += 1
@@ -241,6 +260,17 @@ class Worker:
             if not concerned:
                 self.queue, self.jobs = FairQueue(self._budget.full), {}
         self._drop(jobs, _smoothing_error(error), error)
+
+    def _check_device(self, error: Exception) -> None:
+        """Ends the thread where whatever fails has left a device on which all that follows fails too.
+
+        Raises:
+            DeviceLostError: That is so.
+        """
+        device = self._smoother.encoder.device
+        if not device_works(device):
+            self.device_lost = True
+            raise DeviceLostError(f"{device} does not compute any more") from error
 
     def _drop(self, jobs: Iterable[Job], error: Exception, cause: BaseException | None = None) -> None:
         """Fails all who wait for some images."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib.metadata import version
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fs_runtime import __version__
 from fs_runtime.engine import SmoothingEngine, SmoothingResult
 from fs_runtime.pictures import digest
+from fs_runtime.provenance import device_name, library_versions
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts.document import (
     Receipt,
@@ -86,19 +83,12 @@ def issue_receipt(
     return key.sign(receipt) if key else receipt
 
 
-@lru_cache(maxsize=1)
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that compute a certificate."""
-    return {"fs-serve": __version__, **{name: version(name) for name in ("torch", "transformers", "numpy")}}
-
-
 def arithmetic_of(smoother: Smoother, batch_size: int) -> ReceiptArithmetic:
     """Device and precision that a smoother computes with."""
     encoder = smoother.encoder
-    on_gpu = encoder.device.type == "cuda"
     return ReceiptArithmetic(
         device=encoder.device.type,  # type: ignore[arg-type] # checked by the schema, as is the next but one
-        device_name=torch.cuda.get_device_name(encoder.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        device_name=device_name(encoder.device),
         dtype=str(encoder.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         batch_size=batch_size,
     )

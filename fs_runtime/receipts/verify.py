@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.pictures import digest
+from fs_runtime.provenance import library_versions
 from fs_runtime.receipts.comparison import differences
 from fs_runtime.receipts.document import Receipt
-from fs_runtime.receipts.issue import arithmetic_of, library_versions
+from fs_runtime.receipts.issue import arithmetic_of
 from fs_runtime.receipts.replay import replay, tolerance
 from fs_runtime.receipts.signing import SignatureError, check_signature
 from fs_runtime.robustness import Fingerprints

@@ -153,6 +153,9 @@ def test_evaluate_features(tmp_path: Path) -> None:
         (["certify", IMAGE, "--dtype", "int8"], "float32"),
         (["bench", "smoothing", "--shape", "round"], "unknown shape"),
         (["bench", "smoothing", "--batch-sizes", "a,b"], "whole numbers"),
+        (["bench", "smoothing", "--image-samples", "0"], "at least 1"),
+        (["bench", "certify", "--shape", "round"], "unknown shape"),
+        (["bench", "certify", "--samples", "1,x"], "--samples takes whole numbers"),
         (["bench", "bets", "--alphas", "0.05,2"], "between 0 and 1"),
         (["bench", "bets", "--sigmas", "a"], "separated by commas"),
         (["bench", "bets", "--sigmas", "0"], "above 0"),
@@ -190,7 +193,7 @@ def test_help_loads_no_torch() -> None:
 
 def test_bench_smoothing(tmp_path: Path) -> None:
     small = ("bench", "smoothing", "--samples", "32", "--batch-sizes", "8,16", "--rounds", "1", "--psm", "auto")
-    done = run(*small, "--json", "--output", str(tmp_path / "pass"))
+    done = run(*small, "--image-samples", "20,33", "--json", "--output", str(tmp_path / "pass"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found == json.loads((tmp_path / "pass.json").read_text())
@@ -199,6 +202,7 @@ def test_bench_smoothing(tmp_path: Path) -> None:
     assert found["batch_size"] in (8, 16)
     assert found["of_bare"] == pytest.approx(found["smoothing"] / found["bare"])  # of one round
     assert min(found["bare"], found["smoothing"], found["plain_loop"]) > 0
+    assert found["image_seconds"].keys() == {"20", "33"}
     assert found["flop_utilisation"] == pytest.approx(found["sample_flops"] * found["smoothing"] / found["peak_flops"])
 
 

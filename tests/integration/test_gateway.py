@@ -16,7 +16,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fs_runtime.encoders import load_encoder
-from fs_runtime.engine import SmoothingEngine
+from fs_runtime.engine import SmoothingEngine, worker
 from fs_runtime.smoothing import Smoother
 
 from .gateway import TINY, Gateway, chat, data_url, picture, running_gateway, user
@@ -484,6 +484,31 @@ def test_a_stalled_smoothing_thread_is_visible(
             "language_model": True,
             "staying": True,
         }
+
+
+def test_a_lost_gpu_fails_liveness_and_every_request(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault alone is made up: a pass that fails, after which the device computes nothing any more."""
+    own = SmoothingEngine(Smoother(load_encoder(str(tiny_llava))), batch_size=16, cache_bytes=2**26)
+    body = {"image": data_url(picture(1)), "robustness": {"samples": 8}}
+
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with running_gateway(tiny_llava, own) as gateway:
+        assert gateway.post("/v1/certify", body).status_code == 200
+        monkeypatch.setattr(own.smoother, "step", broken)
+        fresh = {**body, "robustness": {"samples": 8, "cache": False}}
+        assert gateway.post("/v1/certify", fresh).json()["error"]["code"] == "smoothing_failed"
+        assert httpx.get(f"{gateway.url}/livez").status_code == 200  # one image's fault, for the device still works
+        monkeypatch.setattr(worker, "device_works", lambda device: False)
+        for request in (fresh, body):
+            answer = gateway.post("/v1/certify", request)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "device_lost")
+            assert answer.headers["retry-after"]
+        for path in ("livez", "readyz"):
+            assert httpx.get(f"{gateway.url}/{path}").status_code == 503
+        assert "fs_engine_alive 0.0" in httpx.get(f"{gateway.url}/metrics").text
+    own.close()
 
 
 def test_answers_that_wait_for_the_embedded_model_are_bounded(tiny_llava: Path, engine: SmoothingEngine) -> None:

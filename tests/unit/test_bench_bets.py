@@ -12,7 +12,7 @@ from fs_runtime.bench_bets import (
     measure_deficits,
     synthetic_laws,
 )
-from fs_runtime.bench_bets_table import cost_table, deficit_tables
+from fs_runtime.bench_bets_command import cost_table, deficit_tables
 from fs_runtime.certificate import NormConfidenceSequence
 from fs_runtime.loading import load_smoother
 from fs_runtime.reference import reference_model_path

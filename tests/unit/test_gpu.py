@@ -1,5 +1,7 @@
 """The whole runtime on a CUDA device: engine, certificate and embedded language model, in float32 and bfloat16."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future
 
@@ -9,7 +11,7 @@ import torch
 
 from fs_runtime.embedded import EmbeddedModel, Generation
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
-from fs_runtime.gpu import gpu_state
+from fs_runtime.gpu import gpu_state, limit_memory
 from fs_runtime.loading import load_engine, load_smoother
 from fs_runtime.pictures import read_picture
 from fs_runtime.query import CertificateQuery
@@ -74,4 +76,66 @@ def test_the_state_of_the_device() -> None:
     assert state is not None
     assert state.name == "cuda:0"
     assert kept.nbytes <= state.reserved_bytes <= state.used_bytes <= state.total_bytes
+    assert state.reserved_bytes <= state.limit_bytes <= state.total_bytes
     assert state.utilization is None or 0 <= state.utilization <= 1
+
+
+def test_a_share_of_memory_is_a_ceiling_and_makes_batches_smaller() -> None:
+    device = torch.device("cuda", 0)
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.empty_cache()
+    smoother = load_smoother(MODEL, device="cuda", dtype="float32")
+    used = torch.cuda.memory_reserved(device)
+    limit_memory(device, (used + 400 * 2**20) / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(500 * 2**20, dtype=torch.uint8, device=device)
+        state = gpu_state(device)
+        assert state is not None
+        assert state.limit_bytes < state.total_bytes
+        engine = SmoothingEngine(smoother, batch_size=4096)
+        try:
+            result = engine.submit(SmoothingRequest(PICTURE, 0.05, 4096, 0.999)).result(300)
+            assert result.samples == 4096
+            assert engine.out_of_memory_events > 0
+            assert torch.cuda.memory_reserved(device) <= state.limit_bytes
+        finally:
+            engine.close()
+    finally:
+        limit_memory(device, 1.0)
+
+
+_ASSERTION = """
+import sys, numpy as np, torch
+from fs_runtime.engine import DeviceLostError, SmoothingEngine, SmoothingRequest
+from fs_runtime.gpu import device_works
+from fs_runtime.loading import load_smoother
+
+smoother = load_smoother(sys.argv[1], device="cuda")
+engine = SmoothingEngine(smoother, batch_size=8)
+request = SmoothingRequest(np.zeros((56, 56, 3), np.uint8), 0.05, 8, 0.9)
+engine.submit(request).result(60)
+assert device_works(smoother.encoder.device)
+step = smoother.step
+def failing(parts):
+    torch.zeros(4, device="cuda")[torch.tensor([99], device="cuda")].sum().item()
+    return step(parts)
+smoother.step = failing
+for attempt in range(2):
+    try:
+        engine.submit(request).result(60)
+    except DeviceLostError:
+        continue
+    raise SystemExit("the lost device was not noticed")
+assert engine.device_lost and not engine.alive
+print("noticed")
+"""
+
+
+def test_a_real_assertion_on_the_device_is_noticed() -> None:
+    """In a process of its own, for its CUDA context is gone afterwards."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ASSERTION, MODEL], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "noticed" in done.stdout

@@ -50,6 +50,13 @@ def test_every_setting_says_why() -> None:
         ({"api_keys": ["sha256:12"]}, "64 hex digits"),
         ({"limits_redis_url": "http://127.0.0.1"}, "redis://"),
         ({"limits_redis_url": "redis://:hidden@127.0.0.1:port"}, "not a valid URL"),
+        ({"cache_redis_url": "http://127.0.0.1", "cache_redis_key": "k" * 32}, "cache_redis_url must begin"),
+        ({"cache_redis_url": "redis://127.0.0.1"}, "forge certificates"),
+        ({"cache_redis_key": "k" * 32}, "go together"),
+        ({"cache_redis_url": "redis://127.0.0.1", "cache_redis_key": "short"}, "at least 32 characters"),
+        ({"cache_redis_url": "redis://127.0.0.1", "cache_redis_key": "k" * 32, "cache_bytes": 0}, "cache_bytes"),
+        ({"gpu_memory_fraction": 0}, "gpu_memory_fraction"),
+        ({"gpu_memory_fraction": 1.1}, "gpu_memory_fraction"),
         ({"on_undecided": "ignore"}, "on_undecided"),
     ],
 )

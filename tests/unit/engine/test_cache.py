@@ -242,8 +242,8 @@ def test_an_image_too_large_to_go_on_with_still_answers_and_starts_over_for_more
     first = get(tight, ask(samples=200, spectral=True))  # its sketch alone takes more than a sixteenth
     assert get(tight, ask(samples=200, spectral=True)).cache == "hit"
     more = get(tight, ask(samples=201, spectral=True))
-    assert (more.cache, more.samples, more.planned) == ("miss", 201, 201)
-    assert more.seed != first.seed
+    assert (more.cache, more.samples, more.drawn) == ("miss", 201, 201)
+    assert (more.seed, more.planned) == (first.seed, 200)  # the same draws again, so that both answers hold together
 
 
 def test_without_noise_one_sample_is_kept(cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fs_runtime.engine import EngineClosedError, SmoothingEngine, SmoothingError, SmoothingResult
+from fs_runtime.engine import (
+    DeviceLostError,
+    EngineClosedError,
+    SmoothingEngine,
+    SmoothingError,
+    SmoothingResult,
+    worker,
+)
 from fs_runtime.engine.fair_queue import FairQueue
 from fs_runtime.engine.job import Job
+from fs_runtime.gpu import device_works
 from fs_runtime.spread_sketch import SpreadSketch
 
 from .conftest import Ask, WatchedSmoother
@@ -133,6 +141,28 @@ def test_the_heart_beats_while_idle_and_stops_while_a_batch_hangs(
     assert engine.seconds_since_heartbeat > 1.2
     smoother.gate.set()
     hanging.result(30)
+
+
+def test_a_lost_device_ends_every_request_and_the_thread(
+    engine: SmoothingEngine, smoother: WatchedSmoother, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoother.gate.clear()
+    futures = [engine.submit(ask(sigma)) for sigma in (0.1, 0.2, 0.3)]
+    smoother.failing_sigma = 0.2
+    monkeypatch.setattr(worker, "device_works", lambda device: False)
+    smoother.gate.set()
+    for future in futures:
+        with pytest.raises(DeviceLostError, match="does not compute"):
+            future.result(30)
+    assert engine.device_lost
+    assert not engine.alive
+    assert engine.queued_images == 0
+    with pytest.raises(DeviceLostError):
+        engine.submit(ask())
+
+
+def test_the_cpu_is_never_lost() -> None:
+    assert device_works(torch.device("cpu"))
 
 
 def test_closing_under_load_ends_every_request(engine: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:
