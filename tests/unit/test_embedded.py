@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from fs_runtime.embedded import EmbeddedModel, Generation, PromptError, _StopText
+from fs_runtime.embedded import EmbeddedModel, Generation, PromptError
+from fs_runtime.embedded.answer import StopText
 from fs_runtime.encoders import VisionEncoder
 
 
@@ -75,7 +76,7 @@ def test_cancelling_stops(model: EmbeddedModel) -> None:
     ],
 )
 def test_stop_texts(text: str, stop: tuple[str, ...], expected: str, chunk: int) -> None:
-    found = _StopText(stop)
+    found = StopText(stop)
     pieces = []
     for end in range(chunk, len(text) + chunk, chunk):
         pieces.append(found.feed(text[:end]))
@@ -85,6 +86,6 @@ def test_stop_texts(text: str, stop: tuple[str, ...], expected: str, chunk: int)
 
 
 def test_half_a_character_is_held_back() -> None:
-    found = _StopText(())
+    found = StopText(())
     assert found.feed("a\ufffd") == "a"
     assert found.feed("aé") == "é"
