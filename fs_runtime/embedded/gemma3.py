@@ -28,14 +28,13 @@ class Gemma3Model(EmbeddedModel):
     def _inputs(self, ids: list[int], embeddings: Tensor, images: Sequence[Payload]) -> dict[str, Any]:
         if not images:
             return {}
-        cache = DynamicCache(config=self._config.text_config)  # the masks follow its sliding windows
         masks = Gemma3ForConditionalGeneration.create_masks_for_generate(
             self._config,
             embeddings,
             attention_mask=None,
-            past_key_values=cache,
+            past_key_values=DynamicCache(config=self._config.text_config),  # as the model will make it
             position_ids=None,
             token_type_ids=(self._ids(ids) == self._image_token).long().unsqueeze(0),
             is_first_iteration=True,
         )
-        return {"attention_mask": masks, "past_key_values": cache}
+        return {"attention_mask": masks}

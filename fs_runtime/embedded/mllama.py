@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import MllamaForCausalLM
 from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
 from typing_extensions import override
@@ -34,20 +35,22 @@ class MllamaModel(EmbeddedModel):
     def _inputs(self, ids: list[int], embeddings: Tensor, images: Sequence[Payload]) -> dict[str, Any]:
         if not images:
             return {}
-        states = [self._rows(image["image_embeds"]) for image in images]
-        lowest = torch.finfo(embeddings.dtype).min
-        mask = torch.full((len(ids), sum(map(len, states))), lowest, device=self._device, dtype=embeddings.dtype)
-        first = 0
-        for (start, end), state in zip(get_cross_attention_token_mask(ids, self._image_token), states, strict=True):
-            mask[start : None if end == -1 else end, first : first + len(state)] = 0
-            first += len(state)
-        # A token before all images reads none. Softmax over nothing is no number, so its row is open and its outcome
-        # is multiplied by 0.
-        reads = (mask == 0).any(-1, keepdim=True).to(mask)
+        states = torch.cat([self._rows(image["image_embeds"]) for image in images])
+        reads = torch.zeros(len(ids), 1 + len(states), dtype=torch.bool, device=self._device)
+        first = 1
+        for (start, end), image in zip(get_cross_attention_token_mask(ids, self._image_token), images, strict=True):
+            behind = first + len(image["image_embeds"])
+            reads[start : None if end == -1 else end, first:behind] = True
+            first = behind
+        # A token before all images reads none: only a state of zeros, whose value is zero. transformers lets such
+        # tokens read everything, black tiles included; Meta's own code multiplies their outcome by 0.
+        some = reads.any(-1, keepdim=True)
+        reads[:, :1] = ~some
+        mask = torch.zeros_like(reads, dtype=embeddings.dtype).masked_fill(~reads, torch.finfo(embeddings.dtype).min)
         return {
-            "cross_attention_states": torch.cat(states).unsqueeze(0),
-            "cross_attention_mask": (mask * reads)[None, None],  # (1, 1, L, states)
-            "full_text_row_masked_out_mask": reads[None, None],
+            "cross_attention_states": functional.pad(states, (0, 0, 1, 0)).unsqueeze(0),
+            "cross_attention_mask": mask[None, None],  # (1, 1, L, 1 + states)
+            "full_text_row_masked_out_mask": some.to(mask)[None, None],
         }
 
     @override

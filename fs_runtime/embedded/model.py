@@ -162,7 +162,7 @@ class EmbeddedModel:
         generator.manual_seed(options.seed if options.seed is not None else time.time_ns())
         text = StopText(options.stop)
         tokens: list[int] = []
-        inputs: dict[str, Any] = {"inputs_embeds": prompt.embeddings, "past_key_values": None, **prompt.inputs}
+        inputs: dict[str, Any] = {"inputs_embeds": prompt.embeddings, **prompt.inputs}
         reason: FinishReason = "length"
         room = min(options.max_new_tokens, self.context_length - prompt.length)
         while len(tokens) < room:

@@ -120,6 +120,8 @@ def test_the_embedded_language_model_answers_as_transformers(
     inputs = transformers_inputs(case, folder, text, pictures, [len(payload["image_embeds"]) for payload in payloads])
     length = inputs["input_ids"].shape[1]
     assert prompt.length == length
+    if case.mend:
+        case.mend(whole, inputs)
     with torch.inference_mode():
         expected = whole(**inputs).logits[0, -1].log_softmax(-1)
         ours = next_token(model, prompt)

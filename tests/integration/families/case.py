@@ -42,6 +42,7 @@ class FamilyCase:
         embeddings: One image's embeddings in what ``image_features`` returns.
         filter: The resampling of the published checkpoints.
         constants: Names on disk of vectors that join the embeddings as they are.
+        mend: Repairs what transformers' model gets wrong for these inputs.
         mark: What the chat template writes for an image, where the family's own processor does not run without
             torchvision.
         written: What that processor puts in its place, with ``mark``; of the image processor's outcome, the image's
@@ -61,6 +62,7 @@ class FamilyCase:
     embeddings: Callable[[Any], torch.Tensor] = lambda outputs: outputs.pooler_output[0]
     filter: int = BICUBIC
     constants: tuple[str, ...] = ()
+    mend: Callable[[Any, Any], None] | None = None
     mark: str = ""
     written: Callable[[Any, int, int], str] | None = None
 

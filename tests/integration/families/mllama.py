@@ -102,6 +102,18 @@ def _image_features(model: Any, inputs: Any) -> torch.Tensor:
     return projected[0, 0, : down * across].flatten(0, 1)
 
 
+def _mend(model: Any, inputs: Any) -> None:
+    """Tokens before the first image read none, as in Meta's own code; transformers forgets that in the attention."""
+    reads = (inputs["cross_attention_mask"] > 0).flatten(2).any(-1, keepdim=True).float()  # (1, L, 1)
+
+    def multiply(module: Any, arguments: Any, output: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
+        return output[0] * reads[:, -output[0].shape[1] :], output[1]
+
+    for layer in model.model.language_model.layers:
+        if hasattr(layer, "cross_attn"):
+            layer.cross_attn.register_forward_hook(multiply)
+
+
 MLLAMA = FamilyCase(
     "mllama",
     build,
@@ -113,4 +125,5 @@ MLLAMA = FamilyCase(
     image_features=_image_features,
     embeddings=lambda features: features,
     filter=BILINEAR,
+    mend=_mend,
 )
