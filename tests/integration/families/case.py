@@ -41,6 +41,7 @@ class FamilyCase:
         image_features: What transformers makes of the inputs; by default its ``get_image_features``.
         embeddings: One image's embeddings in what ``image_features`` returns.
         filter: The resampling of the published checkpoints.
+        rounding: Largest difference in pixels, in 8-bit steps, that the processor's rounding after each axis explains.
         constants: Names on disk of vectors that join the embeddings as they are.
         mend: Repairs what transformers' model gets wrong for these inputs.
         mark: What the chat template writes for an image, where the family's own processor does not run without
@@ -61,6 +62,7 @@ class FamilyCase:
     image_features: Callable[[Any, Any], Any] | None = None
     embeddings: Callable[[Any], torch.Tensor] = lambda outputs: outputs.pooler_output[0]
     filter: int = BICUBIC
+    rounding: float = 1.3  # the second axis' filter enlarges the first one's rounding a little
     constants: tuple[str, ...] = ()
     mend: Callable[[Any, Any], None] | None = None
     mark: str = ""
