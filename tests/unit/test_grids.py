@@ -70,8 +70,8 @@ def test_llamas_image_lies_in_the_top_left_corner_of_the_canvas() -> None:
     x = CanvasFit(56, 4)(white)
     height, width = CanvasFit(56, 4).size(100, 300)
     assert x.pixels.shape[1:] == tuple(56 * tiles for tiles in CanvasFit(56, 4).canvas(100, 300))
-    assert x.pixels[:, :height, :width].min() == 1
-    assert math.isclose(float(x.pixels.sum()), 3 * height * width)
+    assert x.pixels[:, :height, :width].min() > 0.9999
+    assert math.isclose(float(x.pixels.sum()), 3 * height * width, rel_tol=1e-4)
 
 
 def test_a_llava_with_a_pixtral_tower_is_a_pixtral() -> None:
@@ -94,6 +94,6 @@ def test_other_formats_are_refused_with_advice(tmp_path: Path, file: str, advice
         torch.save({}, tmp_path / file)
     else:
         (tmp_path / file).write_text("{}")
-    with pytest.raises(CheckpointError, match="no config") as refused:
+    with pytest.raises(CheckpointError, match="config") as refused:
         load_family(str(tmp_path))
     assert advice in str(refused.value)
