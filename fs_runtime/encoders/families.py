@@ -178,7 +178,7 @@ def family_of(config: dict[str, Any]) -> Family | None:
     tower = (config.get("vision_config") or {}).get("model_type")
     if "model_type" in config:
         model_type = str(config["model_type"])
-        return FAMILIES.get(tower if (model_type, tower) == ("llava", "pixtral") else model_type)
+        return FAMILIES.get("pixtral" if (model_type, tower) == ("llava", "pixtral") else model_type)
     if tower == "pixtral" and named & set(FAMILIES["pixtral"].architectures):
         return FAMILIES["pixtral"]
     return next((family for family in _ALL if named & set(family.architectures)), None)
