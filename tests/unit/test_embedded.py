@@ -53,6 +53,12 @@ def test_number_of_images_must_fit_the_prompt(model: EmbeddedModel) -> None:
         model.prompt(message, [])
 
 
+def test_rotary_frequencies_keep_their_precision(tiny_llava: Path) -> None:
+    half = EmbeddedModel(str(tiny_llava), dtype="bfloat16")._model
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in half.buffers()} == {torch.float32}
+
+
 def test_cancelling_stops(model: EmbeddedModel) -> None:
     cancelled = threading.Event()
     prompt = model.prompt([{"role": "user", "content": [{"type": "text", "text": "x"}]}], [])
