@@ -36,7 +36,6 @@ def crop(x: Tensor, boxes: Tensor) -> Tensor:
     Of ``(B, N, C, H, W)`` stacks of tiles, each tile is cut to the image's box: the encoder sees tiles one by one.
     """
     if x.dim() == 5:
-        tiles = x.shape[1]
-        return crop(x.flatten(0, 1), boxes.repeat_interleave(tiles, dim=0)).unflatten(0, (-1, tiles))
+        return crop(x.flatten(0, 1), boxes.repeat_interleave(x.shape[1], dim=0)).view(x.shape)
     places = torch.nn.functional.affine_grid(boxes, list(x.shape), align_corners=False)
     return torch.nn.functional.grid_sample(x, places, padding_mode="border", align_corners=False)

@@ -20,7 +20,8 @@ class MllamaModel(EmbeddedModel):
 
     @override
     def _language_part(self, text: Any) -> nn.Module:
-        return MllamaForCausalLM._from_config(text, dtype=torch.float32)
+        language: nn.Module = MllamaForCausalLM._from_config(text, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        return language
 
     @override
     def _written(self, image: Payload) -> str:

@@ -63,13 +63,13 @@ class EmbeddedModel:
         self._config: Any = AutoConfig.for_model(**checkpoint.config())
         text = self._config.text_config
         with torch.device("meta"):
-            language = self._language_part(text)
+            language: Any = self._language_part(text)
         weights = checkpoint.tensors(_weight_name)
         if getattr(self._config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False):
             weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
         load_weights(language, weights, "language model")
         self._device = torch.device(device)
-        self._model: Any = language.eval().requires_grad_(False)
+        self._model = language.eval().requires_grad_(False)
         for parameter in language.parameters():
             parameter.data = parameter.data.to(self._device, getattr(torch, dtype))
         _restore_buffers(language, self._device)

@@ -63,7 +63,7 @@ class QwenModel(EmbeddedModel):
         places = torch.from_numpy(rotary_places(image, grids)).to(self._device)
         inputs: dict[str, Any] = {"position_ids": places.unsqueeze(1)}  # (3, 1, L)
         levels = torch.cat([self._rows(payload["image_embeds"]) for payload in images])
-        further = levels.split(self._config.text_config.hidden_size, dim=1)[1:]
+        further = torch.split(levels, self._config.text_config.hidden_size, dim=1)[1:]
         if further:
             inputs["visual_pos_masks"] = torch.from_numpy(image).to(self._device).unsqueeze(0)
             inputs["deepstack_visual_embeds"] = list(further)

@@ -101,7 +101,9 @@ class MllamaEncoder(VisionEncoder):
         self.preprocessing = {**dataclasses.asdict(self._geometry), "mean": mean, "std": std}
         self._patches = vision.image_size // vision.patch_size
         with torch.device("meta"):
-            tower = MllamaVisionModel._from_config(vision, dtype=torch.float32, attn_implementation="sdpa")
+            tower = MllamaVisionModel._from_config(  # type: ignore[no-untyped-call]
+                vision, dtype=torch.float32, attn_implementation="sdpa"
+            )
             projector = nn.Linear(vision.vision_output_dim, config.text_config.hidden_size)
         load_weights(tower, checkpoint.tensors(lambda key: _name(key, "vision_model.")), "vision tower")
         load_weights(projector, checkpoint.tensors(lambda key: _name(key, "multi_modal_projector.")), "projector")
@@ -127,8 +129,7 @@ class MllamaEncoder(VisionEncoder):
         pixels = ((x.float() - self._mean) / self._std).to(self.dtype)
         side, most = self._geometry.side, self._geometry.most
         rows, columns, down, across = self._grid(*x.shape[2:])
-        tiles = pixels.unflatten(2, (down, side)).unflatten(4, (across, side))  # (B, C, down, side, across, side)
-        tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        tiles = pixels.reshape(*x.shape[:2], down, side, across, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         tiles = functional.pad(tiles, (0, 0) * 3 + (0, most - down * across))  # zero after normalisation, as trained
         number = self._geometry.canvases.index((down, across)) + 1
         mask = torch.zeros(len(x), 1, most, dtype=torch.long, device=x.device)
@@ -136,7 +137,7 @@ class MllamaEncoder(VisionEncoder):
         features: Tensor = self._tower(
             tiles.unsqueeze(1), aspect_ratio_ids=torch.full_like(mask[:, :, 0], number), aspect_ratio_mask=mask
         ).last_hidden_state[:, 0, : down * across]  # (B, tiles, 1 + T, D)
-        picture = features[:, :, 1:].unflatten(1, (down, across)).unflatten(3, (self._patches, self._patches))
+        picture = features[:, :, 1:].reshape(len(x), down, across, self._patches, self._patches, -1)
         picture = picture.transpose(2, 3).reshape(len(x), rows * columns, -1)
         return torch.cat([features[:, :, 0], picture], dim=1)
 
@@ -154,7 +155,7 @@ class MllamaEncoder(VisionEncoder):
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
         rows, columns, down, across = image.grid
         embeddings = checked(embeddings, down * across + rows * columns, self.embedding_size)
-        classes, picture = embeddings.split([down * across, rows * columns])
+        classes, picture = torch.split(embeddings, [down * across, rows * columns])
         tiles = picture.view(down, self._patches, across, self._patches, -1).transpose(1, 2)
         by_tile = torch.cat([classes.unsqueeze(1), tiles.reshape(down * across, self._patches**2, -1)], dim=1)
         return {

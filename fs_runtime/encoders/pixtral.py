@@ -89,7 +89,9 @@ class PixtralEncoder(VisionEncoder):
         mean, std = mean_and_std(processor)
         self.preprocessing = {**dataclasses.asdict(self._geometry), "mean": mean, "std": std}
         with torch.device("meta"):
-            tower = PixtralVisionModel._from_config(vision, dtype=torch.float32, attn_implementation="sdpa")
+            tower = PixtralVisionModel._from_config(  # type: ignore[no-untyped-call]
+                vision, dtype=torch.float32, attn_implementation="sdpa"
+            )
             projector = LlavaMultiModalProjector(config)
         tower.patch_positional_embedding = nn.Identity()  # its values are computed for a whole grid at once
         load_weights(tower, checkpoint.tensors(lambda key: _name(key, "vision_tower.")), "vision tower")
