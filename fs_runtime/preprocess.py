@@ -30,6 +30,12 @@ def filter_of_resample(config: dict[str, Any]) -> Filter:
     return _FILTER_OF_RESAMPLE[resample]
 
 
+def check_rescaling(config: dict[str, Any]) -> None:
+    """ValueError if a ``preprocessor_config.json`` does not bring pixels to [0, 1]."""
+    if not config.get("do_rescale", True) or not np.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
+        raise ValueError("preprocessor_config.json must rescale pixels by 1/255")
+
+
 def _bilinear(t: FloatArray) -> FloatArray:
     return np.maximum(0.0, 1.0 - np.abs(t))
 
@@ -168,8 +174,7 @@ class ResizeCrop:
         for flag in ("do_pad", "do_thumbnail"):
             if config.get(flag):
                 raise ValueError(f"preprocessor_config.json sets {flag}, which this model family does not use here")
-        if not config.get("do_rescale", True) or not np.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
-            raise ValueError("preprocessor_config.json must rescale pixels by 1/255")
+        check_rescaling(config)
         resize: int | tuple[int, int] | None = None
         if config.get("do_resize", True):
             size = config.get("size", {"shortest_edge": 224})
@@ -197,27 +202,30 @@ class ResizeCrop:
         long_side = int(self.resize * long / short)
         return (self.resize, long_side) if height <= width else (long_side, self.resize)
 
-    def __call__(self, image: NDArray[np.uint8]) -> Preprocessed:
+    def __call__(self, image: NDArray[np.uint8] | Preprocessed) -> Preprocessed:
         """Applies the map to one image.
 
         Args:
-            image: ``(H, W, C)`` uint8.
+            image: ``(H, W, C)`` uint8, or what another map made of it.
 
         Returns:
-            The image that the encoder reads and the map's spectral norm, the product of the two axes' norms.
+            The image that the encoder reads and the map's spectral norm, the product of the two axes' norms; behind
+            another map times that one's norm, which bounds the norm of both.
 
         Each axis' result is clipped to [0, 1] as 8-bit processors do, width first: the kernels overshoot at sharp
         edges. Clipping is a projection on a convex set, so it never moves two images further apart.
         """
-        height, width = image.shape[:2]
+        if isinstance(image, Preprocessed):
+            x, before = image.pixels.transpose(2, 1, 0), image.spectral_norm
+        else:
+            x, before = image.astype(np.float32).transpose(1, 0, 2) / np.float32(255), 1.0
+        width, height, channels = x.shape
         resized_height, resized_width = self.resized_size(height, width)
         crop_height, crop_width = self.crop or (None, None)
         rows, rows_norm = _axis_map(height, resized_height, crop_height, self.filter)
         columns, columns_norm = _axis_map(width, resized_width, crop_width, self.filter)
-        channels = image.shape[2]
-        x = image.astype(np.float32).transpose(1, 0, 2) / np.float32(255)  # (W, H, C)
         x = np.clip(columns @ x.reshape(width, -1), 0.0, 1.0)  # (W', H C)
         x = x.reshape(-1, height, channels).transpose(1, 2, 0)  # (H, C, W')
         x = np.clip(rows @ x.reshape(height, -1), 0.0, 1.0)  # (H', C W')
         x = x.reshape(x.shape[0], channels, -1).transpose(1, 0, 2)  # (C, H', W')
-        return Preprocessed(np.ascontiguousarray(x, dtype=np.float32), rows_norm * columns_norm)
+        return Preprocessed(np.ascontiguousarray(x, dtype=np.float32), before * rows_norm * columns_norm)

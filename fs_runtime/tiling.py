@@ -91,10 +91,8 @@ class Tiling:
         canvas = np.zeros((image.shape[2], layout.down * self.side, layout.across * self.side), np.float32)
         top, left = ((canvas.shape[1] - layout.height) // 2, (canvas.shape[2] - layout.width) // 2)
         canvas[:, top : top + layout.height, left : left + layout.width] = resized.pixels
-        tiles = canvas.reshape(-1, layout.down, self.side, layout.across, self.side)
-        tiles = tiles.transpose(1, 3, 0, 2, 4).reshape(-1, len(canvas), self.side, self.side)
         norm = math.hypot(whole.spectral_norm, resized.spectral_norm)
-        return Preprocessed(np.concatenate([whole.pixels[None], tiles]), norm)
+        return Preprocessed(np.concatenate([whole.pixels[None], cut(canvas, self.side)]), norm)
 
 
 def tile_resolutions(pinpoints: Sequence[Sequence[int]], side: int) -> tuple[tuple[int, int], ...]:
@@ -107,3 +105,10 @@ def tile_resolutions(pinpoints: Sequence[Sequence[int]], side: int) -> tuple[tup
     if not resolutions or any(height % side or width % side for height, width in resolutions):
         raise ValueError(f"image_grid_pinpoints must be multiples of the encoder's {side} pixels, got {resolutions}")
     return resolutions
+
+
+def cut(canvas: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The ``(N, C, side, side)`` tiles of a ``(C, H, W)`` picture, row by row."""
+    channels, height, width = canvas.shape
+    tiles = canvas.reshape(channels, height // side, side, width // side, side).transpose(1, 3, 0, 2, 4)
+    return tiles.reshape(-1, channels, side, side)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from fs_runtime import __version__
-from fs_runtime.embedded import EmbeddedModel
+from fs_runtime.embedded import load_embedded_model
 from fs_runtime.encoders import CheckpointError, load_family
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
@@ -86,7 +86,7 @@ def build_language_model(settings: Settings, metrics: Metrics) -> LanguageModel:
     if settings.language_model == "vllm":
         return VllmLanguageModel(Upstreams(settings, metrics.upstreams), settings.model_name)
     device = resolve_device(settings.device)
-    model = EmbeddedModel(
+    model = load_embedded_model(
         checkpoint_of(settings),
         revision=settings.revision,
         device=device,

@@ -31,6 +31,11 @@ def random_boxes(count: int, generator: torch.Generator) -> Tensor:
 
 
 def crop(x: Tensor, boxes: Tensor) -> Tensor:
-    """Cuts each ``(B, C, H, W)`` image to its box and enlarges it bilinearly to ``(H, W)``."""
+    """Cuts each ``(B, C, H, W)`` image to its box and enlarges it bilinearly to ``(H, W)``.
+
+    Of ``(B, N, C, H, W)`` stacks of tiles, each tile is cut to the image's box: the encoder sees tiles one by one.
+    """
+    if x.dim() == 5:
+        return crop(x.flatten(0, 1), boxes.repeat_interleave(x.shape[1], dim=0)).view(x.shape)
     places = torch.nn.functional.affine_grid(boxes, list(x.shape), align_corners=False)
     return torch.nn.functional.grid_sample(x, places, padding_mode="border", align_corners=False)

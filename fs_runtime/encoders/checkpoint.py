@@ -10,10 +10,22 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from fs_runtime.encoders.families import OPEN_FLAMINGO
+
+# Files of checkpoints in other formats, and what to do about them.
+_OTHER_FORMATS = {
+    "params.json": "params.json shows that it is in Mistral's own format; take the checkpoint in transformers' format",
+    "checkpoint.pt": f"checkpoint.pt looks like OpenFlamingo's; {OPEN_FLAMINGO}",
+}
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -46,11 +58,11 @@ class Checkpoint:
             return Path(hf_hub_download(self.source, name, revision=self._revision))
         except LocalEntryNotFoundError as error:
             raise CheckpointError(f"{self.source} is neither a folder nor reachable on the model hub") from error
+        except EntryNotFoundError:
+            return None
         except HFValidationError as error:
             raise CheckpointError(f"{self.source!r} is neither a folder nor a valid hub id") from error
         except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code == 404 and name != "config.json":
-                return None
             raise CheckpointError(f"cannot read {name} of {self.source} from the model hub: {error}") from error
 
     def json(self, name: str) -> dict[str, Any]:
@@ -72,7 +84,9 @@ class Checkpoint:
         """``config.json``, which every checkpoint must have."""
         config = self.json("config.json")
         if not config:
-            raise CheckpointError(f"{self.source} has no config.json: it is not a Hugging Face checkpoint")
+            formats = [advice for name, advice in _OTHER_FORMATS.items() if self.file(name) is not None]
+            hint = f" ({formats[0]})" if formats else ""
+            raise CheckpointError(f"{self.source} has no config.json: it is not a Hugging Face checkpoint{hint}")
         return config
 
     def _keys(self) -> Iterable[tuple[str, str]]:

@@ -8,8 +8,11 @@ from typing import Any, Literal
 LanguageModelKind = Literal["vllm", "embedded"]
 
 _CLIP = "fs_runtime.encoders.clip:ClipEncoder"
-_NO_EMBEDDINGS = "vLLM takes no image embeddings for it, and it has no adapter yet"
-_CROSS_ATTENTION = "its language model reads images by cross-attention, not as embeddings, and it has no adapter yet"
+_NO_EMBEDDINGS = "vLLM takes no image embeddings for it"
+OPEN_FLAMINGO = (
+    "its checkpoints hold what lies behind the vision encoder, which is OpenAI's CLIP ViT-L/14 unchanged: certify that "
+    "one, with --model openai/clip-vit-large-patch14 --language-model none"
+)
 _REMOTE_CODE = "its code comes with the checkpoint, and such code is not run here"
 _NO_IMAGES = '{"image":0,"video":0}'
 
@@ -76,7 +79,7 @@ _ALL = (
         "qwen2_vl",
         ("Qwen2VLForConditionalGeneration",),
         "fs_runtime.encoders.qwen2_vl:Qwen2VLEncoder",
-        ("vllm",),
+        ("vllm", "embedded"),
         note="any resolution",
     ),
     Family(
@@ -84,7 +87,7 @@ _ALL = (
         "qwen2_5_vl",
         ("Qwen2_5_VLForConditionalGeneration",),
         "fs_runtime.encoders.qwen2_5_vl:Qwen25VLEncoder",
-        ("vllm",),
+        ("vllm", "embedded"),
         note="any resolution",
     ),
     Family(
@@ -92,7 +95,7 @@ _ALL = (
         "qwen3_vl",
         ("Qwen3VLForConditionalGeneration",),
         "fs_runtime.encoders.qwen3_vl:Qwen3VLEncoder",
-        ("vllm",),
+        ("vllm", "embedded"),
         vllm_limit='{"image":1,"video":0}',
         note="any resolution; with an image limit of 0, vLLM would switch DeepStack off",
     ),
@@ -101,8 +104,48 @@ _ALL = (
         "internvl",
         ("InternVLForConditionalGeneration",),
         "fs_runtime.encoders.internvl:InternVLEncoder",
-        ("vllm",),
+        ("vllm", "embedded"),
         note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
+    ),
+    Family(
+        "Gemma 3",
+        "gemma3",
+        ("Gemma3ForConditionalGeneration",),
+        "fs_runtime.encoders.gemma3:Gemma3Encoder",
+        ("embedded",),
+        note=f"{_NO_EMBEDDINGS}; no pan and scan",
+    ),
+    Family(
+        "Idefics3",
+        "idefics3",
+        ("Idefics3ForConditionalGeneration",),
+        "fs_runtime.encoders.idefics3:Idefics3Encoder",
+        ("embedded",),
+        note=f"tiles and whole image; {_NO_EMBEDDINGS}",
+    ),
+    Family(
+        "SmolVLM",
+        "smolvlm",
+        ("SmolVLMForConditionalGeneration",),
+        "fs_runtime.encoders.idefics3:Idefics3Encoder",
+        ("embedded",),
+        note=f"tiles and whole image; {_NO_EMBEDDINGS}",
+    ),
+    Family(
+        "Pixtral",
+        "pixtral",
+        ("LlavaForConditionalGeneration",),
+        "fs_runtime.encoders.pixtral:PixtralEncoder",
+        ("embedded",),
+        note=f"any resolution; in transformers' format, a llava whose vision_config is a pixtral's; {_NO_EMBEDDINGS}",
+    ),
+    Family(
+        "Llama 3.2 Vision",
+        "mllama",
+        ("MllamaForConditionalGeneration",),
+        "fs_runtime.encoders.mllama:MllamaEncoder",
+        ("embedded",),
+        note="tiles; its language model reads images by cross-attention, and vLLM no longer serves it",
     ),
     *(
         Family(
@@ -119,12 +162,7 @@ _ALL = (
     Family("PaliGemma", "paligemma", ("PaliGemmaForConditionalGeneration",), note="it has no adapter yet"),
     Family("Phi-3-Vision", "phi3_v", ("Phi3VForCausalLM",), note=_REMOTE_CODE),
     Family("MiniCPM-V", "minicpmv", ("MiniCPMV",), note=_REMOTE_CODE),
-    Family("Gemma 3", "gemma3", ("Gemma3ForConditionalGeneration",), note=_NO_EMBEDDINGS),
-    Family("Idefics3", "idefics3", ("Idefics3ForConditionalGeneration",), note=_NO_EMBEDDINGS),
-    Family("SmolVLM", "smolvlm", ("SmolVLMForConditionalGeneration",), note=_NO_EMBEDDINGS),
-    Family("Llama 3.2 Vision", "mllama", ("MllamaForConditionalGeneration",), note=_CROSS_ATTENTION),
-    Family("Pixtral", "pixtral", ("PixtralForConditionalGeneration", "PixtralVisionModel"), note=_NO_EMBEDDINGS),
-    Family("OpenFlamingo", "flamingo", ("FlamingoForConditionalGeneration",), note=_CROSS_ATTENTION),
+    Family("OpenFlamingo", "flamingo", ("FlamingoForConditionalGeneration",), note=OPEN_FLAMINGO),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
@@ -132,10 +170,17 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_of(config: dict[str, Any]) -> Family | None:
-    """The family of a ``config.json`` by its ``model_type``, or by its ``architectures`` if it has none."""
-    if "model_type" in config:
-        return FAMILIES.get(str(config["model_type"]))
+    """The family of a ``config.json`` by its ``model_type``, or by its ``architectures`` if it has none.
+
+    Pixtral in transformers' format says that it is a LLaVA; its vision tower tells it apart.
+    """
     named = set(config.get("architectures") or ())
+    tower = (config.get("vision_config") or {}).get("model_type")
+    if "model_type" in config:
+        model_type = str(config["model_type"])
+        return FAMILIES.get("pixtral" if (model_type, tower) == ("llava", "pixtral") else model_type)
+    if tower == "pixtral" and named & set(FAMILIES["pixtral"].architectures):
+        return FAMILIES["pixtral"]
     return next((family for family in _ALL if named & set(family.architectures)), None)
 
 

@@ -6,20 +6,20 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, InternVLConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
-from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
-from fs_runtime.encoders.parts import channels, checked, frozen, mean_and_std, on_host, processor_config, spelling
-from fs_runtime.preprocess import Filter, Preprocessed, ResizeCrop, filter_of_resample
+from fs_runtime.encoders.parts import channels, frozen, mean_and_std, processor_config, spelling
+from fs_runtime.encoders.pixel_shuffle import PixelShuffleEncoder
+from fs_runtime.preprocess import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
+from fs_runtime.tiling import cut
 
 # On disk: with or without a leading `model.`.
 _KEY = re.compile(r"^(?:model\.)?(vision_tower|multi_modal_projector)\.(.+)$")
@@ -64,8 +64,7 @@ class AspectTiling:
         """
         down, across = self.canvas(*image.shape[:2])
         canvas = ResizeCrop((down * self.side, across * self.side), None, self.filter)(image)
-        tiles = canvas.pixels.reshape(-1, down, self.side, across, self.side).transpose(1, 3, 0, 2, 4)
-        tiles = tiles.reshape(down * across, -1, self.side, self.side)
+        tiles = cut(canvas.pixels, self.side)
         if len(tiles) == 1:
             return Preprocessed(tiles, canvas.spectral_norm)
         whole = ResizeCrop((self.side, self.side), None, self.filter)(image)
@@ -73,13 +72,8 @@ class AspectTiling:
         return Preprocessed(np.concatenate([tiles, whole.pixels[None]]), norm)
 
 
-class InternVLEncoder(VisionEncoder):
+class InternVLEncoder(PixelShuffleEncoder):
     """Vision transformer and projector of an InternVL checkpoint.
-
-    x is the stack of the tiles; each has its own noise. The encoder stage is the vision transformer's output without
-    the class token, tile after tile; the projector stage is what the language model reads, one token for 2 x 2.
-
-    A grid is: rows and columns of a tile's tokens, and of the canvas' tiles.
 
     Args:
         checkpoint: Where the weights are.
@@ -91,6 +85,7 @@ class InternVLEncoder(VisionEncoder):
     """
 
     family = "internvl"
+    _class_tokens: ClassVar[int] = 1
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         raw = checkpoint.config()
@@ -99,7 +94,8 @@ class InternVLEncoder(VisionEncoder):
         if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
             raise CheckpointError(f"{checkpoint.source} reads another layer than the last, which vLLM does not either")
         self.device, self.dtype = device, dtype
-        self._grid = tuple(size // patch for size, patch in zip(vision.image_size, vision.patch_size, strict=True))
+        (height, width), (patch_height, patch_width) = vision.image_size, vision.patch_size
+        self._grid = (height // patch_height, width // patch_width)
         self._merge = round(1 / config.downsample_ratio)
         processor = processor_config(checkpoint)
         try:
@@ -123,39 +119,6 @@ class InternVLEncoder(VisionEncoder):
         context = spelling(checkpoint, config.image_token_id, "<IMG_CONTEXT>")
         self.control_tokens = (context, "<img>", "</img>", "<video>")
 
-    @override
-    def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
-        x = self._geometry(image)
-        return PreparedImage(
-            torch.from_numpy(x.pixels), x.spectral_norm, (*self._grid, *self._geometry.canvas(*image.shape[:2]))
-        )
-
-    @override
-    def encode(self, x: Tensor) -> Tensor:
-        pixels = ((x.float() - self._mean) / self._std).to(self.dtype)
-        features: Tensor = self._tower(pixel_values=pixels).last_hidden_state  # (B, 1 + T, D)
-        return features[:, 1:]
-
-    @override
-    def project(self, features: Tensor, grid: Grid) -> Tensor:
-        rows, columns, side = grid[0] // self._merge, grid[1] // self._merge, self._merge
-        before, width = features.shape[:-2], features.shape[-1]
-        blocks = features.to(self.dtype).reshape(-1, rows, side, columns, side, width).transpose(2, 3)
-        out: Tensor = self._projector(blocks.reshape(*before, -1, side**2 * width))  # pixel shuffle: 2 x 2 in a row
-        return out
-
-    @override
-    def token_grids(self, grid: Grid, stage: Stage) -> tuple[tuple[int, int], ...]:
-        rows, columns, down, across = grid
-        side = self._merge if stage == "projector" else 1
-        tiles = down * across
-        return ((rows // side, columns // side),) * (tiles + int(tiles > 1))
-
-    @override
-    def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
-        tokens = sum(rows * columns for rows, columns in self.token_grids(image.grid, "projector"))
-        return {"image_embeds": on_host(checked(embeddings, tokens, self.embedding_size))}
-
 
 def _tiling(processor: dict[str, Any], image_size: tuple[int, ...]) -> AspectTiling:
     """The tiles of a ``preprocessor_config.json``; whatever it says of ``crop_to_patches``, InternVL's processor does.
@@ -169,8 +132,7 @@ def _tiling(processor: dict[str, Any], image_size: tuple[int, ...]) -> AspectTil
         raise ValueError(f"preprocessor_config.json makes tiles of {tile} pixels, the vision tower reads {image_size}")
     if not processor.get("do_resize", True):
         raise ValueError("preprocessor_config.json must not switch do_resize off")
-    if not processor.get("do_rescale", True) or not np.isclose(processor.get("rescale_factor", 1 / 255), 1 / 255):
-        raise ValueError("preprocessor_config.json must rescale pixels by 1/255")
+    check_rescaling(processor)
     fewest, most = int(processor.get("min_patches", 1)), int(processor.get("max_patches", 12))
     return AspectTiling(image_size[0], fewest if most > 1 else 1, most, filter_of_resample(processor))
 

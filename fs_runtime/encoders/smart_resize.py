@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.encoders.base import ImageSizeError
-from fs_runtime.preprocess import Filter, Preprocessed, ResizeCrop, filter_of_resample
+from fs_runtime.preprocess import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 
 _MAX_ASPECT = 200  # of Qwen's own processor
 
@@ -53,8 +53,7 @@ class SmartResize:
                 raise ValueError(f"preprocessor_config.json has {name}={config[name]}, the vision tower {expected}")
         if not config.get("do_resize", True):
             raise ValueError("preprocessor_config.json must not switch do_resize off")
-        if not config.get("do_rescale", True) or not np.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
-            raise ValueError("preprocessor_config.json must rescale pixels by 1/255")
+        check_rescaling(config)
         size = config.get("size") or {}
         low = config.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56
         high = config.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 28 * 28 * 1280

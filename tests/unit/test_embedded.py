@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from fs_runtime.embedded import EmbeddedModel, Generation, PromptError, _StopText
+from fs_runtime.embedded import EmbeddedModel, Generation, PromptError
+from fs_runtime.embedded.answer import StopText
 from fs_runtime.encoders import VisionEncoder
 
 
@@ -52,6 +53,12 @@ def test_number_of_images_must_fit_the_prompt(model: EmbeddedModel) -> None:
         model.prompt(message, [])
 
 
+def test_rotary_frequencies_keep_their_precision(tiny_llava: Path) -> None:
+    half = EmbeddedModel(str(tiny_llava), dtype="bfloat16")._model
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in half.buffers()} == {torch.float32}
+
+
 def test_cancelling_stops(model: EmbeddedModel) -> None:
     cancelled = threading.Event()
     prompt = model.prompt([{"role": "user", "content": [{"type": "text", "text": "x"}]}], [])
@@ -75,7 +82,7 @@ def test_cancelling_stops(model: EmbeddedModel) -> None:
     ],
 )
 def test_stop_texts(text: str, stop: tuple[str, ...], expected: str, chunk: int) -> None:
-    found = _StopText(stop)
+    found = StopText(stop)
     pieces = []
     for end in range(chunk, len(text) + chunk, chunk):
         pieces.append(found.feed(text[:end]))
@@ -85,6 +92,6 @@ def test_stop_texts(text: str, stop: tuple[str, ...], expected: str, chunk: int)
 
 
 def test_half_a_character_is_held_back() -> None:
-    found = _StopText(())
+    found = StopText(())
     assert found.feed("a\ufffd") == "a"
     assert found.feed("aé") == "é"

@@ -38,9 +38,16 @@ class FamilyCase:
         inputs: What the image processor hands to the model.
         pixels: The image processor's pixels in the adapter's shape, normalised.
         options: What the family's processor passes to the image processor.
-        embeddings: One image's embeddings in what ``get_image_features`` returns.
+        image_features: What transformers makes of the inputs; by default its ``get_image_features``.
+        embeddings: One image's embeddings in what ``image_features`` returns.
         filter: The resampling of the published checkpoints.
+        rounding: Largest difference in pixels, in 8-bit steps, that the processor's rounding after each axis explains.
         constants: Names on disk of vectors that join the embeddings as they are.
+        mend: Repairs what transformers' model gets wrong for these inputs.
+        mark: What the chat template writes for an image, where the family's own processor does not run without
+            torchvision.
+        written: What that processor puts in its place, with ``mark``; of the image processor's outcome, the image's
+            number and how many embeddings it has.
     """
 
     model_type: str
@@ -52,9 +59,14 @@ class FamilyCase:
     inputs: tuple[str, ...] = ("pixel_values",)
     pixels: Callable[[Any], torch.Tensor] = lambda inputs: inputs["pixel_values"][0]
     options: dict[str, Any] = field(default_factory=dict)
+    image_features: Callable[[Any, Any], Any] | None = None
     embeddings: Callable[[Any], torch.Tensor] = lambda outputs: outputs.pooler_output[0]
     filter: int = BICUBIC
+    rounding: float = 1.3  # the second axis' filter enlarges the first one's rounding a little
     constants: tuple[str, ...] = ()
+    mend: Callable[[Any, Any], None] | None = None
+    mark: str = ""
+    written: Callable[[Any, int, int], str] | None = None
 
 
 def tiny_widths(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

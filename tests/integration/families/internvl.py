@@ -113,4 +113,6 @@ INTERNVL = FamilyCase(
     pixels=lambda inputs: inputs["pixel_values"],
     options={"crop_to_patches": True},
     embeddings=lambda outputs: outputs.pooler_output.flatten(0, 1),
+    mark="<IMG_CONTEXT>",
+    written=lambda inputs, index, count: f"<img>{'<IMG_CONTEXT>' * count}</img>",
 )

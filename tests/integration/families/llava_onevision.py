@@ -82,4 +82,6 @@ LLAVA_ONEVISION = FamilyCase(
     reference=LlavaOnevisionForConditionalGeneration,
     inputs=("pixel_values", "image_sizes"),
     constants=("image_newline",),
+    mark="<image>",
+    written=lambda inputs, index, count: "<image>" * count,
 )

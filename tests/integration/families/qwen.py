@@ -157,6 +157,8 @@ def _case(model_type: str) -> FamilyCase:
         inputs=("pixel_values", "image_grid_thw"),
         pixels=_pixels,
         embeddings=_embeddings,
+        mark="<|image_pad|>",
+        written=lambda inputs, index, count: "<|image_pad|>" * count,
     )
 
 

@@ -1,0 +1,44 @@
+"""A language model in this process, fed with image embeddings: for small models, tests and machines without vLLM."""
+
+from __future__ import annotations
+
+import importlib
+
+from fs_runtime.embedded.answer import Generation, Piece
+from fs_runtime.embedded.model import EmbeddedModel, Prompt, PromptError
+from fs_runtime.encoders import load_family
+
+__all__ = ["EmbeddedModel", "Generation", "Piece", "Prompt", "PromptError", "load_embedded_model"]
+
+# Families whose prompts or inputs are not LLaVA's.
+_MODELS = {
+    "gemma3": "gemma3:Gemma3Model",
+    "idefics3": "idefics3:Idefics3Model",
+    "internvl": "internvl:InternVLModel",
+    "mllama": "mllama:MllamaModel",
+    "pixtral": "pixtral:PixtralModel",
+    "qwen2_5_vl": "qwen:QwenModel",
+    "qwen2_vl": "qwen:QwenModel",
+    "qwen3_vl": "qwen:QwenModel",
+    "smolvlm": "idefics3:Idefics3Model",
+}
+
+
+def load_embedded_model(
+    model: str, *, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
+) -> EmbeddedModel:
+    """Loads the language part of a checkpoint; its vision part stays on disk.
+
+    Args:
+        model: Local folder or hub id.
+        revision: Hub revision.
+        device: Where it runs.
+        dtype: Its arithmetic.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, incomplete, or of a family that is not supported.
+    """
+    family = load_family(model, revision=revision)
+    module, _, name = _MODELS.get(family.model_type, "model:EmbeddedModel").partition(":")
+    kind: type[EmbeddedModel] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return kind(model, revision=revision, device=device, dtype=dtype)

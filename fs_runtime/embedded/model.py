@@ -1,0 +1,224 @@
+"""The language part of a checkpoint, fed with token embeddings; families override how they write and read images."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fs_runtime.embedded.answer import FinishReason, Generation, Piece, StopText, draw
+from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, load_weights
+
+Payload = dict[str, NDArray[np.generic]]
+"""From :meth:`VisionEncoder.payload`."""
+
+# On disk: `language_model.model.…` and `language_model.lm_head.…`, or `model.language_model.…` and `lm_head.…`.
+_KEY = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(.+)$")
+_BARE_KEY = re.compile(r"^model\.((?:embed_tokens|layers|norm)\..+)$")  # older Qwen-VL checkpoints
+
+
+class PromptError(ValueError):
+    """The prompt cannot be answered; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation, ready for the model.
+
+    Attributes:
+        embeddings: ``(1, L, hidden)``.
+        length: L.
+        inputs: What the model is told beside the embeddings, by the names of its ``forward``.
+    """
+
+    embeddings: Tensor
+    length: int
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
+class EmbeddedModel:
+    """The language part of a LLaVA-like checkpoint; its vision part is not loaded.
+
+    Args:
+        model: Local folder or hub id.
+        revision: Hub revision.
+        device: Where it runs.
+        dtype: Its arithmetic.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or incomplete.
+    """
+
+    def __init__(self, model: str, *, revision: str | None = None, device: str = "cpu", dtype: str = "float32") -> None:
+        checkpoint = Checkpoint(model, revision)
+        self._config: Any = AutoConfig.for_model(**checkpoint.config())
+        text = self._config.text_config
+        with torch.device("meta"):
+            language: Any = self._language_part(text)
+        weights = checkpoint.tensors(_weight_name)
+        if getattr(self._config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False):
+            weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+        load_weights(language, weights, "language model")
+        self._device = torch.device(device)
+        self._model = language.eval().requires_grad_(False)
+        for parameter in language.parameters():
+            parameter.data = parameter.data.to(self._device, getattr(torch, dtype))
+        _restore_buffers(language, self._device)
+        self._embed: nn.Module = self._model.get_input_embeddings()
+        self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        if self._tokenizer.chat_template is None:  # older LLaVA checkpoints keep it beside the processor
+            self._tokenizer.chat_template = checkpoint.json("chat_template.json").get("chat_template")
+        if self._tokenizer.chat_template is None:
+            raise CheckpointError(f"{model} has no chat template")
+        token = getattr(self._config, "image_token_id", None)
+        self._image_token = int(self._config.image_token_index if token is None else token)
+        self._spelled = self._spell(self._image_token)
+        self._ends = _end_tokens(checkpoint, self._tokenizer)
+        self.context_length = int(text.max_position_embeddings)
+
+    def _language_part(self, text: Any) -> nn.Module:
+        """The language model with its head, as ``model.…`` and ``lm_head``; on the meta device, without weights."""
+        language: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            text, dtype=torch.float32
+        )
+        return language
+
+    @property
+    def _mark(self) -> str:
+        """What the chat template writes for an image."""
+        return self._spelled
+
+    def _written(self, image: Payload) -> str:
+        """What takes the mark's place in the prompt: an image token for each row of the image's embeddings."""
+        return self._spelled * len(image["image_embeds"])
+
+    def _inputs(self, ids: list[int], embeddings: Tensor, images: Sequence[Payload]) -> dict[str, Any]:
+        """What the model is told beside the prompt's ``(1, L, hidden)`` embeddings."""
+        return {}
+
+    def _next_inputs(self, prompt: Prompt, made: int) -> dict[str, Any]:
+        """What it is told beside the token that was made last, the ``made``-th."""
+        return {}
+
+    @torch.inference_mode()
+    def prompt(self, messages: list[dict[str, Any]], images: Sequence[Payload]) -> Prompt:
+        """Renders the conversation and puts the images' embeddings where the image tokens are.
+
+        Args:
+            messages: OpenAI messages whose contents are lists of ``{"type": "text"}`` and ``{"type": "image"}``.
+            images: Payloads of :meth:`VisionEncoder.payload`, in order of appearance.
+
+        Raises:
+            PromptError: The chat template refuses the conversation, or the number of image tokens is off.
+        """
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates raise what they like
+            raise PromptError(f"the model's chat template refuses the conversation: {error}") from error
+        between = str(text).split(self._mark)
+        if len(between) - 1 != len(images):
+            raise PromptError(f"the prompt has {len(between) - 1} image tokens for {len(images)} images")
+        text = between[0] + "".join(
+            self._written(image) + rest for image, rest in zip(images, between[1:], strict=True)
+        )
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        begin = self._tokenizer.bos_token_id
+        if begin is not None and self._tokenizer("")["input_ids"][:1] == [begin] and ids[:1] != [begin]:
+            ids = [begin, *ids]
+        embeddings = self._embeddings(ids, images)
+        return Prompt(embeddings, len(ids), self._inputs(ids, embeddings, images))
+
+    def _embeddings(self, ids: list[int], images: Sequence[Payload]) -> Tensor:
+        """``(1, L, hidden)`` embeddings of the tokens, those of the images where the image tokens are."""
+        tokens = self._ids(ids)
+        places = tokens == self._image_token
+        sequence: Tensor = self._embed(tokens.masked_fill(places, 0))  # an image token may lie outside the vocabulary
+        if images:
+            rows = torch.cat([self._rows(image["image_embeds"]) for image in images])
+            if len(rows) != int(places.sum()):
+                raise PromptError(f"the prompt has {int(places.sum())} image tokens for {len(rows)} embeddings")
+            sequence[places] = rows
+        return sequence.unsqueeze(0)
+
+    @torch.inference_mode()
+    def generate(self, prompt: Prompt, options: Generation, cancelled: threading.Event) -> Iterator[Piece]:
+        """Draws the answer piece by piece.
+
+        Args:
+            prompt: From :meth:`prompt`.
+            options: How to draw.
+            cancelled: Set by the caller to stop; the answer then ends without a last piece.
+        """
+        generator = torch.Generator(self._device)
+        generator.manual_seed(options.seed if options.seed is not None else time.time_ns())
+        text = StopText(options.stop)
+        tokens: list[int] = []
+        inputs: dict[str, Any] = {"inputs_embeds": prompt.embeddings, **prompt.inputs}
+        reason: FinishReason = "length"
+        room = min(options.max_new_tokens, self.context_length - prompt.length)
+        while len(tokens) < room:
+            if cancelled.is_set():
+                return
+            out = self._model(**inputs, use_cache=True, logits_to_keep=1)
+            token = draw(out.logits[0, -1].float(), options, generator)
+            if token in self._ends:
+                reason = "stop"
+                break
+            tokens.append(token)
+            inputs = {"input_ids": self._ids([token]).unsqueeze(0), "past_key_values": out.past_key_values}
+            inputs |= self._next_inputs(prompt, len(tokens))
+            new = text.feed(str(self._tokenizer.decode(tokens, skip_special_tokens=True)))
+            if text.stopped:
+                reason = "stop"
+                break
+            if new:
+                yield Piece(new, len(tokens))
+        yield Piece(text.rest(), len(tokens), reason)
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=self._device)
+
+    def _rows(self, embeddings: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(embeddings).to(self._device, self._model.dtype)
+
+    def _spell(self, token: int) -> str:
+        return str(self._tokenizer.convert_ids_to_tokens(token))
+
+
+def _weight_name(key: str) -> str | None:
+    if key in ("lm_head.weight", "language_model.lm_head.weight"):
+        return "lm_head.weight"
+    match = _KEY.match(key) or _BARE_KEY.match(key)
+    return f"model.{match.group(1)}" if match else None
+
+
+def _restore_buffers(model: nn.Module, device: torch.device) -> None:
+    """Gives buffers their values: they are not stored, and the meta device left them without.
+
+    They are the rotary frequencies, whose precision must stay float32, and Gemma's scale of word embeddings.
+    """
+    for name, module in list(model.named_modules()):
+        if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            continue
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
+        else:
+            model.set_submodule(name, type(module)(config=module.config).to(device))
+
+
+def _end_tokens(checkpoint: Checkpoint, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's and those of ``generation_config.json``."""
+    ends = checkpoint.json("generation_config.json").get("eos_token_id", [])
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    if tokenizer.eos_token_id is not None:
+        ends.append(tokenizer.eos_token_id)
+    return frozenset(ends)

@@ -1,0 +1,16 @@
+"""Pixtral's language model: a token ends each row of an image's tokens, and another one the image."""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from fs_runtime.embedded.model import EmbeddedModel, Payload
+
+
+class PixtralModel(EmbeddedModel):
+    """See :class:`EmbeddedModel`."""
+
+    @override
+    def _written(self, image: Payload) -> str:
+        rows, columns = (int(count) for count in image["grid"])
+        return "[IMG_BREAK]".join([self._spelled * columns] * rows) + "[IMG_END]"

@@ -1,0 +1,79 @@
+"""What InternVL and Idefics3 share: equal tiles, each seen by itself, and blocks of a tile's tokens joined into one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
+from fs_runtime.encoders.parts import checked, on_host
+from fs_runtime.preprocess import Preprocessed
+
+
+class CanvasTiling(Protocol):
+    """Cuts an image into tiles of one size; where there are several, the whole image follows as one more."""
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Tiles below and beside one another, from the image's size alone."""
+        ...
+
+    def __call__(self, image: NDArray[np.uint8]) -> Preprocessed:
+        """``(N, C, side, side)`` pixels, and a bound of the map's spectral norm."""
+        ...
+
+
+class PixelShuffleEncoder(VisionEncoder):
+    """x is the stack of the tiles; each has its own noise.
+
+    The encoder stage is the vision transformer's output without a class token, tile after tile; the projector stage is
+    what the language model reads, one token for a block of merge x merge.
+
+    A grid is: rows and columns of a tile's tokens, and of the canvas' tiles. Subclasses set what is declared here.
+    """
+
+    _class_tokens: ClassVar[int] = 0
+    _geometry: CanvasTiling
+    _grid: tuple[int, int]
+    _merge: int
+    _tower: Any
+    _projector: nn.Module
+    _mean: Tensor
+    _std: Tensor
+    embedding_size: int
+
+    @override
+    def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
+        x = self._geometry(image)
+        canvas = self._geometry.canvas(*image.shape[:2])
+        return PreparedImage(torch.from_numpy(x.pixels), x.spectral_norm, (*self._grid, *canvas))
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        pixels = ((x.float() - self._mean) / self._std).to(self.dtype)
+        features: Tensor = self._tower(pixel_values=pixels).last_hidden_state
+        return features[:, self._class_tokens :]
+
+    @override
+    def project(self, features: Tensor, grid: Grid) -> Tensor:
+        rows, columns, side = grid[0] // self._merge, grid[1] // self._merge, self._merge
+        before, width = features.shape[:-2], features.shape[-1]
+        blocks = features.to(self.dtype).reshape(-1, rows, side, columns, side, width).transpose(2, 3)
+        out: Tensor = self._projector(blocks.reshape(*before, -1, side**2 * width))
+        return out
+
+    @override
+    def token_grids(self, grid: Grid, stage: Stage) -> tuple[tuple[int, int], ...]:
+        rows, columns, down, across = grid
+        side = self._merge if stage == "projector" else 1
+        tiles = down * across
+        return ((rows // side, columns // side),) * (tiles + int(tiles > 1))
+
+    @override
+    def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
+        tokens = sum(rows * columns for rows, columns in self.token_grids(image.grid, "projector"))
+        return {"image_embeds": on_host(checked(embeddings, tokens, self.embedding_size))}
