@@ -103,7 +103,8 @@ def _values(checkpoint: Checkpoint, wanted: Callable[[str], bool]) -> int:
         path = checkpoint.file(file)
         if path is None:
             raise CheckpointError(f"{checkpoint.source} has no {file}: its safetensors weights are missing")
-        with safe_open(path, framework="pt") as tensors:
+        # numpy's way of opening maps the file for reading only; torch's wants memory for all of it.
+        with safe_open(path, framework="numpy") as tensors:
             for name in tensors.keys() if listed is None else listed:
                 if wanted(name):
                     total += prod(tensors.get_slice(name).get_shape())

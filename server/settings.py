@@ -19,14 +19,13 @@ from server.access.keys import stored_form
 from server.access.tenants import read_access
 from server.comma_lists import CommaList
 from server.limits.redis import check_redis_url
-from server.model_settings import ModelSettings
-from server.models.file import read_models
+from server.models.file import ModelOwnSettings, read_models
 from server.request_settings import RequestSettings
 
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
 
-class Settings(RequestSettings, ModelSettings, BaseSettings):
+class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
     """All settings of the gateway.
 
     A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file

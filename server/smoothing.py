@@ -156,8 +156,11 @@ class SmoothingService:
         file = await self._images.file(source.url, source.param, limits)
         decode = self._decoder(file, source.param, limits)
         result = await self._smooth(decode, await asyncio.to_thread(_digest, file), source, plan, caller.tenant.name)
-        attributes = {"fs.model": self._settings.model_name, "fs.samples": result.samples}
-        record_pass(result.queue_seconds, result.smoothing_seconds, **attributes)
+        record_pass(
+            result.queue_seconds,
+            result.smoothing_seconds,
+            {"fs.model": self._settings.model_name, "fs.samples": result.samples},
+        )
         smoother = self._engine.smoother
         fingerprints = Fingerprints.of(smoother, plan.feature_map)
         floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None

@@ -156,7 +156,7 @@ def stage(metrics: StageMetrics, name: str, **attributes: AttributeValue) -> Ite
     metrics.observe_stage(name, time.perf_counter() - start)
 
 
-def record_pass(queue_seconds: float, smoothing_seconds: float, **attributes: AttributeValue) -> None:
+def record_pass(queue_seconds: float, smoothing_seconds: float, attributes: dict[str, AttributeValue]) -> None:
     """The spans of a smoothing pass that ended just now. It ran beside others on the engine's thread."""
     end = time.time_ns()
     started = end - int(smoothing_seconds * 1e9)

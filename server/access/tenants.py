@@ -79,7 +79,7 @@ class Tenant:
         if not self.own:
             return model
         merged = model.model_copy(update=self.own)
-        held = {"samples": min(merged.samples, merged.max_samples)}
+        held: dict[str, float] = {"samples": min(merged.samples, merged.max_samples)}
         if merged.sigma is not None:
             held["sigma"] = min(merged.sigma, merged.max_sigma)
         return merged.model_copy(update=held)

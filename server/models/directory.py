@@ -135,8 +135,10 @@ class ModelDirectory:
         at_hand = {model.settings.model_name: model for model in loaded}
         try:
             for name, settings in self._wanted.items():
-                model = at_hand.pop(name, None)
-                await self._enter(model or await on_daemon_thread(partial(load_model, settings)))
+                if name in at_hand:
+                    await self._enter(at_hand.pop(name))
+                else:
+                    await self._enter(await on_daemon_thread(partial(load_model, settings)))
         except BaseException:
             await self.close()
             raise
@@ -157,8 +159,10 @@ class ModelDirectory:
 
     async def close(self) -> None:
         """Closes all models, whether requests use them or not."""
-        for task in self._leaving:
+        leaving = list(self._leaving)
+        for task in leaving:
             task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
         running, self._running = self._running, {}
         await asyncio.gather(*(model.close() for model in running.values()))
 
@@ -254,9 +258,11 @@ class ModelDirectory:
 
     async def _unload(self, model: ServedModel) -> None:
         name = model.name
-        await model.unused()
-        await model.close()
-        del model
+        try:
+            await model.unused()
+        finally:
+            await model.close()
+        del model  # or its memory would not be free below
         await on_daemon_thread(release_memory)
         if name not in self._running:
             self._metrics.models.forget(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -18,8 +18,15 @@ class ModelsFileError(ValueError):
     """The models file cannot be used; the message says why, and holds nothing of its contents but names."""
 
 
-class ModelEntry(CertificateSettings, ModelSettings):
-    """One model: its name, its checkpoint, and any of the settings that a model may have of its own."""
+class ModelOwnSettings(CertificateSettings, ModelSettings):
+    """All settings that a model may have of its own."""
+
+
+S = TypeVar("S", bound=ModelOwnSettings)
+
+
+class ModelEntry(ModelOwnSettings):
+    """One model: its name, its checkpoint, and any of its own settings."""
 
     name: ModelName
     model: str
@@ -36,19 +43,6 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[ModelEntry] = Field(min_length=1)
-
-
-class _Server(Protocol):
-    """The ordinary settings, as far as the file is concerned."""
-
-    language_model: str
-
-    def model_copy(self, *, update: dict[str, Any]) -> Self: ...
-
-    def contradiction(self) -> str | None: ...
-
-
-S = TypeVar("S", bound=_Server)
 
 
 def read_models(path: Path, server: S) -> dict[str, S]:
