@@ -101,6 +101,6 @@ def test_a_models_settings_with_the_tenants_own() -> None:
 
 
 def test_a_list_of_models_has_one_at_least() -> None:
-    with pytest.raises(AccessFileError, match="tenants.a.models: List should have at least 1 item"):
+    with pytest.raises(AccessFileError, match=r"tenants\.a\.models: List should have at least 1 item"):
         parse_access(b"tenants: {a: {models: []}}", RequestSettings())
     assert parse_access(b"tenants: {a: {models: null}}", RequestSettings()).tenants["a"].may_use("any")
