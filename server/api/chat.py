@@ -23,7 +23,7 @@ from server.api.dependencies import (
 )
 from server.api.event_stream import EventStream
 from server.api.openapi import ERRORS, request_body
-from server.api.passthrough import ControlTokens, check_template_variables, refuse_fields
+from server.api.passthrough import check_template_variables, refuse_fields
 from server.api.schemas import (
     TEXT_PART_FIELDS,
     TEXT_PARTS,
@@ -88,7 +88,7 @@ async def _answer(
     cap_answer_tokens(body, settings.max_answer_tokens, model.settings.default_answer_tokens)
     cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
     sources = _take_images(chat, body)
-    ControlTokens(model.engine.encoder.control_tokens).defuse_body(body)
+    model.control_tokens.defuse_body(body)
     await model.language_model.admit()
     smoothing = model.smoothing.run(sources, chat.robustness, caller)
     payloads, robustness = await while_connected(request, smoothing)

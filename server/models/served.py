@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fs_runtime.receipts import SigningKey
+from server.api.passthrough import ControlTokens
 from server.audit.log import AuditLog
 from server.images.reader import ImageReader
 from server.language_models.base import LanguageModel
@@ -48,6 +49,7 @@ class ServedModel:
         engine: Smooths.
         language_model: Answers.
         smoothing: From image parts to embeddings and certificates.
+        control_tokens: What texts must not spell.
         metrics: Where it is counted.
         created: When it was loaded, in seconds since 1970.
     """
@@ -56,6 +58,7 @@ class ServedModel:
         self.settings = loaded.settings
         self.name = loaded.settings.model_name
         self.engine = loaded.engine
+        self.control_tokens = ControlTokens(self.engine.encoder.control_tokens)
         self.metrics = shared.metrics.models.of_model(self.name)
         self.language_model = ObservedLanguageModel(
             _language_model(loaded, self.metrics), self.metrics, self.name, self.settings.language_model

@@ -27,7 +27,7 @@ def test_the_vision_part_of_every_family_is_found_by_name(case: FamilyCase, tmp_
     batch = estimate_memory(str(tmp_path / "model"), language_model=False, batch_size=2, device="cpu") - before_batch
     estimate = (before_batch - batch) / 1.1
     # Layers above the one that is read are stored and not loaded.
-    assert weights(encoder) <= estimate + 8 <= 2.5 * weights(encoder)
+    assert weights(encoder) <= estimate + 8 <= 4 * weights(encoder)
     both = estimate_memory(str(tmp_path / "model"), language_model=True, batch_size=1, device="cpu")
     assert both > before_batch + 1.1 * 4 * 2 * 64 * 64
 
