@@ -66,6 +66,7 @@ class ModelDirectory:
         self._running: dict[str, ServedModel] = {}
         self._leaving: dict[asyncio.Task[None], str] = {}
         self._failures: dict[str, _Failure] = {}
+        self._waits_for_memory: str | None = None
         metrics.models_file_current.set(1)
 
     # --- who asks ------------------------------------------------------------------------------------------------
@@ -203,12 +204,17 @@ class ModelDirectory:
                 return
 
     async def _load(self, name: str, settings: Settings) -> None:
-        log.info("loading model", model=name)
+        if name != self._waits_for_memory:
+            log.info("loading model", model=name)
+        waited, self._waits_for_memory = self._waits_for_memory, None
         try:
             await self._enter(await on_daemon_thread(partial(load_model, settings)))
         except MemoryShortError as error:
-            if self._leaving:
-                return  # the next step comes when there may be room
+            if self._leaving:  # there may be room at the next step, or at the one after it
+                self._waits_for_memory = name
+                if name != waited:
+                    log.info("model waits for the memory of models that leave", model=name, problem=str(error))
+                return
             problem = str(error)
         except CheckpointError as error:
             problem = str(error)
