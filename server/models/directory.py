@@ -204,6 +204,13 @@ class ModelDirectory:
                 return
 
     async def _load(self, name: str, settings: Settings) -> None:
+        running = self._running.get(name)
+        if running is not None and (loaded := running.loaded_for(settings)) is not None:
+            await self._enter(loaded)
+            self._failures.pop(name, None)
+            log.warning("model has other settings", model=name)
+            return
+        del running
         if name != self._waits_for_memory:
             log.info("loading model", model=name)
         waited, self._waits_for_memory = self._waits_for_memory, None
@@ -254,6 +261,7 @@ class ModelDirectory:
         former = self._running.get(model.name)
         self._running[model.name] = model
         if former is not None:
+            model.take_over_engine(former)
             self._leave(former)
 
     def _leave(self, model: ServedModel) -> None:

@@ -9,7 +9,16 @@ from fs_runtime.encoders import CheckpointError, load_family
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
 from fs_runtime.memory import check_memory
+from server.certificate_settings import CertificateSettings
+from server.model_settings import ModelSettings
 from server.settings import Settings
+
+# Settings that take effect on what is loaded as it is.
+_NOT_LOADED = (
+    CertificateSettings.model_fields.keys()
+    | {name for name in ModelSettings.model_fields if name.startswith("vllm_")}
+    | {"smoothing_timeout", "max_waiting", "max_new_tokens"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,11 @@ class LoadedModel:
         """Ends the engine's thread; may wait for a batch."""
         if self.owns_engine:
             self.engine.close()
+
+    def serves(self, settings: Settings) -> bool:
+        """Whether what is loaded is what these settings ask for, whatever else they say."""
+        fields = Settings.model_fields.keys() - _NOT_LOADED
+        return all(getattr(self.settings, name) == getattr(settings, name) for name in fields)
 
 
 def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> LoadedModel:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fs_runtime.receipts import SigningKey
 from server.api.passthrough import ControlTokens
@@ -22,6 +22,7 @@ from server.limits.limiter import RateLimiter
 from server.metrics import Metrics
 from server.model_metrics import ModelMetrics
 from server.models.loading import LoadedModel
+from server.settings import Settings
 from server.smoothing import SmoothingService
 
 
@@ -76,6 +77,19 @@ class ServedModel:
     def lives(self) -> bool:
         """Whether the thread that runs the smoothing passes shows signs of life."""
         return self.engine.alive and self.engine.seconds_since_heartbeat <= self.settings.stall_timeout
+
+    def loaded_for(self, settings: Settings) -> LoadedModel | None:
+        """What this model has loaded, for other settings that ask for the same; None where they do not.
+
+        The engine is closed with this model, unless another one takes it over.
+        """
+        return replace(self._loaded, settings=settings, owns_engine=False) if self._loaded.serves(settings) else None
+
+    def take_over_engine(self, former: ServedModel) -> None:
+        """Closes the engine in place of the former model, if they share it."""
+        if former.engine is self.engine:
+            self._loaded = replace(self._loaded, owns_engine=former._loaded.owns_engine)
+            former._loaded = replace(former._loaded, owns_engine=False)
 
     async def start(self) -> None:
         """Begins what runs in the background."""

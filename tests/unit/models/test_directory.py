@@ -71,6 +71,24 @@ async def test_a_model_waits_for_the_memory_of_one_that_leaves(
         assert models.find(None, ANYONE).name == "new"
 
 
+async def test_other_settings_take_effect_without_loading(tiny_llava: Path, tmp_path: Path) -> None:
+    file = write_models(tmp_path / "models.yaml", m={"model": tiny_llava})
+    async with watching(file) as models:
+        former = models.find("m", ANYONE)
+        with former.used():
+            write_models(file, m={"model": tiny_llava, "samples": 5, "max_waiting": 3})
+            await until(lambda: models.find("m", ANYONE) is not former)
+            now = models.find("m", ANYONE)
+            assert (former.settings.samples, now.settings.samples, now.settings.max_waiting) == (256, 5, 3)
+            assert now.engine is former.engine
+        await until(lambda: not models._leaving)
+        assert now.lives  # the former one did not take the engine with it
+        write_models(file, m={"model": tiny_llava, "batch_size": 3})
+        await until(lambda: models.find("m", ANYONE) is not now and not models._leaving)
+        assert not now.engine.alive
+        assert models.find("m", ANYONE).lives
+
+
 async def test_what_could_not_be_loaded_is_tried_again(tiny_llava: Path, tmp_path: Path) -> None:
     file = write_models(tmp_path / "models.yaml", stays={"model": tiny_llava})
     async with watching(file) as models:
