@@ -3,106 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from fs_runtime import __version__
-from fs_runtime.embedded import load_embedded_model
-from fs_runtime.encoders import CheckpointError, load_family
-from fs_runtime.engine import SmoothingEngine
-from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
 from fs_runtime.receipts import read_signing_key
-from fs_runtime.reference import reference_model_path
 from server.access.directory import AccessDirectory
 from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
 from server.api.openapi import install_openapi
 from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
-from server.engine_metrics import register_engine
+from server.engine_metrics import register_models
 from server.errors import install_handlers
 from server.images.reader import ImageReader
 from server.images.remote import RemoteImages
-from server.language_models.base import LanguageModel
-from server.language_models.embedded import EmbeddedLanguageModel
-from server.language_models.none import NoLanguageModel
-from server.language_models.observed import ObservedLanguageModel
-from server.language_models.upstreams import Upstreams
-from server.language_models.vllm import VllmLanguageModel
 from server.limits.limiter import RateLimiter
 from server.limits.middleware import LimitHeadersMiddleware
 from server.metrics import Metrics
 from server.middleware import AccessMiddleware, RequestIdMiddleware
+from server.models.directory import ModelDirectory
+from server.models.loading import LoadedModel
+from server.models.served import ServedModel, SharedParts
 from server.request_body import BodyLimitMiddleware
 from server.settings import Settings
-from server.shared_cache import build_shared_cache
-from server.smoothing import SmoothingService
 from server.tracing import TracingMiddleware
 
 
-def checkpoint_of(settings: Settings) -> str:
-    """Folder or hub id of the configured model."""
-    return str(reference_model_path()) if settings.model == "reference" else settings.model
-
-
-def build_engine(settings: Settings) -> SmoothingEngine:
-    """Loads the vision part, starts the engine and warms it up.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be used, or not with the language model that the settings ask for.
-    """
-    family = load_family(checkpoint_of(settings), revision=settings.revision)
-    kinds = [*family.language_models, "none"]
-    if settings.language_model not in kinds:
-        why = f" ({family.note})" if family.note else ""
-        raise CheckpointError(
-            f"{settings.model} is of family {family.name}, which is not served with --language-model "
-            f"{settings.language_model}{why}; use {' or '.join(kinds)}"
-        )
-    engine = load_engine(
-        checkpoint_of(settings),
-        psm=settings.psm,
-        revision=settings.revision,
-        device=settings.device,
-        dtype=settings.dtype,
-        gpu_memory_fraction=settings.gpu_memory_fraction,
-        batch_size=settings.batch_size,
-        max_queued_samples=settings.max_queued_samples,
-        max_queued_images=settings.max_queued_images,
-        cache_bytes=settings.cache_bytes,
-        shared_cache=build_shared_cache(settings),
-    )
-    engine.warm_up()
-    return engine
-
-
-def build_language_model(settings: Settings, metrics: Metrics) -> LanguageModel:
-    """Loads the embedded language model, or makes the client of the vLLM servers."""
-    if settings.language_model == "none":
-        return NoLanguageModel()
-    if settings.language_model == "vllm":
-        return VllmLanguageModel(Upstreams(settings, metrics.upstreams), settings.model_name)
-    device = resolve_device(settings.device)
-    model = load_embedded_model(
-        checkpoint_of(settings),
-        revision=settings.revision,
-        device=device,
-        dtype=resolve_dtype(settings.dtype, device),
-    )
-    return EmbeddedLanguageModel(settings, model, settings.model_name)
-
-
-def create_app(
-    settings: Settings, engine: SmoothingEngine | None = None, images: RemoteImages | None = None
-) -> FastAPI:
+def create_app(settings: Settings, loaded: Iterable[LoadedModel] = (), images: RemoteImages | None = None) -> FastAPI:
     """Makes the application.
 
     Args:
         settings: The operator's settings.
-        engine: A running engine to share, which the caller closes; None loads one at start and closes it at the end.
+        loaded: Models in memory, which the application closes at its end; those that are missing are loaded at start.
         images: Fetches remote images in place of what the settings ask for. For tests.
     """
     metrics = Metrics()
@@ -111,43 +46,26 @@ def create_app(
     access = AccessDirectory(settings, metrics)
     limiter = RateLimiter(settings.limits_redis_url.get_secret_value() if settings.limits_redis_url else None, metrics)
     audit = AuditLog(settings, metrics)
+    reader = ImageReader(settings, metrics, images)
+    shared = SharedParts(reader, limiter, audit, receipt_key, metrics)
+    models = ModelDirectory(settings, metrics, lambda model: ServedModel(model, shared))
+    register_models(metrics.registry, models)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        reader = ImageReader(settings, metrics, images)
         await reader.start()
-        running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
-        language_model = ObservedLanguageModel(
-            await asyncio.to_thread(build_language_model, settings, metrics),
-            metrics,
-            settings.model_name,
-            settings.language_model,
-        )
-        await language_model.start()
-        register_engine(metrics.registry, running, settings.model_name)
-        app.state.gateway = Gateway(
-            settings=settings,
-            access=access,
-            limiter=limiter,
-            engine=running,
-            language_model=language_model,
-            smoothing=SmoothingService(settings, running, reader, metrics, limiter, audit, receipt_key),
-            metrics=metrics,
-            started=int(time.time()),
-            receipt_key=receipt_key,
-            drain=drain,
-        )
-        watch = asyncio.create_task(access.watch())
+        await models.start(loaded)
+        app.state.gateway = Gateway(settings, access, limiter, models, metrics, receipt_key, drain)
+        watches = [asyncio.create_task(access.watch()), asyncio.create_task(models.watch())]
         try:
             yield
         finally:
-            watch.cancel()
-            await language_model.close()
+            for watch in watches:
+                watch.cancel()
+            await models.close()
             await limiter.close()
             await audit.close()
             await reader.close()
-            if engine is None:
-                await asyncio.to_thread(running.close)
 
     app = FastAPI(
         title="FS-Serve",

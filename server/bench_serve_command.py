@@ -103,12 +103,14 @@ def _gateway(settings: Settings) -> Iterator[tuple[str, Rate]]:
     """A gateway on a free port of 127.0.0.1, and the rate of its pass by itself."""
     import uvicorn
 
-    from server.app import build_engine, create_app
+    from server.app import create_app
+    from server.models.loading import load_model
     from server.run import configure_logging
 
     configure_logging(settings)
-    engine = build_engine(settings)
-    config = uvicorn.Config(create_app(settings, engine), port=0, log_config=None, timeout_graceful_shutdown=5)
+    loaded = load_model(settings)
+    engine = loaded.engine
+    config = uvicorn.Config(create_app(settings, [loaded]), port=0, log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -120,7 +122,6 @@ def _gateway(settings: Settings) -> Iterator[tuple[str, Rate]]:
     finally:
         server.should_exit = True
         thread.join(30)
-        engine.close()
 
 
 def _rate(smoother: Smoother, batch_size: int, samples: int) -> float:

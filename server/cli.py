@@ -134,7 +134,9 @@ async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model
     from server.run import configure_logging
     from server.settings import Settings
 
-    settings = Settings(log_level="warning", model=model, language_model="embedded", api_keys=[], access_file=None)
+    settings = Settings(
+        log_level="warning", model=model, language_model="embedded", api_keys=[], access_file=None, models_file=None
+    )
     configure_logging(settings)
     application = create_app(settings)
     async with application.router.lifespan_context(application):

@@ -18,10 +18,12 @@ import uvicorn
 
 from fs_runtime.encoders import CheckpointError
 from fs_runtime.reference import example_images
-from fs_runtime.smoothing import Smoother
-from server.app import build_engine, create_app
+from server.app import create_app
 from server.drain import Drain
 from server.log_output import STANDARD_ERROR, LogOutput
+from server.model_settings import OF_ONE_CHECKPOINT
+from server.models.file import read_models
+from server.models.loading import LoadedModel, load_model
 from server.settings import Settings
 from server.tracing import TracingError, add_trace_ids, configure_tracing
 
@@ -76,9 +78,10 @@ class _Server(uvicorn.Server):
     what is left gets an error. A second signal ends the process at once.
     """
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, models: list[str], drain: Drain) -> None:
         super().__init__(config)
         self._settings = settings
+        self._models = models
         self._drain = drain
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -89,7 +92,7 @@ class _Server(uvicorn.Server):
             port = self.servers[0].sockets[0].getsockname()[1]
             # That nobody can read it is no reason not to serve. Python's own buffer would fail again at the end.
             with suppress(OSError):
-                os.write(_STANDARD_OUTPUT, greeting(self._settings, port).encode())
+                os.write(_STANDARD_OUTPUT, greeting(self._settings, self._models, port).encode())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by Python between two instructions of the main thread."""
@@ -116,16 +119,16 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def greeting(settings: Settings, port: int) -> str:
+def greeting(settings: Settings, models: list[str], port: int) -> str:
     """The address, and a request to paste."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (a comparison)
     address = f"http://{host}:{port}"
     key = '\n  -H "Authorization: Bearer $FS_API_KEY" \\' if settings.api_keys or settings.access_file else ""
     return f"""
-FS-Serve listens on {address} and serves {settings.model_name!r}. Try:
+FS-Serve listens on {address} and serves {", ".join(map(repr, models))}. Try:
 
 curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' \\{key}
-  -d '{{"model": "{settings.model_name}", "temperature": 0, "messages": [{{"role": "user", "content": [
+  -d '{{"model": "{models[0]}", "temperature": 0, "messages": [{{"role": "user", "content": [
         {{"type": "text", "text": "Describe the image."}},
         {{"type": "image_url", "image_url": {{"url": "data:image/png;base64,'"$(
           base64 < {example_images()["red-circle"]} | tr -d '\\n')"'"}}}}]}}]}}'
@@ -142,16 +145,11 @@ def warn_if_exposed(settings: Settings) -> None:
     )
 
 
-def say_what_smooths(settings: Settings, smoother: Smoother) -> None:
-    """The purifier, which an operator who chose none may not expect, and a warning where the noise does not suit it."""
-    psm, sigma = smoother.psm, smoother.sigma if settings.sigma is None else settings.sigma
-    if psm is None or sigma == 0:
-        return
-    facts = {"psm": psm.name, "sigma": sigma, "trained_from": psm.sigma_low, "trained_to": psm.sigma_high}
-    if psm.trained_for(sigma):
-        log.info("noisy copies pass a purifier", **facts)
-    else:
-        log.warning("the purifier was not trained for this sigma: certificates hold, answers may suffer", **facts)
+def warn_of_unused(settings: Settings) -> None:
+    """Names settings of the one model that there is not where a file names several."""
+    unused = [name for name in OF_ONE_CHECKPOINT if name in settings.model_fields_set]
+    if settings.models_file is not None and unused:
+        log.warning("models_file names the models and what belongs to each; these settings are not used", unused=unused)
 
 
 def _is_loopback(host: str) -> bool:
@@ -161,36 +159,44 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def configured_models(settings: Settings) -> dict[str, Settings]:
+    """Settings of each model by its name: those of the models file, or the one that the settings name themselves."""
+    if settings.models_file is None:
+        return {settings.model_name: settings}
+    return read_models(settings.models_file, settings)
+
+
 def run(settings: Settings) -> int:
     """Serves until it is told to stop. Returns the process's exit status."""
     configure_logging(settings)
     warn_if_exposed(settings)
+    warn_of_unused(settings)
+    loaded: list[LoadedModel] = []
     try:
         configure_tracing()
-        engine = build_engine(settings)
-        say_what_smooths(settings, engine.smoother)
+        loaded.extend(map(load_model, configured_models(settings).values()))  # one that fails leaves those before it
+        app = create_app(settings, loaded)
     except TracingError as error:
-        print(f"cannot send traces: {error}", file=sys.stderr)
-        return 2
+        return _refuse("cannot send traces", error, loaded)
     except CheckpointError as error:
-        print(f"cannot load the model: {error}", file=sys.stderr)
-        return 2
-    try:
-        try:
-            app = create_app(settings, engine)
-        except (OSError, ValueError) as error:
-            print(f"cannot start: {error}", file=sys.stderr)
-            return 2
-        config = uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(settings.drain_timeout) + _TIME_FOR_LAST_WORDS,
-        )
-        server = _Server(config, settings, app.state.drain)
-        server.run()
-    finally:
-        engine.close()
+        return _refuse("cannot load the model", error, loaded)
+    except (OSError, ValueError) as error:
+        return _refuse("cannot start", error, loaded)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) + _TIME_FOR_LAST_WORDS,
+    )
+    server = _Server(config, settings, [model.settings.model_name for model in loaded], app.state.drain)
+    server.run()
     return 0 if server.started else 3
+
+
+def _refuse(what: str, error: Exception, loaded: list[LoadedModel]) -> int:
+    print(f"{what}: {error}", file=sys.stderr)
+    for model in loaded:
+        model.close()
+    return 2

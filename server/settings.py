@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AnyHttpUrl, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -18,24 +17,16 @@ from pydantic_settings import (
 from fs_runtime.receipts import read_signing_key
 from server.access.keys import stored_form
 from server.access.tenants import read_access
+from server.comma_lists import CommaList
+from server.models.file import ModelOwnSettings, read_models
 from server.redis_url import check_redis_url
 from server.request_settings import RequestSettings
 from server.shared_cache import check_shared_cache
 
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
-T = TypeVar("T")
 
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-# A list that environment and flags give as one text, separated by commas.
-CommaList = Annotated[list[T], NoDecode, BeforeValidator(_split)]
-
-
-class Settings(RequestSettings, BaseSettings):
+class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
     """All settings of the gateway.
 
     A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file
@@ -73,44 +64,20 @@ class Settings(RequestSettings, BaseSettings):
         "process counts for itself, as it does while Redis is away.",
     )
 
-    model: str = Field(
-        "reference", description="Checkpoint whose vision part is smoothed: a folder, a hub id, or 'reference'."
+    models_file: Path | None = Field(
+        None,
+        description="YAML file of several models for this gateway, each with settings of its own, in place of model; "
+        "a change loads and unloads models without a restart.",
     )
-    revision: str | None = Field(
-        None, description="Revision of a hub checkpoint, so that a restart loads the same one."
-    )
-    served_model_name: str | None = Field(None, description="Name that clients use; by default that of the checkpoint.")
-    device: str = Field("auto", description="Where the encoder runs: auto, cpu, cuda or cuda:<index>.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
+    check_memory: bool = Field(
+        True, description="Refuse to load a model that by an estimate does not fit into the memory that is free."
     )
     gpu_memory_fraction: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Most of the GPU's memory that this process allocates, so that a vLLM on the same GPU keeps its "
+        description="Most of a GPU's memory that this process allocates, so that a vLLM on the same GPU keeps its "
         "share; by default all that is free. Refused without a GPU.",
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="Noise samples in one batch; larger fills a GPU better, smaller takes less memory."
-    )
-    max_queued_samples: int = Field(
-        65536, ge=1, description="Noise samples that may wait; above it requests are answered 429."
-    )
-    max_queued_images: int = Field(
-        1024, ge=1, description="Images that may wait, since their pixels take memory; above it requests get 429."
-    )
-    smoothing_timeout: float = Field(
-        120.0,
-        gt=0,
-        description="Seconds within which an image must be smoothed: what would take longer is answered 429 at once, "
-        "what does take longer 504.",
-    )
-    cache_bytes: int = Field(
-        2**30,
-        ge=0,
-        description="Memory for smoothed images, so that one that is sent again costs nothing; 0 keeps none, and every "
-        "request has draws of its own.",
     )
     cache_redis_url: SecretStr | None = Field(
         None,
@@ -141,53 +108,6 @@ class Settings(RequestSettings, BaseSettings):
         "if that does not do, the image.",
     )
 
-    language_model: Literal["embedded", "vllm", "none"] = Field(
-        "embedded",
-        description="Where answers are made: in this process (small models), by a vLLM server, or not at all ('none'): "
-        "images are certified, and chat requests refused.",
-    )
-    vllm_url: AnyHttpUrl = Field(
-        AnyHttpUrl("http://127.0.0.1:8001"), description="Address of the vLLM server; keep it on an internal network."
-    )
-    vllm_urls: CommaList[AnyHttpUrl] = Field(
-        [],
-        description="Addresses of several vLLM servers that serve the same model, separated by commas; instead of "
-        "vllm_url.",
-    )
-    vllm_model: str | None = Field(
-        None, description="Name of the model at vLLM; by default the first one that each server lists."
-    )
-    vllm_api_key: SecretStr | None = Field(None, description="Key that the gateway sends to vLLM, if vLLM wants one.")
-    vllm_connect_timeout: float = Field(
-        5.0, gt=0, description="Seconds to reach a vLLM server before another one is tried."
-    )
-    vllm_first_token_timeout: float = Field(
-        60.0, gt=0, description="Seconds to the first token of a stream before another server is tried."
-    )
-    vllm_next_token_timeout: float = Field(
-        30.0, gt=0, description="Seconds between two tokens of a stream before it is ended with an error."
-    )
-    vllm_total_timeout: float = Field(
-        600.0, gt=0, description="Seconds that an answer of vLLM may take in all, retries included."
-    )
-    vllm_max_in_flight: int = Field(
-        256, ge=1, description="Most requests at one vLLM server at once; what it can run in one batch (max-num-seqs)."
-    )
-    vllm_max_wait: float = Field(
-        5.0, gt=0, description="Seconds that a request may wait for a free vLLM server before it is answered 429."
-    )
-    vllm_retries: int = Field(
-        1, ge=0, description="How often a request is sent again when a vLLM server fails before the first token."
-    )
-    vllm_health_interval: float = Field(
-        2.0, gt=0, description="Seconds between health checks of a vLLM server: how soon a lost one is noticed."
-    )
-    vllm_health_timeout: float = Field(
-        2.0, gt=0, description="Seconds that a vLLM server has to answer a health check; two late ones in a row count."
-    )
-    max_waiting: int = Field(
-        256, ge=0, description="Most requests that may wait for the language model; above it they are answered 429."
-    )
     client_write_timeout: float = Field(
         60.0, gt=0, description="Seconds for which a client may take nothing of a stream before it is cut off."
     )
@@ -204,15 +124,6 @@ class Settings(RequestSettings, BaseSettings):
         30.0,
         ge=0,
         description="Seconds after that for what is under way, before it is ended with an error.",
-    )
-    max_new_tokens: int = Field(
-        256, ge=1, description="Length of an answer of the embedded language model when the request does not say."
-    )
-
-    psm: str = Field(
-        "auto",
-        description="Purifier and mapper: a folder that 'train psm' wrote, a purifier that ships by name ('small'), "
-        "'none', or 'auto': those of the reference model for that one, 'small' for every other.",
     )
     allow_seed: bool = Field(
         False, description="Let requests fix the seed of the noise. For tests only: known draws can be attacked."
@@ -265,14 +176,6 @@ class Settings(RequestSettings, BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _one_list_of_servers(self) -> Settings:
-        if self.vllm_urls and "vllm_url" in self.model_fields_set:
-            raise ValueError("give vllm_url for one vLLM server or vllm_urls for several, not both")
-        if len(set(self.vllm_addresses)) < len(self.vllm_addresses):
-            raise ValueError("vllm_urls names a server twice")
-        return self
-
-    @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if problem := self.contradiction():
             raise ValueError(problem)
@@ -284,6 +187,8 @@ class Settings(RequestSettings, BaseSettings):
         check_shared_cache(self)
         if self.access_file is not None:
             read_access(self.access_file, self)  # a wrong file is found at start, not by the first client
+        if self.models_file is not None:
+            read_models(self.models_file, self)
         return self
 
     @field_validator("receipt_key")
@@ -292,25 +197,6 @@ class Settings(RequestSettings, BaseSettings):
         if path is not None:
             read_signing_key(path)  # a wrong file is found at start, not by the first client
         return path
-
-    @property
-    def vllm_addresses(self) -> list[str]:
-        """Addresses of the vLLM servers, without a slash at the end."""
-        return [str(url).rstrip("/") for url in self.vllm_urls or [self.vllm_url]]
-
-    @property
-    def default_answer_tokens(self) -> int | None:
-        """Tokens of an answer when the request does not say; None for all that the context has room for."""
-        return self.max_new_tokens if self.language_model == "embedded" else None
-
-    @property
-    def model_name(self) -> str:
-        """The name that clients use."""
-        if self.served_model_name:
-            return self.served_model_name
-        if self.model == "reference":
-            return "fs-reference"
-        return Path(self.model).name if Path(self.model).exists() else self.model
 
     @classmethod
     def settings_customise_sources(

@@ -35,7 +35,7 @@ from server.images.limits import ImageLimits
 from server.images.reader import ImageReader
 from server.language_models.base import ImagePayload
 from server.limits.limiter import RateLimiter
-from server.metrics import Metrics
+from server.model_metrics import ModelMetrics
 from server.planning import Plan, plan_of
 from server.policy import Decision, Evidence, consequence, judge, strictest
 from server.settings import Settings
@@ -74,14 +74,14 @@ class _Smoothed:
 
 
 class SmoothingService:
-    """Decodes, smooths, certifies and judges the images of a request, within the limits of its tenant."""
+    """Decodes, smooths, certifies and judges the images of a request to one model, within the limits of its tenant."""
 
     def __init__(
         self,
         settings: Settings,
         engine: SmoothingEngine,
         images: ImageReader,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         limiter: RateLimiter,
         audit: AuditLog,
         key: SigningKey | None,
@@ -109,7 +109,7 @@ class SmoothingService:
             ApiError: An image or an option is invalid, a limit is used up, the server is too busy, or a certificate
                 was rejected.
         """
-        settings = caller.tenant.settings
+        settings = caller.tenant.settings_for(self._settings)
         plan = plan_of(options, settings, self._engine.smoother, allow_seed=self._settings.allow_seed)
         most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
         if len(images) > most:
@@ -140,9 +140,13 @@ class SmoothingService:
         decision = strictest([image.decision for image in images]) if plan.requirements else None
         robustness = Robustness.of([image.entry for image in images], plan.requirements, decision)
         if decision is not None:
-            self._metrics.policy_decisions.labels(decision=decision).inc()
+            self._metrics.count_decision(decision)
         await self._audit.record(
-            robustness, [image.digest for image in images], request_id=caller.request_id, tenant=caller.tenant.name
+            robustness,
+            [image.digest for image in images],
+            request_id=caller.request_id,
+            tenant=caller.tenant.name,
+            model=self._settings.model_name,
         )
         if decision == "reject":
             raise _rejected(robustness)
@@ -153,7 +157,11 @@ class SmoothingService:
         file = await self._images.file(source.url, source.param, limits)
         decode = self._decoder(file, source.param, limits)
         result = await self._smooth(decode, await asyncio.to_thread(_digest, file), source, plan, caller.tenant.name)
-        record_pass(result.queue_seconds, result.smoothing_seconds, **{"fs.samples": result.samples})
+        record_pass(
+            result.queue_seconds,
+            result.smoothing_seconds,
+            {"fs.model": self._settings.model_name, "fs.samples": result.samples},
+        )
         smoother = self._engine.smoother
         fingerprints = Fingerprints.of(smoother, plan.feature_map)
         floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
@@ -162,7 +170,7 @@ class SmoothingService:
             judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
             span.set_attributes(certificate_attributes(certificate))
         self._metrics.observe_image(certificate, own_parameters=plan.own_parameters)
-        self._metrics.cache_requests.labels(outcome=result.cache or "off").inc()
+        self._metrics.count_cache(result.cache)
         receipt = None
         if plan.receipt:
             receipt = await asyncio.to_thread(

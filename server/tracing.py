@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from opentelemetry import trace
@@ -23,7 +23,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fs_runtime import __version__
 from fs_runtime.robustness import ImageRobustness
 from server.errors import ApiError
-from server.metrics import Metrics
 
 tracer = trace.get_tracer("fs-serve", __version__)
 # Only the trace context goes on to the language model: baggage is the client's own, and could hold anything.
@@ -33,6 +32,14 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # What machines ask every few seconds would bury the requests of people.
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
+
+
+class StageMetrics(Protocol):
+    """Where the times of stages are noted."""
+
+    def observe_stage(self, name: str, seconds: float) -> None:
+        """Notes one."""
+        ...
 
 
 class TracingError(ValueError):
@@ -140,16 +147,16 @@ def failures_noted(span: Span) -> Iterator[None]:
 
 
 @contextmanager
-def stage(metrics: Metrics, name: str, **attributes: AttributeValue) -> Iterator[Span]:
+def stage(metrics: StageMetrics, name: str, **attributes: AttributeValue) -> Iterator[Span]:
     """Times one stage of a request: a span, and if it succeeds an observation of ``fs_stage_duration_seconds``."""
     start = time.perf_counter()
     options: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
     with tracer.start_as_current_span(name, attributes=attributes, **options) as span, failures_noted(span):
         yield span
-    metrics.stage_seconds.labels(stage=name).observe(time.perf_counter() - start)
+    metrics.observe_stage(name, time.perf_counter() - start)
 
 
-def record_pass(queue_seconds: float, smoothing_seconds: float, **attributes: AttributeValue) -> None:
+def record_pass(queue_seconds: float, smoothing_seconds: float, attributes: dict[str, AttributeValue]) -> None:
     """The spans of a smoothing pass that ended just now. It ran beside others on the engine's thread."""
     end = time.time_ns()
     started = end - int(smoothing_seconds * 1e9)

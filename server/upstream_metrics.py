@@ -1,11 +1,14 @@
-"""Metrics of the vLLM servers, by server: as many as the operator has configured."""
+"""Metrics of the vLLM servers, by model and server: as many as the operator has configured."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from server.language_models.places import Places
 from server.language_models.pool import Pool, Server
@@ -15,62 +18,119 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _BREAKER = {"closed": 0, "half_open": 1, "open": 2}
 
 
-class UpstreamMetrics:
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What is read at each scrape of the servers that a model has now."""
+
+    pool: Pool
+    places: Places
+    budget: RetryBudget
+
+
+class UpstreamMetrics(Collector):
     """What the gateway sees of its vLLM servers; ``server`` is host and port."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._watched: dict[str, _Watched] = {}
         self.requests = Counter(
             "fs_upstream_requests",
             "Requests sent to a vLLM server, by outcome: answered, refused, unreachable, busy, failed, broken_off, "
             "timed_out, withdrawn.",
-            ["server", "outcome"],
+            ["model", "server", "outcome"],
             registry=registry,
         )
         self.seconds = Histogram(
             "fs_upstream_duration_seconds",
             "Time from sending a request to a vLLM server to the end of its answer, for those answered.",
-            ["server"],
+            ["model", "server"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.retries = Counter(
             "fs_upstream_retries",
             "Requests sent once more, by the outcome of the attempt before.",
-            ["reason"],
+            ["model", "reason"],
             registry=registry,
         )
         self.sheds = Counter(
             "fs_upstream_sheds",
             "Requests turned away for want of a free vLLM server: queue_full, no_place (in time).",
-            ["reason"],
+            ["model", "reason"],
             registry=registry,
         )
-        self._in_flight = Gauge("fs_upstream_in_flight", "Requests at a vLLM server.", ["server"], registry=registry)
-        self._healthy = Gauge("fs_upstream_healthy", "Whether a vLLM server is healthy.", ["server"], registry=registry)
-        self._breaker = Gauge(
+        registry.register(self)
+
+    def of_model(self, model: str) -> ModelUpstreamMetrics:
+        """Those of one model's servers."""
+        return ModelUpstreamMetrics(self, model)
+
+    def watch(self, model: str, pool: Pool, places: Places, budget: RetryBudget) -> None:
+        """Reads the gauges of a model off this pool from now on."""
+        self._watched[model] = _Watched(pool, places, budget)
+
+    def retire(self, model: str, pool: Pool) -> None:
+        """Takes the series of a pool's servers away, but for those that the model's present pool has too."""
+        watched = self._watched.get(model)
+        kept = {server.name for server in watched.pool.servers} if watched else set()
+        for server in pool.servers:
+            if server.name not in kept:
+                for metric in (self.requests, self.seconds):
+                    metric.remove_by_labels({"model": model, "server": server.name})
+
+    def forget(self, model: str) -> None:
+        """Takes all series of a model away."""
+        self._watched.pop(model, None)
+        for metric in (self.requests, self.seconds, self.retries, self.sheds):
+            metric.remove_by_labels({"model": model})
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges, as they are now."""
+        of_server = ["model", "server"]
+        in_flight = GaugeMetricFamily("fs_upstream_in_flight", "Requests at a vLLM server.", labels=of_server)
+        healthy = GaugeMetricFamily("fs_upstream_healthy", "Whether a vLLM server is healthy.", labels=of_server)
+        breaker = GaugeMetricFamily(
             "fs_upstream_breaker_state",
             "Circuit breaker of a vLLM server: 0 closed, 1 half open, 2 open.",
-            ["server"],
-            registry=registry,
+            labels=of_server,
         )
-        self._waiting = Gauge("fs_upstream_waiting", "Requests that wait for a vLLM server.", registry=registry)
-        self._budget = Gauge("fs_upstream_retry_budget", "Retries at hand.", registry=registry)
+        waiting = GaugeMetricFamily("fs_upstream_waiting", "Requests that wait for a vLLM server.", labels=["model"])
+        budget = GaugeMetricFamily("fs_upstream_retry_budget", "Retries at hand.", labels=["model"])
+        for model, watched in list(self._watched.items()):
+            for server in watched.pool.servers:
+                labels = [model, server.name]
+                in_flight.add_metric(labels, server.in_flight)
+                healthy.add_metric(labels, server.healthy)
+                breaker.add_metric(labels, _BREAKER[server.breaker.state(time.monotonic())])
+            waiting.add_metric([model], watched.places.waiting)
+            budget.add_metric([model], watched.budget.balance)
+        return iter((in_flight, healthy, breaker, waiting, budget))
+
+
+class ModelUpstreamMetrics:
+    """What is counted of the servers of one model."""
+
+    def __init__(self, metrics: UpstreamMetrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
 
     def watch(self, pool: Pool, places: Places, budget: RetryBudget) -> None:
-        """Reads the gauges off the pool whenever they are scraped."""
-        for server in pool.servers:
-            self._in_flight.labels(server=server.name).set_function(partial(getattr, server, "in_flight"))
-            self._healthy.labels(server=server.name).set_function(partial(getattr, server, "healthy"))
-            self._breaker.labels(server=server.name).set_function(partial(_breaker_state, server))
-        self._waiting.set_function(lambda: places.waiting)
-        self._budget.set_function(lambda: budget.balance)
+        """Reads the gauges off this pool from now on."""
+        self._metrics.watch(self._model, pool, places, budget)
+
+    def retire(self, pool: Pool) -> None:
+        """The pool is closed: takes the series of servers away that the model does not have any more."""
+        self._metrics.retire(self._model, pool)
+
+    def count_retry(self, reason: Outcome) -> None:
+        """Counts a request sent once more."""
+        self._metrics.retries.labels(model=self._model, reason=reason).inc()
+
+    def count_shed(self, reason: str) -> None:
+        """Counts a request turned away."""
+        self._metrics.sheds.labels(model=self._model, reason=reason).inc()
 
     def observe(self, server: Server, outcome: Outcome, seconds: float) -> None:
         """Counts one request at one server."""
-        self.requests.labels(server=server.name, outcome=outcome).inc()
+        self._metrics.requests.labels(model=self._model, server=server.name, outcome=outcome).inc()
         if outcome is Outcome.ANSWERED:
-            self.seconds.labels(server=server.name).observe(seconds)
-
-
-def _breaker_state(server: Server) -> float:
-    return _BREAKER[server.breaker.state(time.monotonic())]
+            self._metrics.seconds.labels(model=self._model, server=server.name).observe(seconds)

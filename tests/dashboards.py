@@ -28,7 +28,10 @@ def dashboard_queries(file: Path) -> list[str]:
     """The queries of one dashboard, with Grafana's variables put in."""
     panels = json.loads(file.read_text())["panels"]
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
-    return [text.replace("$__rate_interval", "1m").replace("$instance", ".*") for text in expressions]
+    return [
+        text.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$model", ".*")
+        for text in expressions
+    ]
 
 
 def metric_names(expression: str) -> set[str]:

@@ -12,6 +12,20 @@ SOURCE = {"type": "prometheus", "uid": "prometheus"}
 COLUMNS = 24  # of Grafana's grid
 API = 'route=~"/v1/.*"'
 G = '{instance=~"$instance"}'
+C = '{model=~"$model"}'  # of the job's certificates, whatever the instance
+M = '{instance=~"$instance", model=~"$model"}'
+# Metrics with a label for the model.
+BY_MODEL = (
+    "fs_batch",
+    "fs_certified_similarity",
+    "fs_images",
+    "fs_language_model_",
+    "fs_model_requests",
+    "fs_norm_lower",
+    "fs_samples",
+    "fs_sampling_endings",
+    "fs_stage_duration_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +44,9 @@ class Panel:
 
 
 def rate(metric: str, labels: str = "") -> str:
-    """Events a second of one counter, at the chosen instances."""
-    inside = f'instance=~"$instance"{", " + labels if labels else ""}'
+    """Events a second of one counter, at the chosen instances, of the chosen models."""
+    chosen = [*(['model=~"$model"'] if metric.startswith(BY_MODEL) else []), *([labels] if labels else [])]
+    inside = ", ".join(['instance=~"$instance"', *chosen])
     return f"rate({metric}{{{inside}}}[$__rate_interval])"
 
 
@@ -43,7 +58,7 @@ def quantile(q: float, metric: str, labels: str = "", by: str = "") -> str:
 
 def heatmap(title: str, metric: str, description: str) -> Panel:
     """How a histogram's observations spread over time."""
-    query = {"{{le}}": f"sum by (le) (increase({metric}_bucket{G}[$__rate_interval]))"}
+    query = {"{{le}}": f"sum by (le) (increase({metric}_bucket{M}[$__rate_interval]))"}
     return Panel(title, query, kind="heatmap", width=12, description=description)
 
 
@@ -78,13 +93,24 @@ SERVICE = [
     Panel("Time by stage, p95", {"{{stage}}": quantile(0.95, "fs_stage_duration_seconds", by="stage")}, "s"),
     Panel(
         "Queue",
-        {"waiting": f"sum(fs_queued_samples{G})", "limit": f"sum(fs_queue_limit_samples{G})"},
+        {
+            "{{model}} waiting": f"sum by (model) (fs_queued_samples{M})",
+            "{{model}} limit": f"sum by (model) (fs_queue_limit_samples{M})",
+        },
         description="Noise samples; above the limit requests are answered 429.",
     ),
-    Panel("Batch fill", {"{{instance}}": "instance:fs_batch_fill:ratio_rate5m" + G}, "percentunit", most=1),
-    Panel("Samples", {"drawn": f"sum({rate('fs_samples_total')})"}, "ops"),
+    Panel(
+        "Batch fill", {"{{model}} {{instance}}": "instance_model:fs_batch_fill:ratio_rate5m" + M}, "percentunit", most=1
+    ),
+    Panel("Samples", {"{{model}}": f"sum by (model) ({rate('fs_samples_total')})"}, "ops"),
     Panel("Tokens", {"{{direction}}": f"sum by (direction) ({rate('fs_language_model_tokens_total')})"}, "ops"),
     Panel("Language model errors", {"{{code}}": f"sum by (code) ({rate('fs_language_model_errors_total')})"}, "reqps"),
+    Panel("Requests by model", {"{{model}}": f"sum by (model) ({rate('fs_model_requests_total')})"}, "reqps"),
+    Panel(
+        "Models",
+        {"{{model}} {{state}}": f"sum by (model, state) (fs_model_state{M})"},
+        description="Gateways at which each is ready, loading, failed (see their logs) or leaving.",
+    ),
     Panel("vLLM requests", {"running": "sum(vllm:num_requests_running)", "waiting": "sum(vllm:num_requests_waiting)"}),
     Panel("vLLM cache in use", {"{{instance}}": "vllm:kv_cache_usage_perc"}, "percentunit", most=1),
 ]
@@ -92,14 +118,21 @@ SERVICE = [
 ROBUSTNESS = [
     Panel(
         "Mean certified similarity",
-        {"{{parameters}}": "job_parameters:fs_certified_similarity:mean15m"},
+        {"{{model}} {{parameters}}": "job_model_parameters:fs_certified_similarity:mean15m" + C},
         kind="stat",
         width=6,
         height=4,
         description="default: requests that left sigma, samples and radius to the operator; own: the others.",
     ),
-    Panel("Abstentions", {"{{parameters}}": "job_parameters:fs_abstentions:ratio15m"}, "percentunit", "stat", 6, 4),
-    Panel("Images", {"images": f"sum(increase(fs_images_total{G}[1h]))"}, kind="stat", width=6, height=4),
+    Panel(
+        "Abstentions",
+        {"{{model}} {{parameters}}": "job_model_parameters:fs_abstentions:ratio15m" + C},
+        "percentunit",
+        "stat",
+        6,
+        4,
+    ),
+    Panel("Images", {"images": f"sum(increase(fs_images_total{M}[1h]))"}, kind="stat", width=6, height=4),
     Panel(
         "Rejected for want of similarity",
         {"requests": 'sum(increase(fs_request_errors_total{code="certificate_below_minimum"}[1h]))'},
@@ -111,8 +144,8 @@ ROBUSTNESS = [
     Panel(
         "Certified similarity: last 15 minutes and last day",
         {
-            "15 min, {{parameters}}": "job_parameters:fs_certified_similarity:mean15m",
-            "1 day, {{parameters}}": "job_parameters:fs_certified_similarity:mean1d",
+            "15 min, {{model}} {{parameters}}": "job_model_parameters:fs_certified_similarity:mean15m" + C,
+            "1 day, {{model}} {{parameters}}": "job_model_parameters:fs_certified_similarity:mean1d" + C,
         },
         width=12,
         description="A fall below the day's mean may be an attack, or other pictures than before.",
@@ -137,9 +170,9 @@ ROBUSTNESS = [
 ]
 
 GPU = [
-    Panel("Model", {"{{model}} on {{device}}": f"fs_model_info{G}"}, kind="stat", width=12, height=4),
-    Panel("Batch size", {"{{instance}}": f"fs_batch_size_samples{G}"}, kind="stat", width=6, height=4),
-    Panel("Engine alive", {"{{instance}}": f"fs_engine_alive{G}"}, kind="stat", width=6, height=4),
+    Panel("Model", {"{{model}} on {{device}}": f"fs_model_info{M}"}, kind="stat", width=12, height=4),
+    Panel("Batch size", {"{{model}} {{instance}}": f"fs_batch_size_samples{M}"}, kind="stat", width=6, height=4),
+    Panel("Engine alive", {"{{model}} {{instance}}": f"fs_engine_alive{M}"}, kind="stat", width=6, height=4),
     Panel(
         "GPU memory",
         {
@@ -152,8 +185,10 @@ GPU = [
         description="Empty where the gateway runs without a GPU.",
     ),
     Panel("GPU busy", {"{{device}}": f"fs_gpu_utilization_ratio{G}"}, "percentunit", width=12, most=1),
-    Panel("Batches", {"{{instance}}": rate("fs_batches_total")}, "ops"),
-    Panel("Batch fill", {"{{instance}}": "instance:fs_batch_fill:ratio_rate5m" + G}, "percentunit", most=1),
+    Panel("Batches", {"{{model}} {{instance}}": rate("fs_batches_total")}, "ops"),
+    Panel(
+        "Batch fill", {"{{model}} {{instance}}": "instance_model:fs_batch_fill:ratio_rate5m" + M}, "percentunit", most=1
+    ),
     Panel("Processor time of the gateway", {"{{instance}}": rate("process_cpu_seconds_total")}, "s"),
 ]
 
@@ -174,18 +209,6 @@ def dashboard(name: str) -> dict[str, Any]:
             x, y, row = 0, y + row, 0
         placed.append(_panel(panel, number, x, y))
         x, row = x + panel.width, max(row, panel.height)
-    variable = {
-        "name": "instance",
-        "label": "Gateway",
-        "type": "query",
-        "datasource": SOURCE,
-        "query": {"query": "label_values(fs_build_info, instance)", "refId": "instance"},
-        "refresh": 2,
-        "multi": True,
-        "includeAll": True,
-        "allValue": ".*",
-        "current": {"text": "All", "value": "$__all"},
-    }
     return {
         "uid": f"fs-serve-{name}",
         "title": title,
@@ -195,9 +218,27 @@ def dashboard(name: str) -> dict[str, Any]:
         "editable": False,
         "refresh": "10s",
         "time": {"from": "now-15m", "to": "now"},
-        "templating": {"list": [variable]},
+        "templating": {
+            "list": [_variable("instance", "Gateway", "fs_build_info"), _variable("model", "Model", "fs_model_info")]
+        },
         "links": [{"type": "dashboards", "title": "FS-Serve", "tags": ["fs-serve"], "asDropdown": False}],
         "panels": placed,
+    }
+
+
+def _variable(name: str, label: str, metric: str) -> dict[str, Any]:
+    """A choice among the values that a label has."""
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": SOURCE,
+        "query": {"query": f"label_values({metric}, {name})", "refId": name},
+        "refresh": 2,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
     }
 
 

@@ -6,19 +6,18 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-from pathlib import Path
 
 import structlog
 
+from server import watched_file
 from server.access.keys import StoredKey, find_key, stored_form
 from server.access.tenants import DEFAULT_TENANT, Access, AccessFileError, Tenant, parse_access
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.settings import Settings
+from server.watched_file import WatchedFile
 
 log = structlog.get_logger("server.access")
-
-WATCH_SECONDS = 1.0
 
 
 class AccessDirectory:
@@ -38,21 +37,20 @@ class AccessDirectory:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._path: Path | None = settings.access_file
+        self._file = WatchedFile(settings.access_file) if settings.access_file else None
         self._salt_key = (
             settings.cache_salt_key.get_secret_value().encode() if settings.cache_salt_key else secrets.token_bytes(32)
         )
         self._own_keys = tuple(
             StoredKey(stored_form(key.get_secret_value()), DEFAULT_TENANT) for key in settings.api_keys
         )
-        self._seen = self._contents()
-        self._access = Access({}, ()) if self._path is None else self._parse(*self._seen)
+        self._access = Access({}, ()) if self._file is None else self._parse(self._file)
         metrics.access_file_current.set(1)
 
     @property
     def is_open(self) -> bool:
         """Whether everyone is let in, since the operator has set neither keys nor a file."""
-        return not self._own_keys and self._path is None
+        return not self._own_keys and self._file is None
 
     def authenticate(self, authorization: list[str]) -> Tenant:
         """The tenant that a request belongs to.
@@ -91,41 +89,30 @@ class AccessDirectory:
         return hmac.digest(self._salt_key, message, hashlib.sha256).hex()
 
     async def watch(self) -> None:
-        """Takes over changes of the access file, until it is cancelled.
+        """Takes over changes of the access file, until it is cancelled."""
+        while self._file is not None:
+            await asyncio.sleep(watched_file.WATCH_SECONDS)
+            if await self._file.has_changed():
+                self._replace(self._file)
 
-        The contents are compared, not the time of change: it works alike on every file system, and for files that are
-        links swapped by an orchestrator.
-        """
-        while self._path is not None:
-            await asyncio.sleep(WATCH_SECONDS)
-            found = await asyncio.to_thread(self._contents)
-            if found != self._seen:
-                self._seen = found
-                self._replace(*found)
-
-    def _replace(self, contents: bytes, problem: str | None) -> None:
+    def _replace(self, file: WatchedFile) -> None:
         try:
-            self._access = self._parse(contents, problem)
+            self._access = self._parse(file)
         except Exception as error:  # whatever it is, the watch goes on
             self._metrics.access_reloads.labels(outcome="refused").inc()
             self._metrics.access_file_current.set(0)
-            log.error("access file refused, the former one stays in force", file=str(self._path), problem=_words(error))
+            log.error("access file refused, the former one stays in force", file=str(file.path), problem=_words(error))
             return
         self._metrics.access_reloads.labels(outcome="loaded").inc()
         self._metrics.access_file_current.set(1)
         log.warning("access file loaded", tenants=len(self._access.tenants), keys=len(self._access.keys))
 
-    def _parse(self, contents: bytes, problem: str | None) -> Access:
-        if problem is not None:
-            raise AccessFileError(problem)
-        return parse_access(contents, self._settings)
-
-    def _contents(self) -> tuple[bytes, str | None]:
-        """What the file holds, and what is wrong with reading it."""
+    def _parse(self, file: WatchedFile) -> Access:
         try:
-            return self._path.read_bytes() if self._path else b"", None
+            contents = file.contents()
         except OSError as error:
-            return b"", f"{self._path} cannot be read: {error.strerror}"
+            raise AccessFileError(str(error)) from None
+        return parse_access(contents, self._settings)
 
     def _tenant(self, name: str) -> Tenant:
         return self._access.tenants.get(name) or Tenant(name, self._settings)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from server.access.keys import StoredKey
 from server.request_settings import RequestSettings
+from server.strict_yaml import parse_yaml
 
 DEFAULT_TENANT = "default"
+S = TypeVar("S", bound=RequestSettings)
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,63}$")]
 
 
@@ -40,6 +41,7 @@ class TenantEntry(RequestSettings):
     """One tenant: its keys, and any of the settings that a tenant may have of its own."""
 
     keys: list[KeyEntry] = Field(default_factory=list)
+    models: Annotated[list[str], Field(min_length=1)] | None = None
 
 
 class _File(BaseModel):
@@ -55,10 +57,32 @@ class Tenant:
     Attributes:
         name: ``default`` for all requests of a server without keys, and for the keys of the setting ``api_keys``.
         settings: The server's, with the tenant's own in their place.
+        own: Names and values of the latter.
+        models: Names of the models that it may use; None for all.
     """
 
     name: str
     settings: RequestSettings
+    own: dict[str, Any] = field(default_factory=dict)
+    models: frozenset[str] | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether the tenant may use a model of this name."""
+        return self.models is None or model in self.models
+
+    def settings_for(self, model: S) -> S:
+        """A model's settings with the tenant's own in their place.
+
+        What fits together for the server need not do so for every model: a tenant's default above a model's ceiling, or
+        the other way round, becomes the ceiling.
+        """
+        if not self.own:
+            return model
+        merged = model.model_copy(update=self.own)
+        held: dict[str, float] = {"samples": min(merged.samples, merged.max_samples)}
+        if merged.sigma is not None:
+            held["sigma"] = min(merged.sigma, merged.max_sigma)
+        return merged.model_copy(update=held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +113,13 @@ def read_access(path: Path, server: RequestSettings) -> Access:
 def parse_access(contents: bytes, server: RequestSettings) -> Access:
     """The same from the file's contents."""
     try:
-        file = _File.model_validate(yaml.load(contents, Loader=_StrictLoader))  # noqa: S506 (a safe loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise AccessFileError(f"not valid YAML{where}: {getattr(error, 'problem', None) or 'bad characters'}") from None
-    except (ValueError, RecursionError) as error:
-        raise AccessFileError(_problem(error)) from None
+        file = parse_yaml(contents, _File)
+    except ValueError as error:
+        raise AccessFileError(str(error)) from None
     tenants: dict[str, Tenant] = {}
     keys: dict[bytes, StoredKey] = {}
     for name, entry in file.tenants.items():
-        tenants[name] = Tenant(name, _merged(name, entry, server))
+        tenants[name] = _tenant(name, entry, server)
         for key in entry.keys:
             digest = bytes.fromhex(key.sha256)
             if digest in keys:
@@ -108,32 +128,10 @@ def parse_access(contents: bytes, server: RequestSettings) -> Access:
     return Access(tenants, tuple(keys.values()))
 
 
-def _merged(name: str, entry: TenantEntry, server: RequestSettings) -> RequestSettings:
-    own = RequestSettings.model_fields.keys() & entry.model_fields_set
-    values = {field: getattr(entry if field in own else server, field) for field in RequestSettings.model_fields}
-    settings = RequestSettings(**values)
+def _tenant(name: str, entry: TenantEntry, server: RequestSettings) -> Tenant:
+    fields = RequestSettings.model_fields.keys()
+    own = {each: getattr(entry, each) for each in fields & entry.model_fields_set}
+    settings = RequestSettings(**{each: own.get(each, getattr(server, each)) for each in fields})
     if problem := settings.contradiction():
         raise AccessFileError(f"tenant {name}: {problem}")
-    return settings
-
-
-def _problem(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping: the second tenant would silently take the first one's place."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    for name in names:
-        if names.count(name) > 1:
-            raise yaml.constructor.ConstructorError(problem=f"{name!r} stands twice", problem_mark=node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+    return Tenant(name, settings, own, None if entry.models is None else frozenset(entry.models))

@@ -13,8 +13,7 @@ from server.api.dependencies import (
     ClientGoneError,
     admit,
     caller_of,
-    check_model,
-    gateway_of,
+    model_for,
     read_body,
     while_connected,
 )
@@ -34,19 +33,15 @@ router = APIRouter()
 )
 async def certify(request: Request) -> Response:
     """Smooths and certifies one image."""
-    gateway = gateway_of(request)
     body, _ = await read_body(request, CertifyRequest)
-    check_model(gateway, body.model)
     source = ImageSource(body.image, "image")
-    try:
-        smoothing = gateway.smoothing.run([source], body.robustness, caller_of(request))
-        _, robustness = await while_connected(request, smoothing)
-    except ClientGoneError:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    with model_for(request, body.model) as model:
+        try:
+            smoothing = model.smoothing.run([source], body.robustness, caller_of(request))
+            _, robustness = await while_connected(request, smoothing)
+        except ClientGoneError:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
     answer = CertifyResponse(
-        id=f"cert-{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=gateway.settings.model_name,
-        robustness=robustness,
+        id=f"cert-{uuid.uuid4().hex}", created=int(time.time()), model=model.name, robustness=robustness
     )
     return JSONResponse(answer.model_dump(mode="json"))

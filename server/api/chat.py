@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import structlog
@@ -16,14 +16,14 @@ from server.api.dependencies import (
     Gateway,
     admit,
     caller_of,
-    check_model,
     gateway_of,
+    model_for,
     read_body,
     while_connected,
 )
 from server.api.event_stream import EventStream
 from server.api.openapi import ERRORS, request_body
-from server.api.passthrough import ControlTokens, check_template_variables, refuse_fields
+from server.api.passthrough import check_template_variables, refuse_fields
 from server.api.schemas import (
     TEXT_PART_FIELDS,
     TEXT_PARTS,
@@ -34,6 +34,7 @@ from server.api.schemas import (
 from server.errors import ApiError, internal_error, invalid
 from server.language_models.base import IMAGE_PART, ChatRequest
 from server.limits.answer_tokens import cap_answer_tokens
+from server.models.served import ServedModel
 from server.smoothing import ImageSource
 from server.withholding import withhold
 
@@ -66,39 +67,50 @@ _COMPLETION = {"application/json": {"schema": {"type": "object"}}, "text/event-s
 )
 async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions; the answer carries one more object, ``robustness``."""
-    gateway = gateway_of(request)
     chat, body = await read_body(request, ChatCompletionRequest)
-    check_model(gateway, chat.model)
-    caller = caller_of(request)
+    with ExitStack() as held:
+        model = held.enter_context(model_for(request, chat.model))
+        try:
+            return await _answer(request, chat, body, model, held)
+        except ClientGoneError:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _answer(
+    request: Request, chat: ChatCompletionRequest, body: dict[str, Any], model: ServedModel, held: ExitStack
+) -> Response:
+    """The answer of one model; a stream takes over what is ``held`` until its end."""
+    gateway, caller = gateway_of(request), caller_of(request)
+    settings = caller.tenant.settings_for(model.settings)
     body.pop("robustness", None)
     refuse_fields(body)
     check_template_variables(body.get("chat_template_kwargs"))
-    cap_answer_tokens(body, caller.tenant.settings.max_answer_tokens, gateway.settings.default_answer_tokens)
+    cap_answer_tokens(body, settings.max_answer_tokens, model.settings.default_answer_tokens)
     cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
     sources = _take_images(chat, body)
-    ControlTokens(gateway.engine.encoder.control_tokens).defuse_body(body)
-    try:
-        await gateway.language_model.admit()
-        smoothing = gateway.smoothing.run(sources, chat.robustness, caller)
-        payloads, robustness = await while_connected(request, smoothing)
-        images = withhold(body, payloads, robustness)
-        language_request = ChatRequest(body, images, caller.request_id, cache_salt)
-        headers = _headers(robustness)
-        if chat.stream:
-            return await _start_stream(request, language_request, robustness, headers)
-        answer = await while_connected(request, gateway.language_model.complete(language_request))
-    except ClientGoneError:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    model.control_tokens.defuse_body(body)
+    await model.language_model.admit()
+    smoothing = model.smoothing.run(sources, chat.robustness, caller)
+    payloads, robustness = await while_connected(request, smoothing)
+    images = withhold(body, payloads, robustness)
+    language_request = ChatRequest(body, images, caller.request_id, cache_salt)
+    headers = _headers(robustness)
+    if chat.stream:
+        return await _start_stream(request, model.language_model.stream(language_request), robustness, headers, held)
+    answer = await while_connected(request, model.language_model.complete(language_request))
     answer["robustness"] = robustness.model_dump(mode="json")
     return JSONResponse(answer, headers=headers)
 
 
 async def _start_stream(
-    request: Request, language_request: ChatRequest, robustness: Robustness, headers: dict[str, str]
+    request: Request,
+    chunks: AsyncIterator[dict[str, Any]],
+    robustness: Robustness,
+    headers: dict[str, str],
+    held: ExitStack,
 ) -> EventStream:
     """Waits for the first chunk, so that an early failure is still an ordinary error answer."""
     gateway = gateway_of(request)
-    chunks = gateway.language_model.stream(language_request)
     try:
         first = await while_connected(request, anext(chunks))
     except StopAsyncIteration:
@@ -118,7 +130,7 @@ async def _start_stream(
                 yield _event(internal_error().body())
             yield "data: [DONE]\n\n"
 
-    return EventStream(events(), headers, gateway.settings.client_write_timeout)
+    return EventStream(events(), headers, gateway.settings.client_write_timeout, held.pop_all())
 
 
 async def _while_open(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -12,17 +13,17 @@ import structlog
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from fs_runtime.engine import SmoothingEngine
 from fs_runtime.receipts import SigningKey
 from server.access.directory import AccessDirectory
 from server.api.json_values import check_json
 from server.drain import Drain
-from server.errors import ApiError, from_validation, invalid
-from server.language_models.base import LanguageModel
+from server.errors import from_validation, invalid
 from server.limits.limiter import RateLimiter
 from server.metrics import Metrics
+from server.models.directory import ModelDirectory
+from server.models.served import ServedModel
 from server.settings import Settings
-from server.smoothing import Caller, SmoothingService
+from server.smoothing import Caller
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -35,11 +36,8 @@ class Gateway:
     settings: Settings
     access: AccessDirectory
     limiter: RateLimiter
-    engine: SmoothingEngine
-    language_model: LanguageModel
-    smoothing: SmoothingService
+    models: ModelDirectory
     metrics: Metrics
-    started: int
     receipt_key: SigningKey | None
     drain: Drain
 
@@ -84,15 +82,18 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-def check_model(gateway: Gateway, model: str | None) -> None:
-    """Raises a 404 for a model that is not served here."""
-    if model is not None and model != gateway.settings.model_name:
-        raise ApiError(
-            404,
-            f"the model {model!r} is not served here; use {gateway.settings.model_name!r}",
-            code="model_not_found",
-            param="model",
-        )
+@contextmanager
+def model_for(request: Request, name: str | None) -> Iterator[ServedModel]:
+    """The model that a request names, which is not unloaded before the block ends.
+
+    Raises:
+        ApiError: As :meth:`ModelDirectory.find`.
+    """
+    model = gateway_of(request).models.find(name, caller_of(request).tenant)
+    structlog.contextvars.bind_contextvars(model=model.name)
+    model.metrics.count_request(request.scope["route"].path)
+    with model.used():
+        yield model
 
 
 async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any]]:

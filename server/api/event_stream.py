@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 
 import structlog
 from fastapi.responses import StreamingResponse
@@ -20,9 +21,12 @@ class EventStream(StreamingResponse):
         headers: Of the answer.
         write_timeout: Seconds for which the client may take nothing before it is cut off: nobody is there, or nobody
             who reads.
+        held: What the stream needs; let go after its end.
     """
 
-    def __init__(self, events: AsyncGenerator[str, None], headers: dict[str, str], write_timeout: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[str, None], headers: dict[str, str], write_timeout: float, held: ExitStack
+    ) -> None:
         super().__init__(
             events,
             media_type="text/event-stream",
@@ -30,6 +34,7 @@ class EventStream(StreamingResponse):
         )
         self._events = events
         self._write_timeout = write_timeout
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -38,10 +43,11 @@ class EventStream(StreamingResponse):
             async with asyncio.timeout(self._write_timeout):
                 await send(message)
 
-        try:
-            await super().__call__(scope, receive, send_in_time)
-        except TimeoutError:
-            # Returning with the answer incomplete makes the server close the connection.
-            log.warning("client cut off: it took nothing of its stream in time")
-        finally:
-            await self._events.aclose()
+        with self._held:
+            try:
+                await super().__call__(scope, receive, send_in_time)
+            except TimeoutError:
+                # Returning with the answer incomplete makes the server close the connection.
+                log.warning("client cut off: it took nothing of its stream in time")
+            finally:
+                await self._events.aclose()

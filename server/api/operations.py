@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from server.api.dependencies import Gateway, authenticate, gateway_of
+from server.api.dependencies import authenticate, caller_of, gateway_of
 from server.api.schemas import ErrorBody, Model, ModelList, ReceiptKey
 from server.errors import ApiError
 
@@ -22,17 +23,20 @@ _KEY: dict[int | str, dict[str, Any]] = {401: {"model": ErrorBody}}
     "/v1/models", dependencies=[Depends(authenticate)], responses=_KEY, summary="The models that are served here."
 )
 async def models(request: Request) -> ModelList:
-    """OpenAI's list of models, with the fingerprint that certificates name."""
-    gateway = gateway_of(request)
-    encoder = gateway.engine.encoder
-    model = Model(
-        id=gateway.settings.model_name,
-        created=gateway.started,
-        fingerprint=encoder.fingerprint,
-        family=encoder.family,
-        psm=gateway.engine.smoother.psm,
+    """OpenAI's list of the models that the caller may use, with the fingerprints that certificates name."""
+    served = gateway_of(request).models.allowed(caller_of(request).tenant)
+    return ModelList(
+        data=[
+            Model(
+                id=model.name,
+                created=model.created,
+                fingerprint=model.engine.encoder.fingerprint,
+                family=model.engine.encoder.family,
+                psm=model.engine.smoother.psm,
+            )
+            for model in served
+        ]
     )
-    return ModelList(data=[model])
 
 
 # Without a client's key: those who verify a receipt need not be clients, and the key is public.
@@ -54,26 +58,28 @@ async def receipt_key(request: Request) -> ReceiptKey:
 
 @router.get("/livez", responses=_NOT_NOW, summary="Whether the process works; restart it if not.")
 async def livez(request: Request) -> Response:
-    """200 while the thread that runs the smoothing passes shows signs of life, else 503."""
-    live = _engine_lives(gateway_of(request))
+    """200 while the threads that run the smoothing passes show signs of life, else 503."""
+    live = all(model.lives for model in gateway_of(request).models.running)
     return JSONResponse({"live": live}, status_code=200 if live else 503)
 
 
 @router.get("/readyz", responses=_NOT_NOW, summary="Whether further requests should be sent here now.")
-async def readyz(request: Request) -> Response:
-    """200 when the engine is warm, a language model is healthy and the gateway is not about to stop, else 503."""
+async def readyz(request: Request, model: str | None = None) -> Response:
+    """200 when the engines are warm, a language model is healthy and the gateway is not about to stop, else 503.
+
+    With several models one that cannot answer does not take the others away; ``?model=`` asks about one alone.
+    """
     gateway = gateway_of(request)
+    asked = [each for each in gateway.models.running if model in (None, each.name)]
+    answering = await asyncio.gather(*(each.language_model.ready() for each in asked))
     parts = {
-        "engine": _engine_lives(gateway),
-        "language_model": await gateway.language_model.ready(),
+        "engine": bool(asked) and all(each.lives for each in asked),
+        "language_model": any(answering),
         "staying": not gateway.drain.begun,
     }
     ready = all(parts.values())
-    return JSONResponse({"ready": ready, **parts}, status_code=200 if ready else 503)
-
-
-def _engine_lives(gateway: Gateway) -> bool:
-    return gateway.engine.alive and gateway.engine.seconds_since_heartbeat <= gateway.settings.stall_timeout
+    states = {name: state for name, state in gateway.models.states.items() if model in (None, name)}
+    return JSONResponse({"ready": ready, **parts, "models": states}, status_code=200 if ready else 503)
 
 
 @router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics.")

@@ -134,7 +134,7 @@ class ChatCompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str
+    model: str = Field(description="Name of a model that /v1/models lists.")
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = Field(None, strict=True)
     stream_options: StreamOptions | None = None
@@ -149,7 +149,7 @@ class CertifyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="Name of the model; may be left out.")
+    model: str | None = Field(None, description="Name of the model; may be left out where there is one alone.")
     image: str = Field(description="data:image/png;base64,…")
     robustness: RobustnessOptions = Field(default_factory=RobustnessOptions)
 

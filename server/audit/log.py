@@ -62,7 +62,9 @@ class AuditLog:
         """Whether there is one."""
         return self._file is not None
 
-    async def record(self, robustness: Robustness, digests: list[str], *, request_id: str, tenant: str) -> None:
+    async def record(
+        self, robustness: Robustness, digests: list[str], *, request_id: str, tenant: str, model: str
+    ) -> None:
         """Writes what was decided about a request's images.
 
         Args:
@@ -70,13 +72,14 @@ class AuditLog:
             digests: Of the images' pixels, as receipts have them.
             request_id: Of the request.
             tenant: Whose request it is.
+            model: Which model it is for.
 
         Raises:
             ApiError: 503: the record could not be written, and the operator requires it.
         """
         if self._file is None or self._thread is None:
             return
-        entry = _entry(robustness, digests, request_id, tenant)
+        entry = _entry(robustness, digests, request_id, tenant, model)
         try:
             if self._pending >= _MAX_PENDING:
                 raise BlockingIOError("too many records wait for the disk")
@@ -128,12 +131,13 @@ class AuditLog:
             log.error("the audit log cannot be written; records are lost", problem=str(error) or type(error).__name__)
 
 
-def _entry(robustness: Robustness, digests: list[str], request_id: str, tenant: str) -> dict[str, Any]:
+def _entry(robustness: Robustness, digests: list[str], request_id: str, tenant: str, model: str) -> dict[str, Any]:
     return {
         "time": _now(),
         "event": "decision",
         "request_id": request_id,
         "tenant": tenant,
+        "model": model,
         "decision": robustness.decision,
         "detail": robustness.detail,
         "requirements": [dataclasses.asdict(item) for item in robustness.requirements],

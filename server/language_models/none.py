@@ -1,4 +1,4 @@
-"""No language model: the server certifies images and answers nothing about them."""
+"""No language model: images are certified, and nothing is answered about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def no_language_model() -> ApiError:
     """What chat requests are answered with."""
     return ApiError(
         404,
-        "this server has no language model, so it certifies images only: send them to /v1/certify",
+        "this model is served without a language model, to certify images only: send them to /v1/certify",
         code="no_language_model",
         param="model",
     )

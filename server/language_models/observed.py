@@ -12,7 +12,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from server.errors import ApiError
 from server.language_models.base import ChatRequest, LanguageModel
-from server.metrics import Metrics
+from server.model_metrics import ModelMetrics
 from server.tracing import failures_noted, tracer
 
 # Numbers of the request that the conventions name; anything else in it may be text.
@@ -39,7 +39,7 @@ class ObservedLanguageModel:
         provider: Kind of the language model, for traces: ``vllm`` or ``embedded``.
     """
 
-    def __init__(self, inner: LanguageModel, metrics: Metrics, model_name: str, provider: str) -> None:
+    def __init__(self, inner: LanguageModel, metrics: ModelMetrics, model_name: str, provider: str) -> None:
         self._inner = inner
         self._metrics = metrics
         self._model_name = model_name
@@ -111,13 +111,13 @@ class ObservedLanguageModel:
 
     def _count(self, error: ApiError) -> None:
         if error.code.startswith("language_model_"):
-            self._metrics.upstream_errors.labels(code=error.code).inc()
+            self._metrics.count_language_model_error(error.code)
 
 
 class _Call:
     """What is known of one call so far."""
 
-    def __init__(self, metrics: Metrics, span: Span) -> None:
+    def __init__(self, metrics: ModelMetrics, span: Span) -> None:
         self.span = span
         self._metrics = metrics
         self._start = time.perf_counter()
@@ -134,16 +134,16 @@ class _Call:
             if not self._first_token_seen and any(value for key, value in delta.items() if key != "role"):
                 self._first_token_seen = True
                 seconds = time.perf_counter() - self._start
-                self._metrics.stage_seconds.labels(stage="first_token").observe(seconds)
+                self._metrics.observe_stage("first_token", seconds)
                 self.span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
         self._usage = answer.get("usage") or self._usage  # a stream may state it with every chunk
 
     def succeeded(self) -> None:
         """The answer is whole."""
-        self._metrics.stage_seconds.labels(stage="language_model").observe(time.perf_counter() - self._start)
+        self._metrics.observe_stage("language_model", time.perf_counter() - self._start)
         for direction, name in (("input", "prompt_tokens"), ("output", "completion_tokens")):
             if count := self._usage.get(name):
-                self._metrics.tokens.labels(direction=direction).inc(count)
+                self._metrics.count_tokens(direction, count)
                 self.span.set_attribute(f"gen_ai.usage.{direction}_tokens", count)
 
     def end(self) -> None:

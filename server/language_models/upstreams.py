@@ -17,7 +17,7 @@ from server.language_models.pool import Pool, Server
 from server.language_models.retries import Outcome, RetryBudget, Wanted, attempts
 from server.settings import Settings
 from server.tracing import forward_trace
-from server.upstream_metrics import UpstreamMetrics
+from server.upstream_metrics import ModelUpstreamMetrics
 
 # uvicorn, and so vLLM, closes a connection that was idle for 5 s; closing it first spares a request that meets the end.
 _KEEP_IDLE = 3.0
@@ -33,7 +33,7 @@ class Upstreams:
     """
 
     def __init__(
-        self, settings: Settings, metrics: UpstreamMetrics, transport: httpx.AsyncBaseTransport | None = None
+        self, settings: Settings, metrics: ModelUpstreamMetrics, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         headers = {}
         if settings.vllm_api_key is not None:
@@ -79,6 +79,7 @@ class Upstreams:
             self._checking.cancel()
         self._health.cancel()
         await self._client.aclose()
+        self._metrics.retire(self._pool)
 
     async def ready(self) -> bool:
         """Whether any server is healthy; when none is known to be, they are asked."""
@@ -95,7 +96,7 @@ class Upstreams:
         if not await self.ready():
             raise upstream_errors.unavailable()
         if self._places.full:
-            self._metrics.sheds.labels(reason="queue_full").inc()
+            self._metrics.count_shed("queue_full")
             raise upstream_errors.overloaded()
 
     async def open(self, encode: Callable[[str], bytes], request_id: str, *, streamed: bool) -> Exchange:
@@ -117,7 +118,7 @@ class Upstreams:
         while True:
             server = await self._place(wanted, failure)
             if failure is not None:
-                self._metrics.retries.labels(reason=failure.outcome).inc()
+                self._metrics.count_retry(failure.outcome)
             exchange = Exchange(self._client, server, self._limits, deadline, self._waits[server])
             try:
                 model = await self._model_of(exchange)
@@ -172,7 +173,7 @@ class Upstreams:
         except NoServerError:
             raise upstream_errors.unavailable() from None
         except NoPlaceError as error:
-            self._metrics.sheds.labels(reason=error.reason).inc()
+            self._metrics.count_shed(error.reason)
             raise (upstream_errors.overloaded() if self._pool.healthy else upstream_errors.unavailable()) from None
 
     async def _model_of(self, exchange: Exchange) -> str:

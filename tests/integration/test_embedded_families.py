@@ -10,7 +10,7 @@ from PIL import Image
 from fs_runtime.encoders import FAMILIES, load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.smoothing import Smoother
-from server.app import build_engine
+from server.models.loading import load_model
 from server.settings import Settings
 
 from .families import CASES, FamilyCase
@@ -73,4 +73,4 @@ def test_vllm_is_refused_at_start(served: tuple[FamilyCase, Gateway], tmp_path: 
     case, _ = served
     case.build(tmp_path / "model")
     with pytest.raises(ValueError, match=r"vLLM .*; use embedded or none"):
-        build_engine(Settings(model=str(tmp_path / "model"), language_model="vllm"))
+        load_model(Settings(model=str(tmp_path / "model"), language_model="vllm"))

@@ -199,7 +199,7 @@ def test_models_health_metrics_and_openapi(gateway: Gateway) -> None:
         'fs_requests_total{route="/v1/certify",status="200"}',
         "fs_samples_total",
         "fs_certified_similarity_bucket",
-        'fs_stage_duration_seconds_count{stage="smoothing"}',
+        'fs_stage_duration_seconds_count{model="tiny-llava",stage="smoothing"}',
     ):
         assert line in text
     schema = httpx.get(f"{gateway.url}/openapi.json").json()
@@ -239,7 +239,7 @@ def test_adaptive_sampling(gateway: Gateway) -> None:
     assert certificate["ended"] == "reached"
     assert certificate["samples"] < 512
     assert certificate["smoothed"]["best"] >= 0.5
-    assert 'fs_sampling_endings_total{ended="reached"}' in httpx.get(f"{gateway.url}/metrics").text
+    assert 'fs_sampling_endings_total{ended="reached",model="tiny-llava"}' in httpx.get(f"{gateway.url}/metrics").text
     aimless = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked))
     assert (aimless.status_code, aimless.json()["error"]["param"]) == (400, "robustness.min_similarity")
 
@@ -483,6 +483,7 @@ def test_a_stalled_smoothing_thread_is_visible(
             "engine": True,
             "language_model": True,
             "staying": True,
+            "models": {TINY: "ready"},
         }
 
 

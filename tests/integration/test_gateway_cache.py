@@ -83,11 +83,11 @@ def test_metrics_count_what_the_cache_did(gateway: Gateway) -> None:
     certify(gateway, 5)
     lines = httpx.get(f"{gateway.url}/metrics").text.splitlines()
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-    assert values['fs_cache_requests_total{outcome="hit"}'] >= 1
-    assert values['fs_cache_requests_total{outcome="miss"}'] >= 1
-    assert values["fs_samples_total"] == gateway.engine.samples_drawn
-    assert 0 < values["fs_cache_bytes"] < 2**26
-    assert values['fs_engine_faults_total{kind="out_of_memory"}'] == 0
+    assert values['fs_cache_requests_total{model="tiny-llava",outcome="hit"}'] >= 1
+    assert values['fs_cache_requests_total{model="tiny-llava",outcome="miss"}'] >= 1
+    assert values['fs_samples_total{model="tiny-llava"}'] == gateway.engine.samples_drawn
+    assert 0 < values['fs_cache_bytes{model="tiny-llava"}'] < 2**26
+    assert values['fs_engine_faults_total{kind="out_of_memory",model="tiny-llava"}'] == 0
 
 
 def test_what_cannot_be_done_in_time_is_refused_with_the_wait(tiny_llava: Path, gateway: Gateway) -> None:

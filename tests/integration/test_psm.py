@@ -16,7 +16,7 @@ from fs_runtime.psm.storage import save_purifier
 from fs_runtime.psm.unet import UNetConfig, UNetPurifier
 from fs_runtime.receipts import parse_receipt
 from fs_runtime.receipts.verify import verify
-from server.run import say_what_smooths
+from server.models.loading import say_what_smooths
 from server.settings import Settings
 
 from .gateway import Gateway, chat, data_url, picture, running_gateway

@@ -21,7 +21,7 @@ from fs_runtime.engine import shared_cache as module
 from fs_runtime.engine.redis_store import Entry, RedisStore
 from fs_runtime.engine.shared_cache import SharedCache, SharedCacheOptions
 from fs_runtime.smoothing import Smoother
-from server.app import build_engine
+from server.models.loading import load_model
 from server.settings import Settings
 
 from .gateway import Gateway, data_url, picture, running_gateway
@@ -443,9 +443,9 @@ def test_the_settings_make_engines_that_share(redis: RedisServer, tiny_llava: Pa
     )
     outcomes = []
     for _ in range(2):
-        engine = build_engine(settings)
-        outcomes.append(get(engine, ask()).cache)
-        engine.close()
+        loaded = load_model(settings)
+        outcomes.append(get(loaded.engine, ask()).cache)
+        loaded.close()
     assert outcomes == ["miss", "hit"]
     assert 0 < connect(redis).pttl(the_key(redis)) <= 60_000
     assert SECRET not in repr(settings)

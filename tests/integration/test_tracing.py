@@ -88,6 +88,7 @@ def test_a_request_is_one_trace_with_a_span_for_each_stage(gateway: GatewayProce
     assert noted["fs.similarity"] == certificate["smoothed"]["best"]
     assert noted["fs.norm.lower"] == certificate["norm"]["lower"]
     assert noted["fs.samples"] == certificate["samples"] == spans["smoothing"].attributes["fs.samples"]
+    assert spans["queue"].attributes["fs.model"] == spans["smoothing"].attributes["fs.model"] == "fs-reference"
     assert noted["fs.certified"] is certificate["certified"]
     assert noted["fs.sigma"] == certificate["sigma"]
 

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from fs_runtime.encoders import FAMILIES, CheckpointError, load_encoder, load_family
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.smoothing import FeatureMap, Smoother
-from server.app import build_engine
 from server.cli import add_commands, app
+from server.models.loading import load_model
 from server.settings import Settings
 from tests.integration.gateway import chat, data_url, picture, running_gateway
 
@@ -123,7 +123,7 @@ def test_a_server_certifies_and_refuses_to_chat(tmp_path: Path, stage: str) -> N
 def test_a_language_model_that_the_family_does_not_have_is_refused_at_start(tmp_path: Path) -> None:
     write(tmp_path, "siglip_vision_model")
     with pytest.raises(CheckpointError, match=r"SigLIP encoder.*not served with --language-model vllm.*use none"):
-        build_engine(Settings(model=str(tmp_path), language_model="vllm"))
+        load_model(Settings(model=str(tmp_path), language_model="vllm"))
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.adapter is None])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from server.access import directory
+from server import watched_file
 from server.access.directory import AccessDirectory
 from server.access.keys import digest_of
 from server.errors import ApiError
@@ -20,7 +20,7 @@ def file_of(**keys: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _watch_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(watched_file, "WATCH_SECONDS", 0.01)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

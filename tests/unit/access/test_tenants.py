@@ -85,3 +85,22 @@ def test_a_missing_file_is_refused_at_start(tmp_path: Path) -> None:
         read_access(tmp_path / "none.yaml", RequestSettings())
     with pytest.raises(ValueError, match="No such file"):
         Settings(access_file=tmp_path / "none.yaml")
+
+
+def test_a_models_settings_with_the_tenants_own() -> None:
+    server = Settings(samples=20)
+    text = b"tenants: {acme: {}, beta: {samples: 12, max_sigma: 0.05, models: [m]}}"
+    tenants = parse_access(text, server).tenants
+    model = server.model_copy(update={"samples": 5, "max_samples": 10, "sigma": 0.1})
+    assert tenants["acme"].settings_for(model) == model
+    assert tenants["beta"].settings_for(model).samples == 10
+    assert tenants["beta"].settings_for(model).sigma == 0.05
+    assert tenants["beta"].settings_for(server).samples == 12
+    assert [tenants[name].may_use("other") for name in ("acme", "beta")] == [True, False]
+    assert tenants["beta"].may_use("m")
+
+
+def test_a_list_of_models_has_one_at_least() -> None:
+    with pytest.raises(AccessFileError, match=r"tenants\.a\.models: List should have at least 1 item"):
+        parse_access(b"tenants: {a: {models: []}}", RequestSettings())
+    assert parse_access(b"tenants: {a: {models: null}}", RequestSettings()).tenants["a"].may_use("any")

@@ -24,7 +24,9 @@ Handler = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
 def model_with(handler: Handler, metrics: Metrics | None = None, **settings: Any) -> VllmLanguageModel:
     chosen = Settings(**{"vllm_model": "theirs", **settings})
     transport = httpx.MockTransport(handler)  # type: ignore[arg-type]
-    return VllmLanguageModel(Upstreams(chosen, (metrics or Metrics()).upstreams, transport), "ours")
+    return VllmLanguageModel(
+        Upstreams(chosen, (metrics or Metrics()).models.of_model("ours").upstreams, transport), "ours"
+    )
 
 
 async def error_of(handler: Handler, *, stream: bool = False, **settings: Any) -> ApiError:
@@ -152,11 +154,11 @@ async def test_another_server_answers_before_the_first_byte(fault: Handler, reas
     assert (await model.complete(REQUEST))["model"] == "ours"
     assert asked == ["a", "b"]
     value = metrics.registry.get_sample_value
-    assert value("fs_upstream_retries_total", {"reason": reason}) == 1
-    assert value("fs_upstream_requests_total", {"server": "a:1", "outcome": reason}) == 1
-    assert value("fs_upstream_requests_total", {"server": "b:2", "outcome": "answered"}) == 1
-    assert value("fs_upstream_in_flight", {"server": "a:1"}) == 0
-    assert value("fs_upstream_healthy", {"server": "a:1"}) == (0 if reason == "unreachable" else 1)
+    assert value("fs_upstream_retries_total", {"model": "ours", "reason": reason}) == 1
+    assert value("fs_upstream_requests_total", {"model": "ours", "server": "a:1", "outcome": reason}) == 1
+    assert value("fs_upstream_requests_total", {"model": "ours", "server": "b:2", "outcome": "answered"}) == 1
+    assert value("fs_upstream_in_flight", {"model": "ours", "server": "a:1"}) == 0
+    assert value("fs_upstream_healthy", {"model": "ours", "server": "a:1"}) == (0 if reason == "unreachable" else 1)
 
 
 async def test_what_the_request_did_wrong_is_not_repeated_elsewhere() -> None:
@@ -264,7 +266,7 @@ async def test_busy_servers_are_answered_429() -> None:
     assert sum(isinstance(result, dict) for result in results) == 1
     assert {result.code for result in results if isinstance(result, ApiError)} == {"overloaded"}
     for reason in ("queue_full", "no_place"):
-        assert metrics.registry.get_sample_value("fs_upstream_sheds_total", {"reason": reason}) >= 1  # type: ignore[operator]
+        assert metrics.registry.get_sample_value("fs_upstream_sheds_total", {"model": "ours", "reason": reason}) >= 1  # type: ignore[operator]
 
 
 class Drip(httpx.AsyncByteStream):
@@ -313,7 +315,7 @@ async def test_leaving_gives_the_place_back() -> None:
     await anext(chunks)
 
     def in_flight() -> float | None:
-        return metrics.registry.get_sample_value("fs_upstream_in_flight", {"server": "127.0.0.1:8001"})
+        return metrics.registry.get_sample_value("fs_upstream_in_flight", {"model": "ours", "server": "127.0.0.1:8001"})
 
     assert in_flight() == 1
     await chunks.aclose()  # type: ignore[attr-defined]
@@ -323,7 +325,7 @@ async def test_leaving_gives_the_place_back() -> None:
     waiting.cancel()
     await asyncio.wait([waiting])
     assert in_flight() == 0
-    labels = {"server": "127.0.0.1:8001", "outcome": "withdrawn"}
+    labels = {"model": "ours", "server": "127.0.0.1:8001", "outcome": "withdrawn"}
     assert metrics.registry.get_sample_value("fs_upstream_requests_total", labels) == 2
 
 

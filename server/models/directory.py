@@ -1,0 +1,284 @@
+"""The models that run now, the way from a name to one of them, and the watch over the file that names them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import structlog
+
+from fs_runtime.encoders import CheckpointError
+from fs_runtime.memory import MemoryShortError, release_memory
+from server import watched_file
+from server.access.tenants import Tenant
+from server.daemon_thread import on_daemon_thread
+from server.errors import ApiError, invalid
+from server.metrics import Metrics
+from server.models.file import ModelsFileError, parse_models
+from server.models.loading import LoadedModel, load_model
+from server.models.served import ServedModel
+from server.settings import Settings
+from server.watched_file import WatchedFile
+
+log = structlog.get_logger("server.models")
+
+ModelState = Literal["ready", "loading", "failed", "leaving"]
+FIRST_RETRY_SECONDS = 30.0
+_LONGEST_RETRY_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A model that could not be loaded with these settings; tried again after a pause that doubles."""
+
+    settings: Settings
+    pause: float
+    again: float
+
+
+class ModelDirectory:
+    """All models of a gateway.
+
+    The models file says which models there should be. What differs from it is brought about step by step: models that
+    it names no more get no further requests, and are unloaded after their last one; new and changed ones are loaded
+    beside those that run, and take requests once they are warm. What cannot be loaded changes nothing, is reported, and
+    tried again.
+
+    Args:
+        settings: The gateway's: its one model, or the models file.
+        metrics: Counts loads and unloads.
+        serve: Makes a loaded model ready for requests.
+
+    Raises:
+        ModelsFileError: The file cannot be used at start.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, serve: Callable[[LoadedModel], ServedModel]) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._serve = serve
+        self._file = WatchedFile(settings.models_file) if settings.models_file else None
+        self._wanted = {settings.model_name: settings} if self._file is None else self._parse(self._file)
+        self._running: dict[str, ServedModel] = {}
+        self._leaving: dict[asyncio.Task[None], str] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._waits_for_memory: str | None = None
+        metrics.models_file_current.set(1)
+
+    # --- who asks ------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> list[ServedModel]:
+        """The models that take requests, in the order of the file."""
+        order = list(self._wanted)
+        return sorted(self._running.values(), key=lambda model: order.index(model.name) if model.name in order else -1)
+
+    @property
+    def states(self) -> dict[str, ModelState]:
+        """How far each model is. ``failed`` means the latest load: an earlier version may go on to run."""
+        found: dict[str, ModelState] = dict.fromkeys(self._leaving.values(), "leaving")
+        for name, settings in self._wanted.items():
+            if self._is_current(name, settings):
+                found[name] = "ready"
+            else:
+                found[name] = "failed" if name in self._failures else "loading"
+        return found
+
+    def allowed(self, tenant: Tenant) -> list[ServedModel]:
+        """The models that take requests of a tenant."""
+        return [model for model in self.running if tenant.may_use(model.name)]
+
+    def find(self, name: str | None, tenant: Tenant) -> ServedModel:
+        """The model that a request names; it need not where the tenant has one alone.
+
+        Raises:
+            ApiError: 404 for a model that is not served to this tenant, 400 where one must be named, 503 for one that
+                is not loaded yet, or could not be.
+        """
+        allowed = {model.name: model for model in self.allowed(tenant)}
+        if name is None and len(allowed) == 1:
+            return next(iter(allowed.values()))
+        choice = " or ".join(map(repr, allowed))
+        if name is None and allowed:
+            raise invalid(f"several models are served here; set model to {choice}", "model", "model_required")
+        if name in allowed:
+            return allowed[name]
+        if name is None or (name in self._wanted and tenant.may_use(name)):
+            raise ApiError(
+                503,
+                "the model is not loaded yet; try again later",
+                code="model_not_loaded",
+                param="model",
+                headers={"retry-after": "10"},
+            )
+        raise ApiError(
+            404,
+            f"the model {name!r} is not served here" + (f"; use {choice}" if choice else ""),
+            code="model_not_found",
+            param="model",
+        )
+
+    # --- coming and going ----------------------------------------------------------------------------------------
+
+    async def start(self, loaded: Iterable[LoadedModel] = ()) -> None:
+        """Takes requests for all models from then on.
+
+        Args:
+            loaded: Those that are in memory already; the others are loaded.
+
+        Raises:
+            CheckpointError: A model cannot be loaded.
+        """
+        at_hand = {model.settings.model_name: model for model in loaded}
+        try:
+            for name, settings in self._wanted.items():
+                if name in at_hand:
+                    await self._enter(at_hand.pop(name))
+                else:
+                    await self._enter(await on_daemon_thread(partial(load_model, settings)))
+        except BaseException:
+            await self.close()
+            raise
+        finally:
+            for model in at_hand.values():  # of a file that has changed since they were loaded
+                await asyncio.to_thread(model.close)
+
+    async def watch(self) -> None:
+        """Takes over changes of the models file, until it is cancelled."""
+        while self._file is not None:
+            await asyncio.sleep(watched_file.WATCH_SECONDS)
+            try:
+                if await self._file.has_changed():
+                    self._replace(self._file)
+                await self._approach()
+            except Exception:  # whatever it is, the watch goes on
+                log.exception("models could not be changed")
+
+    async def close(self) -> None:
+        """Closes all models, whether requests use them or not."""
+        leaving = list(self._leaving)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        running, self._running = self._running, {}
+        await asyncio.gather(*(model.close() for model in running.values()))
+
+    def _replace(self, file: WatchedFile) -> None:
+        try:
+            self._wanted = self._parse(file)
+        except ModelsFileError as error:
+            self._metrics.models_file_reloads.labels(outcome="refused").inc()
+            self._metrics.models_file_current.set(0)
+            log.error("models file refused, the former one stays in force", file=str(file.path), problem=str(error))
+            return
+        self._metrics.models_file_reloads.labels(outcome="loaded").inc()
+        self._metrics.models_file_current.set(1)
+        self._failures = {
+            name: failure for name, failure in self._failures.items() if self._wanted.get(name) == failure.settings
+        }
+        log.warning("models file loaded", models=list(self._wanted))
+
+    def _parse(self, file: WatchedFile) -> dict[str, Settings]:
+        try:
+            contents = file.contents()
+        except OSError as error:
+            raise ModelsFileError(str(error)) from None
+        return parse_models(contents, self._settings)
+
+    def _is_current(self, name: str, settings: Settings) -> bool:
+        model = self._running.get(name)
+        return model is not None and model.settings == settings
+
+    async def _approach(self) -> None:
+        """One step towards what is wanted: no model that is not, and one that is. Then the file is looked at again."""
+        for name in self._running.keys() - self._wanted.keys():
+            self._leave(self._running.pop(name))
+        for name, settings in self._wanted.items():
+            failure = self._failures.get(name)
+            if not self._is_current(name, settings) and (failure is None or failure.again <= time.monotonic()):
+                await self._load(name, settings)
+                return
+
+    async def _load(self, name: str, settings: Settings) -> None:
+        running = self._running.get(name)
+        if running is not None and (loaded := running.loaded_for(settings)) is not None:
+            await self._enter(loaded)
+            self._failures.pop(name, None)
+            log.warning("model has other settings", model=name)
+            return
+        del running
+        if name != self._waits_for_memory:
+            log.info("loading model", model=name)
+        waited, self._waits_for_memory = self._waits_for_memory, None
+        try:
+            await self._enter(await on_daemon_thread(partial(load_model, settings)))
+        except MemoryShortError as error:
+            if self._leaving:  # there may be room at the next step, or at the one after it
+                self._waits_for_memory = name
+                if name != waited:
+                    log.info("model waits for the memory of models that leave", model=name, problem=str(error))
+                return
+            problem = str(error)
+        except CheckpointError as error:
+            problem = str(error)
+        except Exception as error:
+            log.exception("fault while loading a model", model=name)
+            problem = type(error).__name__
+        else:
+            self._failures.pop(name, None)
+            self._metrics.model_loads.labels(outcome="loaded").inc()
+            log.warning("model loaded", model=name)
+            return
+        # Not before here, where no exception holds on to what was loaded.
+        await on_daemon_thread(release_memory)
+        self._failed(name, settings, problem)
+
+    def _failed(self, name: str, settings: Settings, problem: str) -> None:
+        former = self._failures.get(name)
+        pause = min(2 * former.pause, _LONGEST_RETRY_SECONDS) if former else FIRST_RETRY_SECONDS
+        self._failures[name] = _Failure(settings, pause, time.monotonic() + pause)
+        self._metrics.model_loads.labels(outcome="failed").inc()
+        log.error(
+            "model could not be loaded",
+            model=name,
+            problem=problem,
+            former_runs_on=name in self._running,
+            seconds_to_next_try=pause,
+        )
+
+    async def _enter(self, loaded: LoadedModel) -> None:
+        """Routes requests to a model from now on, in place of the one that had its name."""
+        model = self._serve(loaded)
+        try:
+            await model.start()
+        except BaseException:
+            await model.close()
+            raise
+        former = self._running.get(model.name)
+        self._running[model.name] = model
+        if former is not None:
+            model.take_over_engine(former)
+            self._leave(former)
+
+    def _leave(self, model: ServedModel) -> None:
+        """Unloads a model that gets no further requests, after its last one."""
+        task = asyncio.create_task(self._unload(model))
+        self._leaving[task] = model.name
+        task.add_done_callback(lambda task: self._leaving.pop(task))
+
+    async def _unload(self, model: ServedModel) -> None:
+        name = model.name
+        try:
+            await model.unused()
+        finally:
+            await model.close()
+        del model  # or its memory would not be free below
+        await on_daemon_thread(release_memory)
+        if name not in self._running:
+            self._metrics.models.forget(name)
+        self._metrics.model_unloads.inc()
+        log.warning("model unloaded", model=name, newer_version_runs=name in self._running)

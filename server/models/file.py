@@ -1,0 +1,90 @@
+"""The models file: names, checkpoints, and the settings that each model has of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from server.certificate_settings import CertificateSettings
+from server.model_settings import OF_ONE_CHECKPOINT, ModelSettings
+from server.strict_yaml import parse_yaml
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/\-]{0,127}$")]
+
+
+class ModelsFileError(ValueError):
+    """The models file cannot be used; the message says why, and holds nothing of its contents but names."""
+
+
+class ModelOwnSettings(CertificateSettings, ModelSettings):
+    """All settings that a model may have of its own."""
+
+
+S = TypeVar("S", bound=ModelOwnSettings)
+
+
+class ModelEntry(ModelOwnSettings):
+    """One model: its name, its checkpoint, and any of its own settings."""
+
+    name: ModelName
+    model: str
+
+    @model_validator(mode="after")
+    def _names_its_servers(self) -> Self:
+        given = self.model_fields_set
+        if "served_model_name" in given:
+            raise ValueError("leave served_model_name out; name is what clients use")
+        return self
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[ModelEntry] = Field(min_length=1)
+
+
+def read_models(path: Path, server: S) -> dict[str, S]:
+    """Reads the models file.
+
+    Args:
+        path: YAML: ``models: [{name: …, model: …, psm: …, samples: …, …}, …]``.
+        server: Settings of models that have none of their own, other than those that belong to one checkpoint.
+
+    Returns:
+        Each model's settings by its name, in the order of the file.
+
+    Raises:
+        ModelsFileError: It cannot be read, or is not a valid models file.
+    """
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise ModelsFileError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_models(contents, server)
+
+
+def parse_models(contents: bytes, server: S) -> dict[str, S]:
+    """The same from the file's contents."""
+    try:
+        file = parse_yaml(contents, _File)
+    except ValueError as error:
+        raise ModelsFileError(str(error)) from None
+    models: dict[str, S] = {}
+    for entry in file.models:
+        if entry.name in models:
+            raise ModelsFileError(f"model {entry.name} stands twice")
+        models[entry.name] = _settings(entry, server)
+    return models
+
+
+def _settings(entry: ModelEntry, server: S) -> S:
+    own = {name: getattr(entry, name) for name in entry.model_fields_set - {"name"}}
+    defaults = {name: ModelSettings.model_fields[name].get_default() for name in OF_ONE_CHECKPOINT}
+    settings = server.model_copy(update={**defaults, **own, "served_model_name": entry.name})
+    if settings.language_model == "vllm" and not own.keys() & {"vllm_url", "vllm_urls"}:
+        raise ModelsFileError(f"model {entry.name} is to be answered by vLLM: give its vllm_url or vllm_urls")
+    if problem := settings.contradiction():
+        raise ModelsFileError(f"model {entry.name}: {problem}")
+    return settings

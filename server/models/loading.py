@@ -1,0 +1,151 @@
+"""From a model's settings to what takes time and memory: its engine, and its language model where that runs here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from fs_runtime.embedded import EmbeddedModel, load_embedded_model
+from fs_runtime.encoders import CheckpointError, load_family
+from fs_runtime.engine import SmoothingEngine
+from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
+from fs_runtime.memory import check_memory
+from fs_runtime.smoothing import Smoother
+from server.certificate_settings import CertificateSettings
+from server.model_settings import ModelSettings
+from server.settings import Settings
+from server.shared_cache import build_shared_cache
+
+log = structlog.get_logger("server.models")
+
+# Settings that take effect on what is loaded as it is.
+_NOT_LOADED = (
+    CertificateSettings.model_fields.keys()
+    | {name for name in ModelSettings.model_fields if name.startswith("vllm_")}
+    | {"smoothing_timeout", "max_waiting", "max_new_tokens"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        settings: The gateway's, with the model's own in their place.
+        engine: Runs, and is warm.
+        embedded: The language model inside this process; None where there is none.
+        owns_engine: Whether :meth:`close` closes the engine too.
+    """
+
+    settings: Settings
+    engine: SmoothingEngine
+    embedded: EmbeddedModel | None
+    owns_engine: bool = True
+
+    def close(self) -> None:
+        """Ends the engine's thread; may wait for a batch."""
+        if self.owns_engine:
+            self.engine.close()
+
+    def serves(self, settings: Settings) -> bool:
+        """Whether what is loaded is what these settings ask for, whatever else they say."""
+        fields = Settings.model_fields.keys() - _NOT_LOADED
+        return all(getattr(self.settings, name) == getattr(settings, name) for name in fields)
+
+
+def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> LoadedModel:
+    """Loads all of a model, and warms its encoder up.
+
+    Args:
+        settings: The model's.
+        engine: A running engine of this model, which the caller closes; None loads one.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used, or not with the language model that the settings ask for, or
+            there is too little memory for it.
+    """
+    check_language_model(settings)
+    if engine is None and settings.check_memory:
+        check_memory(
+            settings.checkpoint,
+            language_model=settings.language_model == "embedded",
+            batch_size=settings.batch_size,
+            device=settings.device,
+            dtype=settings.dtype,
+            psm=settings.psm,
+            revision=settings.revision,
+        )
+    running = engine or _start_engine(settings)
+    try:
+        embedded = _load_language_model(settings) if settings.language_model == "embedded" else None
+        say_what_smooths(settings, running.smoother)
+        return LoadedModel(settings, running, embedded, owns_engine=engine is None)
+    except BaseException:
+        if engine is None:
+            running.close()
+        raise
+
+
+def check_language_model(settings: Settings) -> None:
+    """Refuses a language model that the checkpoint's family does not have.
+
+    Raises:
+        CheckpointError: As said, or the checkpoint cannot be used at all.
+    """
+    family = load_family(settings.checkpoint, revision=settings.revision)
+    kinds = [*family.language_models, "none"]
+    if settings.language_model not in kinds:
+        why = f" ({family.note})" if family.note else ""
+        raise CheckpointError(
+            f"{settings.model} is of family {family.name}, which is not served with --language-model "
+            f"{settings.language_model}{why}; use {' or '.join(kinds)}"
+        )
+
+
+def _start_engine(settings: Settings) -> SmoothingEngine:
+    engine = load_engine(
+        settings.checkpoint,
+        psm=settings.psm,
+        revision=settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        gpu_memory_fraction=settings.gpu_memory_fraction,
+        batch_size=settings.batch_size,
+        max_queued_samples=settings.max_queued_samples,
+        max_queued_images=settings.max_queued_images,
+        cache_bytes=settings.cache_bytes,
+        shared_cache=build_shared_cache(settings),
+    )
+    try:
+        engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _load_language_model(settings: Settings) -> EmbeddedModel:
+    device = resolve_device(settings.device)
+    return load_embedded_model(
+        settings.checkpoint,
+        revision=settings.revision,
+        device=device,
+        dtype=resolve_dtype(settings.dtype, device),
+    )
+
+
+def say_what_smooths(settings: Settings, smoother: Smoother) -> None:
+    """The purifier, which an operator who chose none may not expect, and a warning where the noise does not suit it."""
+    psm, sigma = smoother.psm, smoother.sigma if settings.sigma is None else settings.sigma
+    if psm is None or sigma == 0:
+        return
+    facts = {"psm": psm.name, "sigma": sigma, "trained_from": psm.sigma_low, "trained_to": psm.sigma_high}
+    if psm.trained_for(sigma):
+        log.info("noisy copies pass a purifier", model=settings.model_name, **facts)
+    else:
+        log.warning(
+            "the purifier was not trained for this sigma: certificates hold, answers may suffer",
+            model=settings.model_name,
+            **facts,
+        )

@@ -1,0 +1,126 @@
+"""One model behind the gateway: its engine, its language model, and the requests that use them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from fs_runtime.receipts import SigningKey
+from server.api.passthrough import ControlTokens
+from server.audit.log import AuditLog
+from server.images.reader import ImageReader
+from server.language_models.base import LanguageModel
+from server.language_models.embedded import EmbeddedLanguageModel
+from server.language_models.none import NoLanguageModel
+from server.language_models.observed import ObservedLanguageModel
+from server.language_models.upstreams import Upstreams
+from server.language_models.vllm import VllmLanguageModel
+from server.limits.limiter import RateLimiter
+from server.metrics import Metrics
+from server.model_metrics import ModelMetrics
+from server.models.loading import LoadedModel
+from server.settings import Settings
+from server.smoothing import SmoothingService
+
+
+@dataclass(frozen=True, slots=True)
+class SharedParts:
+    """What all models of a gateway use together."""
+
+    images: ImageReader
+    limiter: RateLimiter
+    audit: AuditLog
+    receipt_key: SigningKey | None
+    metrics: Metrics
+
+
+class ServedModel:
+    """A loaded model as requests use it.
+
+    Args:
+        loaded: Engine and weights.
+        shared: The gateway's.
+
+    Attributes:
+        name: As clients call it.
+        settings: The gateway's, with the model's own in their place.
+        engine: Smooths.
+        language_model: Answers.
+        smoothing: From image parts to embeddings and certificates.
+        control_tokens: What texts must not spell.
+        metrics: Where it is counted.
+        created: When it was loaded, in seconds since 1970.
+    """
+
+    def __init__(self, loaded: LoadedModel, shared: SharedParts) -> None:
+        self.settings = loaded.settings
+        self.name = loaded.settings.model_name
+        self.engine = loaded.engine
+        self.control_tokens = ControlTokens(self.engine.encoder.control_tokens)
+        self.metrics = shared.metrics.models.of_model(self.name)
+        self.language_model = ObservedLanguageModel(
+            _language_model(loaded, self.metrics), self.metrics, self.name, self.settings.language_model
+        )
+        self.smoothing = SmoothingService(
+            self.settings, self.engine, shared.images, self.metrics, shared.limiter, shared.audit, shared.receipt_key
+        )
+        self.created = int(time.time())
+        self._loaded = loaded
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def lives(self) -> bool:
+        """Whether the thread that runs the smoothing passes shows signs of life."""
+        return self.engine.alive and self.engine.seconds_since_heartbeat <= self.settings.stall_timeout
+
+    def loaded_for(self, settings: Settings) -> LoadedModel | None:
+        """What this model has loaded, for other settings that ask for the same; None where they do not.
+
+        The engine is closed with this model, unless another one takes it over.
+        """
+        return replace(self._loaded, settings=settings, owns_engine=False) if self._loaded.serves(settings) else None
+
+    def take_over_engine(self, former: ServedModel) -> None:
+        """Closes the engine in place of the former model, if they share it."""
+        if former.engine is self.engine:
+            self._loaded = replace(self._loaded, owns_engine=former._loaded.owns_engine)
+            former._loaded = replace(former._loaded, owns_engine=False)
+
+    async def start(self) -> None:
+        """Begins what runs in the background."""
+        await self.language_model.start()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """A request uses the model until the block ends."""
+        self._requests += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
+
+    async def unused(self) -> None:
+        """Returns when no request uses the model; no further one may come."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Ends what runs in the background. The memory is free when nobody refers to the model any more."""
+        await self.language_model.close()
+        await asyncio.to_thread(self._loaded.close)
+
+
+def _language_model(loaded: LoadedModel, metrics: ModelMetrics) -> LanguageModel:
+    settings, name = loaded.settings, loaded.settings.model_name
+    if loaded.embedded is not None:
+        return EmbeddedLanguageModel(settings, loaded.embedded, name)
+    if settings.language_model == "vllm":
+        return VllmLanguageModel(Upstreams(settings, metrics.upstreams), name)
+    return NoLanguageModel()
