@@ -45,6 +45,7 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.receipts.cli import keygen, verify
     from fs_runtime.reference.cli import evaluate as evaluate_reference
     from fs_runtime.reference.cli import train as train_reference
+    from fs_runtime.robust_encoder.cli import train as train_robust_encoder
 
     for command in (models, certify, verify, keygen):
         app.command()(command)
@@ -53,6 +54,7 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
     train.command("reference")(train_reference)
     train.command("psm")(train_psm)
+    train.command("robust-encoder")(train_robust_encoder)
     evaluate.command("reference")(evaluate_reference)
     evaluate.command("features")(evaluate_features)
     evaluate.command("certificate-attack")(certificate_attack)

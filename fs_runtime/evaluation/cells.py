@@ -103,6 +103,11 @@ class CellFile:
         if complete != text:
             path.write_text(complete, encoding="utf-8")
 
+    def attacked(self, source: str, attack: str, norm: Norm, size: float, start: int) -> Path:
+        """Where the images attacked on the row ``source`` are kept, from item ``start`` on."""
+        name = "-".join((source.replace(" ", ""), attack, norm, f"{size:g}", f"{start:04}"))
+        return self._path.parent / "attacked" / f"{name}.safetensors"
+
     def add(self, cell: Cell) -> None:
         """Keeps a finished cell; it is on disk when this returns."""
         with self._path.open("a", encoding="utf-8") as file:

@@ -12,22 +12,30 @@ import typer
 from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
 
 _Value = TypeVar("_Value", int, float)
+_ATTACKS = "pgd,apgd,attackvlm,m-attack,foa,apgd-ce,apgd-dlr,apgd-cw,apgd-ce-targeted"
 
 
 def robustness(
     output: Annotated[Path, typer.Argument(help="Folder for tables and plots; a finished cell is kept.")],
     model: ModelOption = "reference",
     psm: PsmOption = "auto",
+    robust_encoder: Annotated[
+        str, typer.Option(help="A folder of `train robust-encoder`, 'none', or 'auto' for the one that ships.")
+    ] = "auto",
     images: Annotated[int, typer.Option(min=1, help="Images in each cell.")] = 200,
     kinds: Annotated[str, typer.Option(help="Kinds of question, separated by commas; all if empty.")] = "",
     sigma: Annotated[float, typer.Option(help="Noise level in pixels of [0, 1].")] = 0.25,
     samples: Annotated[str, typer.Option(help="Every n, separated by commas; 1,2,4,8,16,32 for the ablation.")] = "32",
-    attacks: Annotated[str, typer.Option(help="Separated by commas.")] = "pgd,apgd,attackvlm,m-attack,foa",
+    attacks: Annotated[str, typer.Option(help="Separated by commas.")] = _ATTACKS,
     norms: Annotated[str, typer.Option(help="linf, l2 or both.")] = "linf,l2",
     sizes: Annotated[str, typer.Option(help="ε in 255ths, separated by commas.")] = "2,4,8,16",
     rows: Annotated[str, typer.Option(help="Rows to measure beside 'none', separated by commas; all if empty.")] = "",
     adaptive: Annotated[bool, typer.Option(help="Attack each defended row itself, too.")] = True,
     steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; by default each attack's own.")] = None,
+    adaptive_images: Annotated[
+        int | None, typer.Option(min=1, help="Images in each adaptive cell, the first of all; they take long.")
+    ] = None,
+    adaptive_steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps of adaptive attacks.")] = None,
     restarts: Annotated[int, typer.Option(min=1, help="Random starts of each attack.")] = 1,
     draws: Annotated[int, typer.Option(min=1, help="Fresh noisy copies behind each adaptive gradient.")] = 8,
     radius: Annotated[float | None, typer.Option(help="l2 radius of the certified similarity; half of sigma.")] = None,
@@ -50,7 +58,8 @@ def robustness(
     from fs_runtime.evaluation.robustness import Plan, evaluate_robustness
     from fs_runtime.loading import load_smoother, resolve_device
     from fs_runtime.plots import require_matplotlib
-    from fs_runtime.reference import reference_model_path
+    from fs_runtime.reference import reference_model_path, reference_robust_encoder_path
+    from fs_runtime.robust_encoder.storage import load_robust_encoder
 
     if sigma <= 0:
         raise typer.BadParameter("sigma must be positive; the row 'none' is measured without noise anyway")
@@ -65,6 +74,8 @@ def robustness(
         samples=_numbers("samples", samples, int),
         radius=sigma / 2 if radius is None else radius,
         steps=steps,
+        adaptive_steps=adaptive_steps,
+        adaptive_images=adaptive_images,
         restarts=restarts,
         draws=draws,
         adaptive=adaptive,
@@ -79,7 +90,11 @@ def robustness(
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")
     encoder = smoother.encoder
-    defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper)
+    robust = None
+    if robust_encoder != "none" and not (robust_encoder == "auto" and model != "reference"):
+        trained = reference_robust_encoder_path() if robust_encoder == "auto" else Path(robust_encoder)
+        robust = load_robust_encoder(trained, encoder)
+    defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper, robust)
     for sentence in left_out:
         console.print(sentence, style="yellow")
     if rows:
@@ -91,7 +106,7 @@ def robustness(
         common = dataclasses.asdict(plan)
         for name in ("attacks", "norms", "sizes", "samples", "adaptive"):  # more of these extend what is there
             del common[name]
-        parts = [part.fingerprint if part else None for part in (encoder, smoother.purifier, smoother.mapper)]
+        parts = [part.fingerprint if part else None for part in (encoder, smoother.purifier, smoother.mapper, robust)]
         settings = common | {"images": images, "kinds": asked, "sigma": sigma, "fingerprints": parts}
         file = CellFile(output / "cells.jsonl", settings)
     except ValueError as error:

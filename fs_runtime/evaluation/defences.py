@@ -21,7 +21,7 @@ UNDEFENDED = "none"
 
 @dataclass(frozen=True, slots=True)
 class Defence:
-    """One row: a name, the parts, and the noise level; σ = 0 is no defence."""
+    """One row: a name, the parts, and the noise level; σ = 0 is no smoothing."""
 
     name: str
     smoother: Smoother
@@ -48,28 +48,42 @@ class ServedImages:
 
 
 def defences_for(
-    encoder: VisionEncoder, sigma: float, purifier: Purifier | None = None, mapper: Mapper | None = None
+    encoder: VisionEncoder,
+    sigma: float,
+    purifier: Purifier | None = None,
+    mapper: Mapper | None = None,
+    robust: VisionEncoder | None = None,
 ) -> tuple[list[Defence], list[str]]:
     """The rows that can be made from the parts given, and a sentence for each that cannot.
 
     Args:
         encoder: The vision part.
-        sigma: σ of every row but the undefended one, positive.
+        sigma: σ of the smoothed rows, positive.
         purifier: Denoiser before the encoder, if there is one.
         mapper: Network after the encoder, if there is one.
+        robust: The encoder with an adversarially trained tower, if there is one. Purifier and mapper go with it as they
+            are: it was trained to give the original's features.
     """
     rows = [Defence(UNDEFENDED, Smoother(encoder), 0.0), Defence("FS", Smoother(encoder), sigma)]
     left_out = []
-    for name, needed, parts in (
-        ("FS + mapper", {"mapper": mapper}, (None, mapper)),
-        ("FS + purifier", {"purifier": purifier}, (purifier, None)),
-        ("FS + PSM", {"purifier": purifier, "mapper": mapper}, (purifier, mapper)),
+    for name, needed, sigma_here, parts in (
+        ("FS + mapper", {"mapper": mapper}, sigma, (encoder, None, mapper)),
+        ("FS + purifier", {"purifier": purifier}, sigma, (encoder, purifier, None)),
+        ("FS + PSM", {"purifier": purifier, "mapper": mapper}, sigma, (encoder, purifier, mapper)),
+        ("robust encoder", {"robust encoder": robust}, 0.0, (robust, None, None)),
+        (
+            "robust encoder + FS + PSM",
+            {"robust encoder": robust, "purifier": purifier, "mapper": mapper},
+            sigma,
+            (robust, purifier, mapper),
+        ),
     ):
         missing = [part for part, value in needed.items() if value is None]
-        if missing:
+        first, *others = parts
+        if missing or first is None:
             left_out.append(f"row '{name}' is left out: there is no {' and no '.join(missing)}")
         else:
-            rows.append(Defence(name, Smoother(encoder, *parts), sigma))
+            rows.append(Defence(name, Smoother(first, *others), sigma_here))
     return rows, left_out
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from fs_runtime.psm import train
+from fs_runtime.psm import loop
 
 
 class RunReport:
@@ -48,7 +48,7 @@ class RunReport:
         if self._writer:
             self._writer.close()
 
-    def step(self, progress: train.Progress) -> None:
+    def step(self, progress: loop.Progress) -> None:
         """Shows a step."""
         score = "…" if math.isnan(progress.score) else f"{progress.score:.4f}"
         if progress.stage not in self._tasks:

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["example_images", "reference_model_path", "reference_psm_path"]
+__all__ = ["example_images", "reference_model_path", "reference_psm_path", "reference_robust_encoder_path"]
 
 
 def reference_model_path() -> Path:
@@ -30,6 +30,20 @@ def reference_psm_path() -> Path:
     if not (folder / "card.json").is_file():
         raise FileNotFoundError(
             f"no purifier and mapper in {folder}: reinstall fs-serve, or train them with `fs-serve train psm`"
+        )
+    return folder
+
+
+def reference_robust_encoder_path() -> Path:
+    """Return the folder with the shipped adversarially trained vision tower of the reference model.
+
+    Raises:
+        FileNotFoundError: if the installation lacks it.
+    """
+    folder = Path(str(files(__name__))) / "robust_encoder"
+    if not (folder / "card.json").is_file():
+        raise FileNotFoundError(
+            f"no robust encoder in {folder}: reinstall fs-serve, or train one with `fs-serve train robust-encoder`"
         )
     return folder
 
