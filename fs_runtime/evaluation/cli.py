@@ -12,6 +12,7 @@ import typer
 from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
 
 _Value = TypeVar("_Value", int, float)
+_ROBUST = "robust_encoder"  # setting of the rows that have one: they can be added to the others later
 _ATTACKS = "pgd,apgd,attackvlm,m-attack,foa,apgd-ce,apgd-dlr,apgd-cw,apgd-ce-targeted"
 
 
@@ -106,9 +107,10 @@ def robustness(
         common = dataclasses.asdict(plan)
         for name in ("attacks", "norms", "sizes", "samples", "adaptive"):  # more of these extend what is there
             del common[name]
-        parts = [part.fingerprint if part else None for part in (encoder, smoother.purifier, smoother.mapper, robust)]
-        settings = common | {"images": images, "kinds": asked, "sigma": sigma, "fingerprints": parts}
-        file = CellFile(output / "cells.jsonl", settings)
+        parts = {"encoder": encoder, "purifier": smoother.purifier, "mapper": smoother.mapper, _ROBUST: robust}
+        fingerprints = {name: part.fingerprint if part else None for name, part in parts.items()}
+        settings = common | {"images": images, "kinds": asked, "sigma": sigma} | fingerprints
+        file = CellFile(output / "cells.jsonl", settings, of_some_rows=(_ROBUST,))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     keys = [key for defence in defences for key in plan.cells(defence)]

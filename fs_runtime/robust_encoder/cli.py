@@ -64,6 +64,6 @@ def train(
         found = card["held_out_cosine"]
         run.console.print(
             f"Cosine with the original's features at {epsilon:g}/255: clean {found['clean']:.4f}, "
-            f"attacked {found['attacked']:.4f}"
+            f"attacked {found['attacked']:.4f}; the original attacked {found['attacked, original']:.4f}"
         )
         run.console.print(f"The robust encoder is in {output}", markup=False)
