@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
+from fs_runtime.reference import reference_robust_encoder_path
 
 _Value = TypeVar("_Value", int, float)
 _ROBUST = "robust_encoder"  # setting of the rows that have one: they can be added to the others later
@@ -21,7 +22,7 @@ def robustness(
     model: ModelOption = "reference",
     psm: PsmOption = "auto",
     robust_encoder: Annotated[
-        str, typer.Option(help="A folder of `train robust-encoder`, 'none', or 'auto' for the one that ships.")
+        str, typer.Option(help="A folder of `train robust-encoder`, 'none', or 'auto' for one that ships.")
     ] = "auto",
     images: Annotated[int, typer.Option(min=1, help="Images in each cell.")] = 200,
     kinds: Annotated[str, typer.Option(help="Kinds of question, separated by commas; all if empty.")] = "",
@@ -59,7 +60,7 @@ def robustness(
     from fs_runtime.evaluation.robustness import Plan, evaluate_robustness
     from fs_runtime.loading import load_smoother, resolve_device
     from fs_runtime.plots import require_matplotlib
-    from fs_runtime.reference import reference_model_path, reference_robust_encoder_path
+    from fs_runtime.reference import reference_model_path
     from fs_runtime.robust_encoder.storage import load_robust_encoder
 
     if sigma <= 0:
@@ -91,10 +92,8 @@ def robustness(
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")
     encoder = smoother.encoder
-    robust = None
-    if robust_encoder != "none" and not (robust_encoder == "auto" and model != "reference"):
-        trained = reference_robust_encoder_path() if robust_encoder == "auto" else Path(robust_encoder)
-        robust = load_robust_encoder(trained, encoder)
+    trained = _robust_encoder_folder(robust_encoder, model)
+    robust = load_robust_encoder(trained, encoder) if trained else None
     defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper, robust)
     for sentence in left_out:
         console.print(sentence, style="yellow")
@@ -128,6 +127,13 @@ def robustness(
     if plots:
         write_plots(cells, output)
     typer.echo(f"Tables of {len(cells)} cells are in {output}.")
+
+
+def _robust_encoder_folder(option: str, model: str) -> Path | None:
+    """What ``--robust-encoder`` means for a model."""
+    if option == "auto":
+        return reference_robust_encoder_path() if model == "reference" else None
+    return None if option == "none" else Path(option)
 
 
 def _choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:

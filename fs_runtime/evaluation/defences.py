@@ -66,24 +66,20 @@ def defences_for(
     """
     rows = [Defence(UNDEFENDED, Smoother(encoder), 0.0), Defence("FS", Smoother(encoder), sigma)]
     left_out = []
-    for name, needed, sigma_here, parts in (
-        ("FS + mapper", {"mapper": mapper}, sigma, (encoder, None, mapper)),
-        ("FS + purifier", {"purifier": purifier}, sigma, (encoder, purifier, None)),
-        ("FS + PSM", {"purifier": purifier, "mapper": mapper}, sigma, (encoder, purifier, mapper)),
-        ("robust encoder", {"robust encoder": robust}, 0.0, (robust, None, None)),
-        (
-            "robust encoder + FS + PSM",
-            {"robust encoder": robust, "purifier": purifier, "mapper": mapper},
-            sigma,
-            (robust, purifier, mapper),
-        ),
+    for name, base, level, first, last in (
+        ("FS + mapper", encoder, sigma, False, True),
+        ("FS + purifier", encoder, sigma, True, False),
+        ("FS + PSM", encoder, sigma, True, True),
+        ("robust encoder", robust, 0.0, False, False),
+        ("robust encoder + FS + PSM", robust, sigma, True, True),
     ):
-        missing = [part for part, value in needed.items() if value is None]
-        first, *others = parts
-        if missing or first is None:
+        missing = ["robust encoder"] if base is None else []
+        missing += ["purifier"] if first and purifier is None else []
+        missing += ["mapper"] if last and mapper is None else []
+        if base is None or missing:
             left_out.append(f"row '{name}' is left out: there is no {' and no '.join(missing)}")
         else:
-            rows.append(Defence(name, Smoother(first, *others), sigma_here))
+            rows.append(Defence(name, Smoother(base, purifier if first else None, mapper if last else None), level))
     return rows, left_out
 
 

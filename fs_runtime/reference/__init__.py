@@ -34,18 +34,10 @@ def reference_psm_path() -> Path:
     return folder
 
 
-def reference_robust_encoder_path() -> Path:
-    """Return the folder with the shipped adversarially trained vision tower of the reference model.
-
-    Raises:
-        FileNotFoundError: if the installation lacks it.
-    """
+def reference_robust_encoder_path() -> Path | None:
+    """Return the folder with the adversarially trained vision tower of the reference model; None if none ships."""
     folder = Path(str(files(__name__))) / "robust_encoder"
-    if not (folder / "card.json").is_file():
-        raise FileNotFoundError(
-            f"no robust encoder in {folder}: reinstall fs-serve, or train one with `fs-serve train robust-encoder`"
-        )
-    return folder
+    return folder if (folder / "card.json").is_file() else None
 
 
 def example_images() -> dict[str, Path]:

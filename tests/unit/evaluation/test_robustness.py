@@ -186,7 +186,7 @@ def test_a_row_that_answers_nothing_correctly_has_no_share_of_changed_answers(tm
     file = CellFile(tmp_path / "cells.jsonl", SETTINGS)
     file.add(bare)
     assert CellFile(tmp_path / "cells.jsonl", SETTINGS).cells == {key: bare}
-    assert "| FS | 1 | – | – |" in markdown([bare])
+    assert "| FS | 1 | –, 4 | – | – |" in markdown([bare])
 
 
 def test_the_undefended_row_comes_first(defences, items, answerer, tmp_path):
