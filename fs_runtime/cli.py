@@ -46,6 +46,7 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.receipts.cli import keygen, verify
     from fs_runtime.reference.cli import evaluate as evaluate_reference
     from fs_runtime.reference.cli import train as train_reference
+    from fs_runtime.robust_encoder.cli import train as train_robust_encoder
 
     for command in (models, certify, verify, keygen):
         app.command()(command)
@@ -56,6 +57,7 @@ def add_commands(app: typer.Typer) -> None:
     train.command("reference")(train_reference)
     train.command("psm")(train_psm)
     train.command("purifier")(train_purifier)
+    train.command("robust-encoder")(train_robust_encoder)
     evaluate.command("reference")(evaluate_reference)
     evaluate.command("features")(evaluate_features)
     evaluate.command("certificate-attack")(certificate_attack)

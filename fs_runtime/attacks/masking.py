@@ -10,9 +10,11 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from fs_runtime.attacks.methods import Attack, attained, run_attack
+from fs_runtime.attacks.answer_loss import AnswerModel
+from fs_runtime.attacks.methods import Attack, answer_score, attained, run_attack
 from fs_runtime.attacks.pipeline import FeaturePipeline
 from fs_runtime.attacks.threat_model import ThreatModel
 
@@ -77,6 +79,7 @@ def check_gradient_masking(
     threat: ThreatModel,
     *,
     targets: Tensor | None = None,
+    answers: AnswerModel | None = None,
     seed: int = 0,
 ) -> MaskingReport:
     """Compares the white-box attack with weaker versions of itself and with one made on the undefended model.
@@ -90,20 +93,26 @@ def check_gradient_masking(
         undefended: The same model without defence.
         images: ``(B, C, H, W)`` in [0, 1], at least two.
         threat: Ball and box.
-        targets: ``(B, C, H, W)`` for a targeted attack.
+        targets: ``(B, C, H, W)`` for a targeted attack on features.
+        answers: For an attack on answers.
         seed: Of every part; all attacks start from the same points.
 
     Raises:
-        ValueError: There are fewer than two images, which leave no standard error.
+        ValueError: There are fewer than two images, which leave no standard error, or what the attack needs is missing.
     """
     if len(images) < 2:
         raise ValueError("checking for masked gradients needs at least two images")
     judge = pipeline.like(draws=_EVALUATION_DRAWS, seed=seed + 1_000_003, fixed=True)
-    reference = judge.features(images if targets is None or not attack.targeted else targets)
+    if attack.reads == "answer":
+        score, judge = answer_score(attack, answers), judge.embedded()
+        reference = torch.arange(len(images), device=images.device)
+    else:
+        score = attack.score
+        reference = judge.features(images if targets is None or not attack.targeted else targets)
 
     def scores(attack: Attack = attack, pipeline: FeaturePipeline = pipeline, threat: ThreatModel = threat) -> Tensor:
-        found = run_attack(attack, [pipeline.like()], images, threat, targets=targets, seed=seed)
-        return attained(attack.score, [judge], [reference], found)
+        found = run_attack(attack, [pipeline.like()], images, threat, targets=targets, answers=answers, seed=seed)
+        return attained(score, [judge], [reference], found)
 
     full = scores()
     fewer_steps = scores(attack=dataclasses.replace(attack, steps=max(1, attack.steps // 4)))

@@ -1,7 +1,8 @@
 """The attacks by name: what each raises, along which path, and with which steps, and one way to run them all.
 
-Every attack sees the model's parts and their gradients. All compare token features, since those are what the language
-model reads: where a paper matches one pooled vector of a surrogate encoder, the mean cosine over tokens stands in.
+Every attack sees the model's parts and their gradients. Some compare token features: where a paper matches one pooled
+vector of a surrogate encoder, the mean cosine over tokens stands in. The others go on through the language model, to
+the loss of an answer's tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fs_runtime.attacks import answer_loss
+from fs_runtime.attacks.answer_loss import AnswerModel
 from fs_runtime.attacks.ascent import Objective, apgd, each, pgd
 from fs_runtime.attacks.crops import crop, random_boxes
 from fs_runtime.attacks.optimal_transport import cluster_centres, transport_cost
@@ -35,7 +38,8 @@ class Attack:
     Attributes:
         name: As in ``ATTACKS``.
         targeted: Whether it moves towards a target image's features, or away from the image's own.
-        score: What it raises.
+        score: What it raises, of token features or of an answer's logits and tokens.
+        reads: Which of the two.
         path: ``pgd`` or ``apgd``.
         steps: Gradient steps of each restart.
         step_size: First step of PGD, in parts of ε.
@@ -47,6 +51,7 @@ class Attack:
     name: str
     targeted: bool
     score: Score
+    reads: Literal["features", "answer"] = "features"
     path: Literal["pgd", "apgd"] = "pgd"
     steps: int = 40
     step_size: float = 0.1
@@ -97,12 +102,46 @@ def foa_attack(steps: int = 300, restarts: int = 1) -> Attack:
     return Attack("foa", True, foa_score, steps=steps, momentum=_MOMENTUM, restarts=restarts, crops=True)
 
 
+def apgd_ce_attack(steps: int = 100, restarts: int = 1) -> Attack:
+    """APGD on the cross-entropy of the right answer's tokens.
+
+    Source: Schlarmann and Hein, arXiv 2308.10741; 100 steps as AutoAttack has (Croce and Hein, arXiv 2003.01690).
+    """
+    return _on_answer("apgd-ce", False, answer_loss.cross_entropy, steps, restarts)
+
+
+def apgd_dlr_attack(steps: int = 100, restarts: int = 1) -> Attack:
+    """APGD on the difference of logits ratio of the right answer's weakest token. Source: as ``apgd-ce``."""
+    return _on_answer("apgd-dlr", False, answer_loss.dlr_loss, steps, restarts)
+
+
+def apgd_cw_attack(steps: int = 100, restarts: int = 1) -> Attack:
+    """APGD on the margin of the right answer's weakest token; the loss is Carlini and Wagner's, arXiv 1608.04644."""
+    return _on_answer("apgd-cw", False, answer_loss.margin_loss, steps, restarts)
+
+
+def apgd_ce_targeted_attack(steps: int = 100, restarts: int = 1) -> Attack:
+    """APGD down the cross-entropy of the target's answer, of all tokens at once: margins of the weakest one do worse.
+
+    Source: as ``apgd-ce``.
+    """
+    return _on_answer("apgd-ce-targeted", True, answer_loss.negative_cross_entropy, steps, restarts)
+
+
+def _on_answer(name: str, targeted: bool, score: Score, steps: int, restarts: int) -> Attack:
+    return Attack(name, targeted, score, reads="answer", path="apgd", steps=steps, restarts=restarts)
+
+
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": pgd_attack,
     "apgd": apgd_attack,
     "attackvlm": attack_vlm,
     "m-attack": m_attack,
     "foa": foa_attack,
+    "apgd-ce": apgd_ce_attack,
+    "apgd-dlr": apgd_dlr_attack,
+    "apgd-cw": apgd_cw_attack,
+    "apgd-ce-targeted": apgd_ce_targeted_attack,
 }
 """Factories by name; each takes ``steps`` and ``restarts``."""
 
@@ -114,6 +153,7 @@ def run_attack(
     threat: ThreatModel,
     *,
     targets: Tensor | None = None,
+    answers: AnswerModel | None = None,
     seed: int = 0,
     report: Callable[[], None] | None = None,
 ) -> Tensor:
@@ -125,7 +165,9 @@ def run_attack(
             model. With σ > 0 the attack is adaptive, and the pipeline says how many fresh draws a step averages.
         images: ``(B, C, H, W)`` in [0, 1].
         threat: Ball and box.
-        targets: ``(B, C, H, W)`` images whose features are the goal of a targeted attack.
+        targets: ``(B, C, H, W)`` images whose features are the goal of a targeted attack on features.
+        answers: The language model with a question and an answer for each image, for an attack on answers: the right
+            answer, or, for a targeted attack, the one that is to be given.
         seed: Of random starts and crops.
         report: Called after every gradient.
 
@@ -133,16 +175,23 @@ def run_attack(
         ``(B, C, H, W)`` attacked images, within the ball and the box.
 
     Raises:
-        ValueError: No pipeline is given, or a targeted attack has no targets.
+        ValueError: No pipeline is given, an attack on answers has none, or a targeted one on features has no targets.
     """
     if not pipelines:
         raise ValueError("an attack needs at least one pipeline")
-    if attack.targeted and targets is None:
-        raise ValueError(f"{attack.name} is targeted: give targets, one image for each image")
-    goal = images if targets is None or not attack.targeted else targets
-    references = [_steady(pipeline, _REFERENCE_DRAWS, seed).features(goal) for pipeline in pipelines]
+    goal = images
+    if attack.reads == "answer":
+        score = answer_score(attack, answers)
+        pipelines = [pipeline.embedded() for pipeline in pipelines]
+        references = [torch.arange(len(images), device=images.device)] * len(pipelines)
+    else:
+        if attack.targeted and targets is None:
+            raise ValueError(f"{attack.name} is targeted: give targets, one image for each image")
+        goal = images if targets is None or not attack.targeted else targets
+        score = attack.score
+        references = [_steady(pipeline, _REFERENCE_DRAWS, seed).features(goal) for pipeline in pipelines]
     generator = torch.Generator(images.device).manual_seed(seed)
-    objective = _objective(attack, pipelines, references, goal, generator, report)
+    objective = _objective(score, attack.crops, pipelines, references, goal, generator, report)
     judges = [_steady(pipeline, _JUDGING_DRAWS, seed + 1) for pipeline in pipelines]
     best, best_value = images, torch.full((len(images),), -torch.inf, device=images.device)
     for restart in range(attack.restarts):
@@ -164,10 +213,25 @@ def run_attack(
             )
         if attack.restarts == 1:
             return found
-        value = attained(attack.score, judges, references, found)
+        value = attained(score, judges, references, found)
         best = torch.where(each(value > best_value, best), found, best)
         best_value = torch.maximum(value, best_value)
     return best
+
+
+def answer_score(attack: Attack, answers: AnswerModel | None) -> Score:
+    """What an attack on answers raises, from embeddings and the numbers of the questions.
+
+    Raises:
+        ValueError: There are no answers.
+    """
+    if answers is None:
+        raise ValueError(f"{attack.name} attacks answers: give the language model with questions and answers")
+
+    def score(embeddings: Tensor, rows: Tensor) -> Tensor:
+        return attack.score(*answers(embeddings, rows))
+
+    return score
 
 
 def attained(
@@ -197,7 +261,8 @@ def _steady(pipeline: FeaturePipeline, draws: int, seed: int) -> FeaturePipeline
 
 
 def _objective(
-    attack: Attack,
+    score: Score,
+    crops: bool,
     pipelines: Sequence[FeaturePipeline],
     references: Sequence[Tensor],
     goal: Tensor,
@@ -206,7 +271,7 @@ def _objective(
 ) -> Objective:
     def whole(x: Tensor) -> tuple[Tensor, Tensor]:
         pairs = [
-            pipeline.value_and_gradient(x, reference, attack.score)
+            pipeline.value_and_gradient(x, reference, score)
             for pipeline, reference in zip(pipelines, references, strict=True)
         ]
         return _averages(pairs)
@@ -215,14 +280,12 @@ def _objective(
         boxes = random_boxes(len(x), generator)
         leaf = x.detach().requires_grad_()
         part, goal_part = crop(leaf, boxes), crop(goal, boxes)
-        pairs = [
-            pipeline.value_and_gradient(part, pipeline.features(goal_part), attack.score) for pipeline in pipelines
-        ]
+        pairs = [pipeline.value_and_gradient(part, pipeline.features(goal_part), score) for pipeline in pipelines]
         value, gradient = _averages(pairs)
         return value, torch.autograd.grad(part, leaf, gradient)[0]
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-        result = _averages([whole(x), cropped(x)]) if attack.crops else whole(x)
+        result = _averages([whole(x), cropped(x)]) if crops else whole(x)
         if report:
             report()
         return result

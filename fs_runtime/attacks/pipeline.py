@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid
 from fs_runtime.smoothing import Smoother
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""From ``(B, T, D)`` mean unit features and ``(B, T, D)`` reference features to ``(B,)`` values to be raised."""
+"""From what a pipeline makes of B images, and what that is compared with, to ``(B,)`` values to be raised.
+
+Of a :class:`FeaturePipeline` both are ``(B, T, D)`` features."""
 
 
 class FeaturePipeline:
@@ -69,8 +73,14 @@ class FeaturePipeline:
 
     def like(self, **changes: Any) -> FeaturePipeline:
         """The same pipeline with other ``draws``, ``seed`` or ``fixed``."""
-        options = {"draws": self.draws, "seed": self.seed, "fixed": self.fixed, "batch_size": self.batch_size}
-        return FeaturePipeline(self.smoother, self.sigma, self.grid, **(options | changes))
+        return type(self)(self.smoother, self.sigma, self.grid, **(self._options() | changes))
+
+    def embedded(self) -> EmbeddingPipeline:
+        """The same pipeline up to the embeddings that the language model reads."""
+        return EmbeddingPipeline(self.smoother, self.sigma, self.grid, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"draws": self.draws, "seed": self.seed, "fixed": self.fixed, "batch_size": self.batch_size}
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -83,7 +93,7 @@ class FeaturePipeline:
 
         Args:
             x: ``(B, C, H, W)`` images.
-            reference: ``(B, T, D)`` features that the score compares with.
+            reference: ``(B, …)`` what the score compares with: ``(B, T, D)`` features.
             score: What is to be raised.
 
         Returns:
@@ -100,9 +110,11 @@ class FeaturePipeline:
 
     def unit_features(self, x: Tensor) -> Tensor:
         """``(B, T, D)`` unit features of ``(B, C, H, W)`` copies that carry their noise already; differentiable."""
+        return functional.normalize(self._raw_features(x), dim=-1)
+
+    def _raw_features(self, x: Tensor) -> Tensor:
         levels = torch.full((len(x),), self.sigma, device=x.device)
-        features = self.smoother.features(x, levels, self.grid, noisy=self.sigma > 0).float()
-        return torch.nn.functional.normalize(features, dim=-1)
+        return self.smoother.features(x, levels, self.grid, noisy=self.sigma > 0).float()
 
     def _rewind(self) -> None:
         if self.fixed:
@@ -112,9 +124,31 @@ class FeaturePipeline:
         return torch.split(x, max(1, self.batch_size // self.draws))
 
     def _mean(self, x: Tensor) -> Tensor:
-        if self.sigma > 0:
-            x = x.repeat_interleave(self.draws, dim=0)  # (B·draws, C, H, W)
-            noise = torch.empty_like(x).normal_(generator=self._generator)
-            x = x + self.sigma * noise
-        unit = self.unit_features(x)  # (B·draws, T, D)
-        return unit.view(-1, self.draws, *unit.shape[1:]).mean(dim=1)
+        unit = self.unit_features(self._copies(x))  # (B·draws, T, D)
+        return self._averaged(unit)
+
+    def _copies(self, x: Tensor) -> Tensor:
+        """``(B·draws, C, H, W)`` noisy copies, those of one image side by side."""
+        if self.sigma == 0:
+            return x
+        copies = x.repeat_interleave(self.draws, dim=0)
+        return copies + self.sigma * torch.empty_like(copies).normal_(generator=self._generator)
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        """``(B, …)`` means over the copies of each image."""
+        return values.view(-1, self.draws, *values.shape[1:]).mean(dim=1)
+
+
+class EmbeddingPipeline(FeaturePipeline):
+    """The embeddings that the language model reads, made of the noisy copies as the server makes them.
+
+    The direction of the mean unit feature times the mean length, through the projector. What
+    :meth:`FeaturePipeline.features` returns, and a score's first argument, are ``(B, T', D')`` embeddings then.
+    """
+
+    @override
+    def _mean(self, x: Tensor) -> Tensor:
+        features = self._raw_features(self._copies(x))  # (B·draws, T, D)
+        lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+        direction = functional.normalize(self._averaged(functional.normalize(features, dim=-1)), dim=-1)
+        return self.smoother.encoder.project(direction * self._averaged(lengths), self.grid)

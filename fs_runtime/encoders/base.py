@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import abc
+import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from fs_runtime.encoders.checkpoint import fingerprint
 
 Grid = tuple[int, ...]
 """Rows and columns of the token grid, of the image or, in families that cut it into tiles, of one tile. Such families
@@ -53,6 +56,8 @@ class VisionEncoder(abc.ABC):
         preprocessing: What is done to a client's image, in JSON values, for those who read a receipt.
         control_tokens: Spellings that the model's tokenizer reads as an image; they are not allowed in plain text.
         max_images: Most images that the model takes in one request; None for any number.
+        tower: The vision tower that :meth:`encode` runs, where it is a module of its own that can be trained and
+            exchanged; else None.
     """
 
     family: str
@@ -62,6 +67,7 @@ class VisionEncoder(abc.ABC):
     preprocessing: dict[str, Any]
     control_tokens: tuple[str, ...]
     max_images: int | None = None
+    tower: nn.Module | None = None
 
     @abc.abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
@@ -90,6 +96,22 @@ class VisionEncoder(abc.ABC):
         language model never reads can be left out here.
         """
         return features.flatten(-3, -2)
+
+    def with_tower(self, tower: nn.Module) -> Self:
+        """This encoder with another vision tower of the same architecture; preprocessing and projector are shared.
+
+        Args:
+            tower: As it is, in whatever mode and arithmetic; the fingerprint is that of its weights now.
+
+        Raises:
+            ValueError: The family has no tower of its own.
+        """
+        if self.tower is None:
+            raise ValueError(f"the vision tower of family {self.family} cannot be exchanged")
+        other = copy.copy(self)
+        other.tower = tower
+        other.fingerprint = fingerprint({"instead of": self.fingerprint}, tower)
+        return other
 
     @abc.abstractmethod
     def project(self, features: Tensor, grid: Grid) -> Tensor:

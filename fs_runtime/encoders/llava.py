@@ -76,6 +76,7 @@ class LlavaEncoder(VisionEncoder):
     """
 
     family = "llava"
+    tower: nn.Module
     _constant_names: tuple[str, ...] = ()  # vectors of the language model's width that belong to the vision part
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
@@ -134,7 +135,7 @@ class LlavaEncoder(VisionEncoder):
         self.fingerprint = fingerprint(
             {"config": raw, "geometry": repr(self._geometry), "mean": mean, "std": std}, inner, projector, constants
         )
-        self._tower = frozen(tower, device, dtype)
+        self.tower = frozen(tower, device, dtype)
         self._projector = frozen(projector, device, dtype)
         self._constants = dict(frozen(constants, device, dtype).named_parameters())
         self._mean, self._std = channels(mean, device), channels(std, device)
@@ -154,9 +155,9 @@ class LlavaEncoder(VisionEncoder):
     def encode(self, x: Tensor) -> Tensor:
         pixels = ((x.float() - self._mean) / self._std).to(self.dtype)
         if self._single:
-            features: Tensor = self._tower(pixel_values=pixels).last_hidden_state  # (B, 1 + T, D)
+            features: Tensor = self.tower(pixel_values=pixels).last_hidden_state  # (B, 1 + T, D)
         else:
-            states = self._tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+            states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
             features = torch.cat([states[index] for index in self._layers], dim=-1)
         return features[:, 1:] if self._drop_class_token else features
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fs_runtime.attacks.answer_loss import IGNORED
 from fs_runtime.reference.evaluate import load_model
 
 _MAX_NEW_TOKENS = 64
@@ -24,6 +26,7 @@ class Answerer:
 
     def __init__(self, folder: Path, device: str = "cpu", batch_size: int = 64) -> None:
         self._model, self._processor = load_model(folder, device)
+        self._model.requires_grad_(False)
         self._batch_size = batch_size
 
     @torch.inference_mode()
@@ -44,6 +47,17 @@ class Answerer:
                 answers[i] = text.strip()
         return answers
 
+    def scorer(self, questions: Sequence[str], answers: Sequence[str], tokens: int) -> AnswerScorer:
+        """The model asked these questions, with an answer to score for each.
+
+        Args:
+            questions: One for each image.
+            answers: One for each question, as :meth:`answer` would give it.
+            tokens: T', embeddings of one image.
+        """
+        prompts = [self._prompt(question, tokens) for question in questions]
+        return AnswerScorer(self._model, self._processor.tokenizer, prompts, answers)
+
     def _prompt(self, question: str, tokens: int) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -63,3 +77,42 @@ class Answerer:
             max_new_tokens=_MAX_NEW_TOKENS,
         )
         return [str(text) for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+
+
+class AnswerScorer:
+    """An :class:`~fs_runtime.attacks.answer_loss.AnswerModel`: one pass over prompt and answer, without generation.
+
+    Each of the answer's tokens is scored after the right ones before it, the end of the answer included. Where every
+    one has the largest logit, greedy generation gives exactly this answer.
+
+    Args:
+        model: The whole model, of which the language part is used.
+        tokenizer: Its tokenizer.
+        prompts: One for each question, with a token for each of the image's embeddings.
+        answers: One for each prompt.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        self._model = model
+        end, pad = model.config.text_config.eos_token_id, model.config.text_config.pad_token_id
+        asked = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        given = [[*ids, end] for ids in tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
+        length = max(len(p) + len(a) for p, a in zip(asked, given, strict=True)) - 1
+        self._first = min(map(len, asked)) - 1  # place whose logits are of the earliest answer's first token
+        self._inputs = torch.full((len(asked), length), pad)
+        self._wanted = torch.full((len(asked), length), IGNORED)
+        for row, (prompt, answer) in enumerate(zip(asked, given, strict=True)):
+            stop = len(prompt) + len(answer) - 1
+            # Padding at the end is seen by nothing that counts: attention is causal.
+            self._inputs[row, :stop] = torch.tensor(prompt + answer[:-1])
+            self._wanted[row, len(prompt) - 1 : stop] = torch.tensor(answer)
+
+    def __call__(self, embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, L, V)`` and tokens ``(B, L)``, from embeddings ``(B, T', D')`` and question numbers ``(B,)``."""
+        device = self._model.device
+        inputs, wanted = self._inputs[rows.cpu()].to(device), self._wanted[rows.cpu()].to(device)
+        sequence = self._model.get_input_embeddings()(inputs)  # (B, L, D')
+        places = (inputs == self._model.config.image_token_index).unsqueeze(-1)
+        sequence = sequence.masked_scatter(places, embeddings.to(sequence))
+        hidden = self._model.model.language_model(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        return self._model.lm_head(hidden[:, self._first :]).float(), wanted[:, self._first :]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fs_runtime.attacks.threat_model import Norm
 from fs_runtime.evaluation.intervals import Estimate
+from fs_runtime.psm.files import write_file
 
 NO_ATTACK = "none"
 
@@ -73,41 +75,58 @@ class CellFile:
     Args:
         path: The file; made with its folder if it is not there.
         settings: What all cells have in common, as JSON values.
+        of_some_rows: Names of settings that matter to some rows only. Where one is None, here or in the file, those
+            rows are missing there, and the other side's value is taken.
 
     Raises:
         ValueError: The file holds cells of other settings, or a line that is not a cell.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], of_some_rows: Sequence[str] = ()) -> None:
         self._path = path
         self.cells: dict[CellKey, Cell] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         complete = text[: text.rfind("\n") + 1]
-        if not complete:
-            path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
-            return
-        head, *lines = complete.splitlines()
-        try:
-            found = json.loads(head)["settings"]
-            cells = [_cell(json.loads(line)) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not hold cells of an evaluation ({error}): move it away") from None
-        if found != json.loads(json.dumps(settings)):
-            differing = sorted(name for name in found | settings if found.get(name) != settings.get(name))
-            raise ValueError(
-                f"{path} was measured under other settings ({', '.join(differing)}): "
-                "choose another output folder, or remove it to start again"
-            )
-        self.cells = {cell.key: cell for cell in cells}
-        if complete != text:
-            path.write_text(complete, encoding="utf-8")
+        settings = json.loads(json.dumps(settings))
+        lines: list[str] = []
+        if complete:
+            head, *lines = complete.splitlines(keepends=True)
+            try:
+                found = json.loads(head)["settings"]
+                cells = [_cell(json.loads(line)) for line in lines]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} does not hold cells of an evaluation ({error}): move it away") from None
+            settings = _joined(path, found, settings, of_some_rows)
+            self.cells = {cell.key: cell for cell in cells}
+        contents = "".join((json.dumps({"settings": settings}) + "\n", *lines))
+        if contents != text:
+            write_file(path, contents.encode())
+
+    def attacked(self, source: str, attack: str, norm: Norm, size: float, start: int) -> Path:
+        """Where the images attacked on the row ``source`` are kept, from item ``start`` on."""
+        name = "-".join((source.replace(" ", ""), attack, norm, f"{size:g}", f"{start:04}"))
+        return self._path.parent / "attacked" / f"{name}.safetensors"
 
     def add(self, cell: Cell) -> None:
         """Keeps a finished cell; it is on disk when this returns."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(cell)) + "\n")
         self.cells[cell.key] = cell
+
+
+def _joined(path: Path, found: dict[str, Any], settings: dict[str, Any], of_some_rows: Sequence[str]) -> dict[str, Any]:
+    """Settings of both sides; ValueError if they differ."""
+    found, settings = dict(found), dict(settings)
+    for name in of_some_rows:
+        if found.get(name) is None or settings.get(name) is None:
+            found[name] = settings[name] = found.get(name) or settings.get(name)
+    differing = sorted(name for name in found | settings if found.get(name) != settings.get(name))
+    if differing:
+        raise ValueError(
+            f"{path} was measured under other settings ({', '.join(differing)}): "
+            "choose another output folder, or remove it to start again"
+        )
+    return settings
 
 
 def _cell(line: dict[str, Any]) -> Cell:

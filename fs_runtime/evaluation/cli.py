@@ -10,24 +10,34 @@ from typing import Annotated, TypeVar
 import typer
 
 from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
+from fs_runtime.reference import reference_robust_encoder_path
 
 _Value = TypeVar("_Value", int, float)
+_ROBUST = "robust_encoder"  # setting of the rows that have one: they can be added to the others later
+_ATTACKS = "pgd,apgd,attackvlm,m-attack,foa,apgd-ce,apgd-dlr,apgd-cw,apgd-ce-targeted"
 
 
 def robustness(
     output: Annotated[Path, typer.Argument(help="Folder for tables and plots; a finished cell is kept.")],
     model: ModelOption = "reference",
     psm: PsmOption = "auto",
+    robust_encoder: Annotated[
+        str, typer.Option(help="A folder of `train robust-encoder`, 'none', or 'auto' for one that ships.")
+    ] = "auto",
     images: Annotated[int, typer.Option(min=1, help="Images in each cell.")] = 200,
     kinds: Annotated[str, typer.Option(help="Kinds of question, separated by commas; all if empty.")] = "",
     sigma: Annotated[float, typer.Option(help="Noise level in pixels of [0, 1].")] = 0.25,
     samples: Annotated[str, typer.Option(help="Every n, separated by commas; 1,2,4,8,16,32 for the ablation.")] = "32",
-    attacks: Annotated[str, typer.Option(help="Separated by commas.")] = "pgd,apgd,attackvlm,m-attack,foa",
+    attacks: Annotated[str, typer.Option(help="Separated by commas.")] = _ATTACKS,
     norms: Annotated[str, typer.Option(help="linf, l2 or both.")] = "linf,l2",
     sizes: Annotated[str, typer.Option(help="ε in 255ths, separated by commas.")] = "2,4,8,16",
     rows: Annotated[str, typer.Option(help="Rows to measure beside 'none', separated by commas; all if empty.")] = "",
     adaptive: Annotated[bool, typer.Option(help="Attack each defended row itself, too.")] = True,
     steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; by default each attack's own.")] = None,
+    adaptive_images: Annotated[
+        int | None, typer.Option(min=1, help="Images in each adaptive cell, the first of all; they take long.")
+    ] = None,
+    adaptive_steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps of adaptive attacks.")] = None,
     restarts: Annotated[int, typer.Option(min=1, help="Random starts of each attack.")] = 1,
     draws: Annotated[int, typer.Option(min=1, help="Fresh noisy copies behind each adaptive gradient.")] = 8,
     radius: Annotated[float | None, typer.Option(help="l2 radius of the certified similarity; half of sigma.")] = None,
@@ -51,6 +61,7 @@ def robustness(
     from fs_runtime.loading import load_smoother, resolve_device
     from fs_runtime.plots import require_matplotlib
     from fs_runtime.reference import reference_model_path
+    from fs_runtime.robust_encoder.storage import load_robust_encoder
 
     if sigma <= 0:
         raise typer.BadParameter("sigma must be positive; the row 'none' is measured without noise anyway")
@@ -65,6 +76,8 @@ def robustness(
         samples=numbers("samples", samples, int),
         radius=sigma / 2 if radius is None else radius,
         steps=steps,
+        adaptive_steps=adaptive_steps,
+        adaptive_images=adaptive_images,
         restarts=restarts,
         draws=draws,
         adaptive=adaptive,
@@ -79,7 +92,9 @@ def robustness(
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")
     encoder = smoother.encoder
-    defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper)
+    trained = _robust_encoder_folder(robust_encoder, model)
+    robust = load_robust_encoder(trained, encoder) if trained else None
+    defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper, robust)
     for sentence in left_out:
         console.print(sentence, style="yellow")
     if rows:
@@ -91,9 +106,10 @@ def robustness(
         common = dataclasses.asdict(plan)
         for name in ("attacks", "norms", "sizes", "samples", "adaptive"):  # more of these extend what is there
             del common[name]
-        parts = [part.fingerprint if part else None for part in (encoder, smoother.purifier, smoother.mapper)]
-        settings = common | {"images": images, "kinds": asked, "sigma": sigma, "fingerprints": parts}
-        file = CellFile(output / "cells.jsonl", settings)
+        parts = {"encoder": encoder, "purifier": smoother.purifier, "mapper": smoother.mapper, _ROBUST: robust}
+        fingerprints = {name: part.fingerprint if part else None for name, part in parts.items()}
+        settings = common | {"images": images, "kinds": asked, "sigma": sigma} | fingerprints
+        file = CellFile(output / "cells.jsonl", settings, of_some_rows=(_ROBUST,))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     keys = [key for defence in defences for key in plan.cells(defence)]
@@ -111,6 +127,13 @@ def robustness(
     if plots:
         write_plots(cells, output)
     typer.echo(f"Tables of {len(cells)} cells are in {output}.")
+
+
+def _robust_encoder_folder(option: str, model: str) -> Path | None:
+    """What ``--robust-encoder`` means for a model."""
+    if option == "auto":
+        return reference_robust_encoder_path() if model == "reference" else None
+    return None if option == "none" else Path(option)
 
 
 def _choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:

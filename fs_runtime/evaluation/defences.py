@@ -21,7 +21,7 @@ UNDEFENDED = "none"
 
 @dataclass(frozen=True, slots=True)
 class Defence:
-    """One row: a name, the parts, and the noise level; σ = 0 is no defence."""
+    """One row: a name, the parts, and the noise level; σ = 0 is no smoothing."""
 
     name: str
     smoother: Smoother
@@ -48,28 +48,38 @@ class ServedImages:
 
 
 def defences_for(
-    encoder: VisionEncoder, sigma: float, purifier: Purifier | None = None, mapper: Mapper | None = None
+    encoder: VisionEncoder,
+    sigma: float,
+    purifier: Purifier | None = None,
+    mapper: Mapper | None = None,
+    robust: VisionEncoder | None = None,
 ) -> tuple[list[Defence], list[str]]:
     """The rows that can be made from the parts given, and a sentence for each that cannot.
 
     Args:
         encoder: The vision part.
-        sigma: σ of every row but the undefended one, positive.
+        sigma: σ of the smoothed rows, positive.
         purifier: Denoiser before the encoder, if there is one.
         mapper: Network after the encoder, if there is one.
+        robust: The encoder with an adversarially trained tower, if there is one. Purifier and mapper go with it as they
+            are: it was trained to give the original's features.
     """
     rows = [Defence(UNDEFENDED, Smoother(encoder), 0.0), Defence("FS", Smoother(encoder), sigma)]
     left_out = []
-    for name, needed, parts in (
-        ("FS + mapper", {"mapper": mapper}, (None, mapper)),
-        ("FS + purifier", {"purifier": purifier}, (purifier, None)),
-        ("FS + PSM", {"purifier": purifier, "mapper": mapper}, (purifier, mapper)),
+    for name, base, level, first, last in (
+        ("FS + mapper", encoder, sigma, False, True),
+        ("FS + purifier", encoder, sigma, True, False),
+        ("FS + PSM", encoder, sigma, True, True),
+        ("robust encoder", robust, 0.0, False, False),
+        ("robust encoder + FS + PSM", robust, sigma, True, True),
     ):
-        missing = [part for part, value in needed.items() if value is None]
-        if missing:
+        missing = ["robust encoder"] if base is None else []
+        missing += ["purifier"] if first and purifier is None else []
+        missing += ["mapper"] if last and mapper is None else []
+        if base is None or missing:
             left_out.append(f"row '{name}' is left out: there is no {' and no '.join(missing)}")
         else:
-            rows.append(Defence(name, Smoother(encoder, *parts), sigma))
+            rows.append(Defence(name, Smoother(base, purifier if first else None, mapper if last else None), level))
     return rows, left_out
 
 

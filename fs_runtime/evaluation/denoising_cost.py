@@ -16,7 +16,7 @@ from torch import Tensor
 from fs_runtime.arithmetic import flops
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.psm.network import PsmNetwork
-from fs_runtime.random_models import write_random_llava
+from fs_runtime.random_models import write_random_model
 
 ENCODER_SHAPE = "clip-vit-l-14-336"
 ENCODER = "CLIP ViT-L/14-336 encoder"
@@ -59,7 +59,7 @@ class Costs:
 def random_encoder(device: str, dtype: str) -> VisionEncoder:
     """An encoder in the shape of LLaVA-1.5's: its weights are random, which does not change what it costs."""
     with tempfile.TemporaryDirectory() as folder:
-        return load_encoder(str(write_random_llava(ENCODER_SHAPE, Path(folder))), device=device, dtype=dtype)
+        return load_encoder(str(write_random_model(ENCODER_SHAPE, Path(folder))), device=device, dtype=dtype)
 
 
 @torch.inference_mode()

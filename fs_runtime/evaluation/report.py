@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellKey
+from fs_runtime.evaluation.defences import UNDEFENDED
 from fs_runtime.evaluation.intervals import Estimate
 
 _Value = TypeVar("_Value")
@@ -24,24 +25,23 @@ def markdown(cells: Sequence[Cell]) -> str:
     lines = [
         "# Robustness",
         "",
-        f"{first.images} images in each cell, all answered correctly by the undefended model. In brackets 95% "
-        "confidence intervals: Wilson's for shares, Student's for means. *Changed*: share of answers, right without "
-        "attack, that the attack made wrong. *Target*: share of answers that are the target's. *Fixed* attacks were "
-        "made on the undefended model, *adaptive* ones on the row itself with fresh noise at every step; for the "
-        "undefended row the two are one. ℓ2 balls reach as far as the corners of the ℓ∞ ball of the stated ε. "
-        f"Certified similarity is at ℓ2 radius {first.radius:g}.",
+        "All items are answered correctly by the undefended model. In brackets 95% confidence intervals: Wilson's for "
+        "shares, Student's for means. *Changed*: share of answers, right without attack, that the attack made wrong. "
+        "*Target*: share of answers that are the target's. *Fixed* attacks were made on the undefended model, "
+        "*adaptive* ones on the row itself, with fresh noise at every step where it has noise; for the undefended row "
+        "the two are one. A defended row whose adaptive attack is not measured yet is left blank: its fixed one alone "
+        "would flatter it. *Images* are those of the fixed and of the adaptive cell. ℓ2 balls reach as far as the "
+        f"corners of the ℓ∞ ball of the stated ε. Certified similarity is at ℓ2 radius {first.radius:g}.",
         "",
         "## Without attack",
         "",
-        "| row | n | accuracy | certified similarity | Gaussian robustness score | ms per image |",
-        "|---|---:|---|---|---|---:|",
+        "| row | n | images | accuracy | certified similarity | Gaussian robustness score | ms per image |",
+        "|---|---:|---:|---|---|---|---:|",
     ]
     clean = [cell for cell in cells if cell.key.attack == NO_ATTACK]
-    lines += [
-        f"| {cell.key.defence} | {cell.key.samples} | {_share(cell.accuracy)} | {_number(cell.certified)} "
-        f"| {_number(cell.score)} | {1000 * cell.seconds:.1f} |"
-        for cell in clean
-    ]
+    for cell in clean:
+        columns = [_share(cell.accuracy), _number(cell.certified), _number(cell.score), f"{1000 * cell.seconds:.1f}"]
+        lines.append(f"| {cell.key.defence} | {cell.key.samples} | {cell.images} | {' | '.join(columns)} |")
     found = {cell.key: cell for cell in cells}
     for attack, norm, size in _in_order((c.key.attack, c.key.norm, c.key.size) for c in cells):
         if attack == NO_ATTACK or norm is None:
@@ -50,19 +50,23 @@ def markdown(cells: Sequence[Cell]) -> str:
             "",
             f"## {attack}, {_NORM_SIGNS[norm]}, ε = {size:g}/255",
             "",
-            "| row | n | changed, fixed | changed, adaptive | target, fixed | target, adaptive | accuracy, fixed "
-            "| accuracy, adaptive | similarity, fixed | similarity, adaptive |",
-            "|---|---:|---|---|---|---|---|---|---|---|",
+            "| row | n | images | changed, fixed | changed, adaptive | target, fixed | target, adaptive "
+            "| accuracy, fixed | accuracy, adaptive | similarity, fixed | similarity, adaptive |",
+            "|---|---:|---:|---|---|---|---|---|---|---|---|",
         ]
         for defence, samples in _in_order((c.key.defence, c.key.samples) for c in cells):
             pair = [found.get(CellKey(defence, attack, norm, size, adaptive, samples)) for adaptive in (False, True)]
             if not any(pair):
                 continue
+            if defence != UNDEFENDED and pair[1] is None:
+                lines.append(f"| {defence} | {samples} | not measured{' |' * 9}")
+                continue
             columns = [_share(cell.changed if cell else None) for cell in pair]
             columns += [_share(cell.reached if cell else None) for cell in pair]
             columns += [_share(cell.accuracy if cell else None) for cell in pair]
             columns += [_number(cell.similarity if cell else None) for cell in pair]
-            lines.append(f"| {defence} | {samples} | {' | '.join(columns)} |")
+            images = ", ".join(str(cell.images) if cell else "–" for cell in pair)
+            lines.append(f"| {defence} | {samples} | {images} | {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fs_runtime.attacks import ATTACKS, Attack, FeaturePipeline, Norm, ThreatModel, run_attack
@@ -18,6 +19,9 @@ from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.defences import UNDEFENDED, Defence, ServedImages, serve_images
 from fs_runtime.evaluation.intervals import mean, proportion
 from fs_runtime.evaluation.items import EvaluationItem, with_pixels
+from fs_runtime.psm.files import write_file
+
+_ATTACKED_AT_ONCE = 20  # images: they are kept on disk when their attack is done, so that a kill costs no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,11 @@ class Plan:
         sizes: ε in 255ths.
         samples: Every n.
         steps: Gradient steps; None for each attack's own.
+        adaptive_steps: The same for adaptive attacks; None for as many as fixed ones have.
         restarts: Random starts of each attack.
         draws: Fresh noisy copies behind each gradient of an adaptive attack.
         adaptive: Whether to make adaptive attacks too.
+        adaptive_images: Items of an adaptive cell, the first ones; None for all.
         radius: ℓ2 radius of the certified similarity, in pixels of [0, 1].
         confidence: 1 - α of the certificates.
         seed: Of attacks and noise.
@@ -44,15 +50,18 @@ class Plan:
     samples: tuple[int, ...]
     radius: float
     steps: int | None = None
+    adaptive_steps: int | None = None
     restarts: int = 1
     draws: int = 8
     adaptive: bool = True
+    adaptive_images: int | None = None
     confidence: float = 0.999
     seed: int = 0
 
-    def attack(self, name: str) -> Attack:
+    def attack(self, name: str, *, adaptive: bool = False) -> Attack:
         """The attack of that name with this plan's steps and restarts."""
-        steps = {} if self.steps is None else {"steps": self.steps}
+        wanted = self.adaptive_steps if adaptive and self.adaptive_steps is not None else self.steps
+        steps = {} if wanted is None else {"steps": wanted}
         return ATTACKS[name](restarts=self.restarts, **steps)
 
     def cells(self, defence: Defence) -> list[CellKey]:
@@ -69,7 +78,7 @@ class Plan:
     def sources(self, defence: Defence) -> Iterator[Defence]:
         """Rows on which the attacks against this row are made; the undefended model by its name only."""
         yield Defence(UNDEFENDED, defence.smoother, 0.0)
-        if self.adaptive and defence.sigma > 0:
+        if self.adaptive and defence.name != UNDEFENDED:
             yield defence
 
     def attacked(self) -> Iterator[tuple[str, Norm, float]]:
@@ -128,6 +137,14 @@ def evaluate_robustness(
                 run.measure(row, wanted[row.name], attacked)
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a row made of some images: the first ones of the items."""
+
+    served: ServedImages
+    answers: list[str]
+
+
 class _Run:
     """One evaluation under way; keeps what the rows serve without attack."""
 
@@ -142,31 +159,41 @@ class _Run:
     ) -> None:
         self.plan, self.items, self.answerer, self.file = plan, items, answerer, file
         self.batch_size, self.report = batch_size, report
-        self._clean: dict[tuple[str, int], tuple[ServedImages, list[str]]] = {}
+        self._clean: dict[tuple[str, int], _Outcome] = {}
 
     def attacked(self, source: Defence, name: str, norm: Norm, size: float) -> Tensor:
-        """``(B, C, H, W)`` images attacked on a row."""
-        self.report(f"{name} {norm} {size:g}/255 on {source.name}")
-        images = torch.stack([item.image.pixels for item in self.items])
-        targets = torch.stack([item.target.pixels for item in self.items])
+        """``(B, C, H, W)`` images attacked on a row: all of them, or as many as an adaptive cell has."""
+        adaptive = source.name != UNDEFENDED
+        attack = self.plan.attack(name, adaptive=adaptive)
+        count = self.plan.adaptive_images if adaptive else None
+        parts = []
+        for start in range(0, len(self.items[:count]), _ATTACKED_AT_ONCE):
+            self.report(f"{name} {norm} {size:g}/255 on {source.name}, from image {start + 1}")
+            items = self.items[:count][start : start + _ATTACKED_AT_ONCE]
+            path = self.file.attacked(source.name, name, norm, size, start)
+            if path.exists():
+                found = load_file(path)["images"]
+            else:
+                found = self._attack(source, attack, norm, size, items, self._seed("attack", path.name)).cpu()
+                write_file(path, save({"images": found}))
+            parts.append(found)
+        return torch.cat(parts)
+
+    def _attack(
+        self, source: Defence, attack: Attack, norm: Norm, size: float, items: Sequence[EvaluationItem], seed: int
+    ) -> Tensor:
         device = source.smoother.encoder.device
-        pipeline = FeaturePipeline(
-            source.smoother,
-            source.sigma,
-            self.items[0].image.grid,
-            draws=self.plan.draws,
-            seed=self._seed("attack", source.name, name, norm, size),
-            batch_size=self.batch_size,
+        images, targets = (
+            torch.stack([image.pixels for image in images]).to(device)
+            for images in ([item.image for item in items], [item.target for item in items])
         )
-        found = run_attack(
-            self.plan.attack(name),
-            [pipeline],
-            images.to(device),
-            ThreatModel.of_size(norm, size / 255, images.shape[1:]),
-            targets=targets.to(device),
-            seed=self.plan.seed,
-        )
-        return found.cpu()
+        grid, draws, batch_size = items[0].image.grid, self.plan.draws, self.batch_size
+        pipeline = FeaturePipeline(source.smoother, source.sigma, grid, draws=draws, seed=seed, batch_size=batch_size)
+        tokens = sum(rows * columns for rows, columns in source.smoother.encoder.token_grids(grid, "projector"))
+        answers = [item.target_answer if attack.targeted else item.answer for item in items]
+        scorer = self.answerer.scorer([item.question for item in items], answers, tokens)
+        threat = ThreatModel.of_size(norm, size / 255, images.shape[1:])
+        return run_attack(attack, [pipeline], images, threat, targets=targets, answers=scorer, seed=seed)
 
     def measure(self, row: Defence, keys: Sequence[CellKey], attacked: Tensor | None) -> None:
         """Measures cells of one row that share their images."""
@@ -174,54 +201,47 @@ class _Run:
             if key in self.file.cells:
                 continue
             self.report(f"{row.name}, n = {key.samples}" + ("" if attacked is None else f" under {key.attack}"))
-            clean, clean_answers = self._without_attack(row, key.samples)
-            if attacked is None:
-                served, answers = clean, clean_answers
-            else:
-                served, answers = self._serve(row, key.samples, attacked, str(key))
-            self.file.add(self._cell(row, key, clean, clean_answers, served, answers))
+            clean = self._without_attack(row, key.samples)
+            found = clean if attacked is None else self._serve(row, key.samples, attacked, str(key))
+            self.file.add(self._cell(row, key, clean, found))
 
-    def _without_attack(self, row: Defence, samples: int) -> tuple[ServedImages, list[str]]:
+    def _without_attack(self, row: Defence, samples: int) -> _Outcome:
         if (row.name, samples) not in self._clean:
             images = torch.stack([item.image.pixels for item in self.items])
             self._clean[row.name, samples] = self._serve(row, samples, images, "clean")
         return self._clean[row.name, samples]
 
-    def _serve(self, row: Defence, samples: int, pixels: Tensor, purpose: str) -> tuple[ServedImages, list[str]]:
-        images = [with_pixels(item.image, one) for item, one in zip(self.items, pixels, strict=True)]
+    def _serve(self, row: Defence, samples: int, pixels: Tensor, purpose: str) -> _Outcome:
+        items = self.items[: len(pixels)]
+        images = [with_pixels(item.image, one) for item, one in zip(items, pixels, strict=True)]
         seed = self._seed("noise", row.name, samples, purpose)
         served = serve_images(
             row, images, samples, seed=seed, confidence=self.plan.confidence, batch_size=self.batch_size
         )
-        return served, self.answerer.answer([item.question for item in self.items], served.embeddings)
+        return _Outcome(served, self.answerer.answer([item.question for item in items], served.embeddings))
 
-    def _cell(
-        self,
-        row: Defence,
-        key: CellKey,
-        clean: ServedImages,
-        clean_answers: Sequence[str],
-        served: ServedImages,
-        answers: Sequence[str],
-    ) -> Cell:
-        right = np.array([given == item.answer for given, item in zip(answers, self.items, strict=True)])
-        was_right = np.array([given == item.answer for given, item in zip(clean_answers, self.items, strict=True)])
-        at_target = [given == item.target_answer for given, item in zip(answers, self.items, strict=True)]
+    def _cell(self, row: Defence, key: CellKey, clean: _Outcome, found: _Outcome) -> Cell:
+        count = len(found.answers)
+        items = self.items[:count]
+        right = np.array([given == item.answer for given, item in zip(found.answers, items, strict=True)])
+        was_right = np.array([given == item.answer for given, item in zip(clean.answers[:count], items, strict=True)])
+        at_target = [given == item.target_answer for given, item in zip(found.answers, items, strict=True)]
         attacked = key.attack != NO_ATTACK
         targeted = attacked and self.plan.attack(key.attack).targeted
-        certified = np.zeros(len(answers))
+        served = found.served
+        certified = np.zeros(count)
         if row.sigma > 0:
             certified = np.asarray(tight_similarity(served.norm_lower, self.plan.radius, row.sigma))
         known = np.isfinite(served.norm_estimate).all()
         return Cell(
             key=key,
-            images=len(answers),
-            accuracy=proportion(int(right.sum()), len(right)),
+            images=count,
+            accuracy=proportion(int(right.sum()), count),
             changed=proportion(int((was_right & ~right).sum()), int(was_right.sum()))
             if attacked and was_right.any()
             else None,
-            reached=proportion(sum(at_target), len(at_target)) if targeted else None,
-            similarity=mean(token_cosine(served.features, clean.features).tolist()),
+            reached=proportion(sum(at_target), count) if targeted else None,
+            similarity=mean(token_cosine(served.features, clean.served.features[:count]).tolist()),
             certified=mean(certified.tolist()),
             score=mean(((1 + served.norm_estimate) / 2).tolist()) if known else None,
             seconds=served.seconds,

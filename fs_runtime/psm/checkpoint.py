@@ -7,7 +7,7 @@ import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from torch import Tensor
 from fs_runtime.psm.files import TrainingError, write_file
 
 CHECKPOINT = "checkpoint.pt"
-Stage = Literal["purifier", "mapper"]
-STAGES: tuple[Stage, ...] = ("purifier", "mapper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +22,14 @@ class Checkpoint:
     """State after a step.
 
     Attributes:
-        stage: ``purifier`` or ``mapper``.
+        stage: Name of the stage, ``purifier`` for example.
         step: Steps of this stage that are done.
         score: Newest score on the held-out pictures.
         networks: Weights by name: this stage's network, those finished before, and what else the run keeps.
         optimizer: State of this stage's optimiser.
     """
 
-    stage: Stage
+    stage: str
     step: int
     score: float
     networks: dict[str, dict[str, Tensor]]

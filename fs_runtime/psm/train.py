@@ -1,52 +1,32 @@
-"""Trains a PSM for one encoder in two stages: the purifier, then the mapper behind the finished purifier.
-
-Everything that is random in a step (pictures, noise levels, noise) follows from the seed, the stage and the step's
-number, so a run that was killed goes on from its last checkpoint as if nothing had happened.
-"""
+"""Trains a PSM for one encoder in two stages: the purifier, then the mapper behind the finished purifier."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from fs_runtime import __version__
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.encoders.checkpoint import fingerprint
-from fs_runtime.psm.checkpoint import CHECKPOINT, STAGES, Checkpoint, Stage, read_checkpoint, write_checkpoint
-from fs_runtime.psm.data import Pictures, PreparedPictures, Split, batches, split
+from fs_runtime.psm.checkpoint import Checkpoint
+from fs_runtime.psm.data import Pictures
 from fs_runtime.psm.files import TrainingError
+from fs_runtime.psm.loop import StageSettings, TrainingLoop
+from fs_runtime.psm.progress import Progress
 from fs_runtime.psm.losses import LossWeights, mapper_loss, purifier_loss
 from fs_runtime.psm.mapper import MapperConfig, SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
-from fs_runtime.psm.progress import Progress
-from fs_runtime.psm.schedule import warm_cosine
-from fs_runtime.psm.score import HeldOut, robustness_score
+from fs_runtime.psm.score import robustness_score
 from fs_runtime.psm.storage import save_psm
 
-
-@dataclass(frozen=True, slots=True)
-class StageSettings:
-    """How one network is trained: AdamW, linear warm-up, then a cosine down to nothing.
-
-    Attributes:
-        epochs: Times that every picture is seen.
-        learning_rate: Its peak.
-        weight_decay: Of AdamW.
-    """
-
-    epochs: float
-    learning_rate: float
-    weight_decay: float = 0.01
+STAGES = ("purifier", "mapper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +97,26 @@ def train_psm(
         TrainingError: Too few pictures, a full disk, a checkpoint of another run, or a loss that is not finite.
     """
     accelerator = accelerator or Accelerator(mixed_precision=settings.precision, cpu=encoder.device.type == "cpu")
-    run = _Run(encoder, pictures, output, settings, accelerator, workers, checkpoint_every, report)
+    loop = TrainingLoop(
+        encoder,
+        pictures,
+        output,
+        STAGES,
+        dataclasses.asdict(settings),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        accelerator=accelerator,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        report=report,
+    )
+    run = _Run(encoder, settings, loop)
     networks: dict[str, PsmNetwork] = {
         "purifier": purifier.to(encoder.device),
         "mapper": (mapper or run.new_mapper()).to(encoder.device),
     }
-    run.identity["start"] = [fingerprint(network.describe(), network) for network in networks.values()]
-    resumed = read_checkpoint(output / CHECKPOINT, run.identity)
-    if resumed:
-        for stage, weights in resumed.networks.items():
-            networks[stage].load_state_dict(weights)
+    loop.identity["start"] = [fingerprint(network.describe(), network) for network in networks.values()]
+    resumed = loop.resume(networks)
     start = STAGES.index(resumed.stage) if resumed else 0
     for number, stage in enumerate(STAGES):
         if number >= start:
@@ -136,7 +126,7 @@ def train_psm(
     scores = {
         name: robustness_score(
             encoder,
-            run.held_out,
+            loop.held_out,
             sigma,
             networks["purifier"] if purified else None,
             networks["mapper"] if mapped else None,
@@ -161,42 +151,12 @@ def train_psm(
 class _Run:
     """One run: what both stages share."""
 
-    def __init__(
-        self,
-        encoder: VisionEncoder,
-        pictures: Pictures,
-        output: Path,
-        settings: PsmSettings,
-        accelerator: Accelerator,
-        workers: int,
-        checkpoint_every: int,
-        report: Callable[[Progress], None],
-    ) -> None:
-        self.encoder, self.settings, self.accelerator = encoder, settings, accelerator
-        self._output, self._workers, self._every, self._report = output, workers, checkpoint_every, report
-        if settings.batch_size % accelerator.num_processes:
-            raise TrainingError(
-                f"a batch of {settings.batch_size} does not divide over {accelerator.num_processes} processes; "
-                "choose another --batch-size"
-            )
-        share = settings.batch_size // accelerator.num_processes
-        self._mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-        self._prepared = PreparedPictures(pictures, encoder)
-        self._split: Split = split(len(pictures), settings.batch_size)
-        self.grid = self._prepared.grid
-        self.held_out = HeldOut(
-            torch.stack([self._prepared[int(number)] for number in self._split.held_out]), self.grid, settings.seed
-        )
-        self.identity: dict[str, Any] = {
-            "encoder": encoder.fingerprint,
-            "pictures": len(pictures),
-            **dataclasses.asdict(settings),
-        }
+    def __init__(self, encoder: VisionEncoder, settings: PsmSettings, loop: TrainingLoop) -> None:
+        self.encoder, self.settings, self.loop = encoder, settings, loop
         with torch.no_grad():
-            clean = encoder.encode(self.held_out.pixels.to(encoder.device)).float()
-        self._clean = clean
+            self._clean = encoder.encode(loop.held_out.pixels.to(encoder.device)).float()
         # l_stats and l_id are measured in units of the features' own size, so that λ₃ and λ₄ suit every encoder.
-        self.feature_unit = float(clean.square().sum(-1).mean().sqrt())
+        self.feature_unit = float(self._clean.square().sum(-1).mean().sqrt())
 
     def new_mapper(self) -> SmoothnessMapper:
         """A fresh mapper, the same for the same seed."""
@@ -206,97 +166,44 @@ class _Run:
         mapper.calibrate(self._clean.cpu())
         return mapper
 
-    def stage(self, stage: Stage, networks: dict[str, PsmNetwork], resumed: Checkpoint | None) -> None:
+    def stage(self, stage: str, networks: dict[str, PsmNetwork], resumed: Checkpoint | None) -> None:
         """Trains one network to its end."""
-        settings = getattr(self.settings, stage)
-        per_epoch = len(self._split.training) // self.settings.batch_size
-        steps = round(settings.epochs * per_epoch)  # none leaves the network as it is
-        network = networks[stage].train()
-        for other in networks.values():
-            other.requires_grad_(other is network)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
-        wrapped, optimizer = self.accelerator.prepare(network, optimizer)
-        start, score = 0, math.nan
-        if resumed and resumed.optimizer:
-            optimizer.load_state_dict(resumed.optimizer)
-            start, score = resumed.step, resumed.score
-        loss_of = self._purifier_loss if stage == "purifier" else self._mapper_loss
-        for step, x in zip(range(start, steps), self._load(stage, start, steps), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * warm_cosine(step, steps)
-            with self.accelerator.autocast():
-                loss = loss_of(wrapped, networks, x, self._generator(stage, step))
-            self.accelerator.backward(loss)
-            norm = self.accelerator.clip_grad_norm_(network.parameters(), 1.0)
-            if not bool(torch.isfinite(norm)):
-                raise TrainingError(f"the {stage}'s gradient is not finite at step {step}; choose a smaller rate")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % self._every == 0 or done == steps:
-                score = self._score(stage, networks)
-                self._keep(Checkpoint(stage, done, score, self._weights(networks, stage), optimizer.state_dict()))
-            if self.accelerator.is_main_process:
-                self._report(Progress(stage, done, steps, float(loss.detach()), score))
-        network.eval().requires_grad_(False)
-
-    def _score(self, stage: Stage, networks: dict[str, PsmNetwork]) -> float:
+        purifier = networks["purifier"]
         mapper = networks["mapper"] if stage == "mapper" else None
-        return robustness_score(self.encoder, self.held_out, self.settings.sigma[0], networks["purifier"], mapper)
 
-    def _purifier_loss(
-        self, purifier: nn.Module, networks: dict[str, PsmNetwork], x: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        def loss(network: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+            if stage == "purifier":
+                return self._purifier_loss(network, x, generator)
+            return self._mapper_loss(network, purifier, x, generator)
+
+        def score() -> float:
+            return robustness_score(self.encoder, self.loop.held_out, self.settings.sigma[0], purifier, mapper)
+
+        self.loop.stage(stage, networks, getattr(self.settings, stage), loss, score, resumed)
+
+    def _purifier_loss(self, purifier: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
         noisy, sigma = self._noisy(x, generator)
         with torch.no_grad():
             clean = self.encoder.encode(x)
         purified = purifier(noisy, sigma)
         return purifier_loss(purified, x, sigma, self.encoder.encode(purified), clean, self.settings.weights)
 
-    def _mapper_loss(
-        self, mapper: nn.Module, networks: dict[str, PsmNetwork], x: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def _mapper_loss(self, mapper: nn.Module, purifier: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
         noisy, sigma = self._noisy(x, generator)
-        draws = torch.rand(self.settings.batch_size, 1, 1, 1, generator=generator, device=x.device)[self._mine]
-        bare = draws < self.settings.bare
+        bare = self.loop.draw(torch.rand, generator, (1, 1, 1)) < self.settings.bare
         with torch.no_grad():
-            purified = torch.where(bare, noisy, networks["purifier"](noisy, sigma))
+            purified = torch.where(bare, noisy, purifier(noisy, sigma))
             clean, features = self.encoder.encode(torch.cat([x, purified])).chunk(2)
         # One pass for both levels, since several processes average gradients once a pass.
-        both = mapper(torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), self.grid)
+        both = mapper(
+            torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), self.loop.held_out.grid
+        )
         mapped, mapped_clean = (both.float() / self.feature_unit).chunk(2)
         return mapper_loss(mapped, mapped_clean, clean.float() / self.feature_unit, self.settings.weights)
 
     def _noisy(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noisy copies and their levels. All processes draw the whole batch's noise, and each takes its part."""
+        """Noisy copies and their levels."""
         low, high = min(self.settings.sigma), max(self.settings.sigma)
-        whole = self.settings.batch_size
-        sigma = low + (high - low) * torch.rand(whole, generator=generator, device=x.device)[self._mine]
-        noise = torch.randn(whole, *x.shape[1:], generator=generator, device=x.device)[self._mine]
+        sigma = low + (high - low) * self.loop.draw(torch.rand, generator)
+        noise = self.loop.draw(torch.randn, generator, tuple(x.shape[1:]))
         return x + sigma.view(-1, 1, 1, 1) * noise, sigma
-
-    def _generator(self, stage: Stage, step: int) -> torch.Generator:
-        words = (self.settings.seed, STAGES.index(stage), step)
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
-        return torch.Generator(self.encoder.device).manual_seed(seed >> 1)
-
-    def _load(self, stage: Stage, start: int, steps: int) -> Iterator[Tensor]:
-        """This process's part of each batch, on the device."""
-        stream = (self.settings.seed, 1 + STAGES.index(stage))
-        numbers = batches(self._split.training, self.settings.batch_size, stream, start, steps)
-        mine = [batch[self._mine] for batch in numbers]
-        pin = self.encoder.device.type == "cuda"
-        for x in DataLoader(self._prepared, batch_sampler=mine, num_workers=self._workers, pin_memory=pin):
-            yield x.to(self.encoder.device, non_blocking=True)
-
-    @staticmethod
-    def _weights(networks: dict[str, PsmNetwork], stage: Stage) -> dict[str, dict[str, Tensor]]:
-        """Weights of this stage's network and those before."""
-        return {name: networks[name].state_dict() for name in STAGES[: STAGES.index(stage) + 1]}
-
-    def _keep(self, checkpoint: Checkpoint) -> None:
-        if self.accelerator.is_main_process:
-            write_checkpoint(self._output / CHECKPOINT, checkpoint, self.identity)
-        self.accelerator.wait_for_everyone()

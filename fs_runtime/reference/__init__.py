@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["example_images", "reference_model_path", "reference_psm_path"]
+__all__ = ["example_images", "reference_model_path", "reference_psm_path", "reference_robust_encoder_path"]
 
 
 def reference_model_path() -> Path:
@@ -32,6 +32,12 @@ def reference_psm_path() -> Path:
             f"no purifier and mapper in {folder}: reinstall fs-serve, or train them with `fs-serve train psm`"
         )
     return folder
+
+
+def reference_robust_encoder_path() -> Path | None:
+    """Return the folder with the adversarially trained vision tower of the reference model; None if none ships."""
+    folder = Path(str(files(__name__))) / "robust_encoder"
+    return folder if (folder / "card.json").is_file() else None
 
 
 def example_images() -> dict[str, Path]:

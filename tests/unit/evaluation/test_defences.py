@@ -28,13 +28,21 @@ def test_rows_without_their_parts_are_left_out_and_named(defences):
         "row 'FS + mapper' is left out: there is no mapper",
         "row 'FS + purifier' is left out: there is no purifier",
         "row 'FS + PSM' is left out: there is no purifier and no mapper",
+        "row 'robust encoder' is left out: there is no robust encoder",
+        "row 'robust encoder + FS + PSM' is left out: there is no robust encoder and no purifier and no mapper",
     ]
 
 
 def test_all_rows_with_all_parts(defences, items):
     blur, damp = Blur(), Damp()
-    rows, left_out = defences_for(defences[0].smoother.encoder, 0.1, blur, damp)
+    encoder = defences[0].smoother.encoder
+    robust = encoder.with_tower(torch.nn.Identity())
+    rows, left_out = defences_for(encoder, 0.1, blur, damp, robust)
     assert not left_out
+    assert [(row.name, row.sigma) for row in rows if row.smoother.encoder is robust] == [
+        ("robust encoder", 0.0),
+        ("robust encoder + FS + PSM", 0.1),
+    ]
     parts = {row.name: (row.smoother.purifier, row.smoother.mapper) for row in rows}
     assert parts == {
         "none": (None, None),
@@ -42,8 +50,10 @@ def test_all_rows_with_all_parts(defences, items):
         "FS + mapper": (None, damp),
         "FS + purifier": (blur, None),
         "FS + PSM": (blur, damp),
+        "robust encoder": (None, None),
+        "robust encoder + FS + PSM": (blur, damp),
     }
-    served = [serve_images(row, [items[0].image], 4, seed=0).features for row in rows]
+    served = [serve_images(row, [items[0].image], 4, seed=0).features for row in rows[:5]]
     assert all(not torch.equal(one, other) for i, one in enumerate(served) for other in served[:i])
 
 

@@ -88,6 +88,35 @@ def test_other_settings_are_refused(evaluated):
         CellFile(evaluated[0]._path, {"images": 5})
 
 
+def test_settings_of_some_rows_may_come_later(tmp_path):
+    """A robust encoder that is trained while other rows are measured; another one afterwards is refused."""
+    path, names = tmp_path / "cells.jsonl", ("robust_encoder",)
+    for settings in ({"images": 4, "robust_encoder": None}, {"images": 4, "robust_encoder": "a"}, {"images": 4}):
+        CellFile(path, settings, of_some_rows=names)
+    assert json.loads(path.read_text()) == {"settings": {"images": 4, "robust_encoder": "a"}}
+    for settings in ({"images": 4, "robust_encoder": "b"}, {"images": None}):
+        with pytest.raises(ValueError, match="other settings"):
+            CellFile(path, settings, of_some_rows=names)
+
+
+def test_attacked_images_are_kept(evaluated, defences, items, answerer, tmp_path):
+    """Cells that are lost are measured again from the same images, without another attack."""
+    file, _ = evaluated
+    kept = sorted((file._path.parent / "attacked").iterdir())
+    assert [path.name for path in kept if "none" in path.name] == [
+        "none-attackvlm-l2-16-0000.safetensors",
+        "none-pgd-l2-16-0000.safetensors",
+    ]
+    (tmp_path / "attacked").mkdir()
+    for path in kept:
+        (tmp_path / "attacked" / path.name).write_bytes(path.read_bytes())
+    again = CellFile(tmp_path / "cells.jsonl", SETTINGS)
+    plan = dataclasses.replace(PLAN, steps=10**9)  # an attack would not end
+    evaluate_robustness(plan, defences, items, answerer, again)
+    same = {key: dataclasses.replace(value, seconds=0) for key, value in again.cells.items()}
+    assert same == {key: dataclasses.replace(value, seconds=0) for key, value in file.cells.items()}
+
+
 def test_a_file_of_something_else(tmp_path):
     path = tmp_path / "cells.jsonl"
     path.write_text("hello\n")
@@ -127,13 +156,37 @@ def test_missing_matplotlib_is_explained(monkeypatch, tmp_path):
     assert "fs-serve[plots]" in done.output
 
 
+def test_a_fixed_attack_is_not_shown_without_the_adaptive_one(evaluated):
+    cells = [cell for cell in evaluated[0].cells.values() if not cell.key.adaptive]
+    text = markdown(cells)
+    assert text.count("| FS | 4 | not measured | |") == 2
+    assert text.count("| none | 1 | 4, – | ") == 2
+
+
+def test_fewer_images_and_steps_for_adaptive_attacks(defences, items, answerer, tmp_path):
+    plan = dataclasses.replace(PLAN, attacks=("apgd-ce",), samples=(2,), adaptive_images=3, adaptive_steps=2)
+    file = CellFile(tmp_path / "cells.jsonl", SETTINGS)
+    evaluate_robustness(plan, defences, items, answerer, file)
+    fixed, adaptive = (cell(file, "FS", "apgd-ce", adaptive=kind, samples=2) for kind in (False, True))
+    assert (fixed.images, adaptive.images) == (4, 3)
+    assert (plan.attack("apgd-ce").steps, plan.attack("apgd-ce", adaptive=True).steps) == (6, 2)
+    assert "| FS | 2 | 4, 3 |" in markdown(list(file.cells.values()))
+
+
+def test_a_robust_encoder_is_attacked_itself_though_it_has_no_noise(defences):
+    row = dataclasses.replace(defences[0], name="robust encoder")
+    adaptive = [key for key in PLAN.cells(row) if key.adaptive]
+    assert len(adaptive) == 2
+    assert {key.samples for key in adaptive} == {1}
+
+
 def test_a_row_that_answers_nothing_correctly_has_no_share_of_changed_answers(tmp_path):
     key = CellKey("FS", "pgd", "linf", 8.0, True, 1)
     bare = Cell(key, 4, proportion(0, 4), None, None, mean([0.5]), mean([0.0]), None, 0.1, 0.05)
     file = CellFile(tmp_path / "cells.jsonl", SETTINGS)
     file.add(bare)
     assert CellFile(tmp_path / "cells.jsonl", SETTINGS).cells == {key: bare}
-    assert "| FS | 1 | – | – |" in markdown([bare])
+    assert "| FS | 1 | –, 4 | – | – |" in markdown([bare])
 
 
 def test_the_undefended_row_comes_first(defences, items, answerer, tmp_path):
@@ -144,7 +197,7 @@ def test_the_undefended_row_comes_first(defences, items, answerer, tmp_path):
 def test_command(tmp_path):
     add_commands(app)
     options = "--images 4 --samples 2 --attacks apgd --norms linf --sizes 8 --steps 2 --draws 2 --no-plots --device cpu"
-    options += " --psm none"
+    options += " --psm none --robust-encoder none"
     done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path), *options.split()])
     assert done.exit_code == 0, done.output
     assert "row 'FS + PSM' is left out" in done.output

@@ -20,8 +20,10 @@ from typer.testing import CliRunner
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.psm.cli import train as train_command
 from fs_runtime.psm.files import TrainingError
+from fs_runtime.psm.loop import StageSettings
+from fs_runtime.psm.progress import Progress
 from fs_runtime.psm.storage import load_psm
-from fs_runtime.psm.train import Progress, PsmSettings, StageSettings, train_psm
+from fs_runtime.psm.train import PsmSettings, train_psm
 from fs_runtime.psm.unet import UNetConfig, UNetPurifier
 
 SETTINGS = PsmSettings(
