@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -117,8 +118,11 @@ async def test_a_stream_ends_with_its_client(stalled: bool) -> None:
                 gone.set()
             await asyncio.sleep(60)
 
-    stream = EventStream(events(), {}, write_timeout=0.05 if stalled else 60)
+    held, let_go = ExitStack(), []
+    held.callback(lambda: let_go.append(events.closed))
+    stream = EventStream(events(), {}, 0.05 if stalled else 60, held)
     async with asyncio.timeout(5):
         await stream(SCOPE, receive, send)
     assert events.closed
+    assert let_go == [True]  # once, when the stream was over
     assert taken == 6

@@ -31,7 +31,7 @@ def audit(metrics: Metrics, path: Path, **settings: Any) -> AuditLog:
 
 
 async def write(log: AuditLog, request_id: str = "req-1") -> None:
-    await log.record(NOTHING, [], request_id=request_id, tenant="acme")
+    await log.record(NOTHING, [], request_id=request_id, tenant="acme", model="m")
 
 
 async def test_a_record_is_there_before_the_answer_leaves(tmp_path: Path) -> None:
@@ -41,7 +41,12 @@ async def test_a_record_is_there_before_the_answer_leaves(tmp_path: Path) -> Non
     start, record = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert start["event"] == "start"
     assert record["event"] == "decision"
-    assert (record["request_id"], record["tenant"], record["decision"]) == ("req-7", "acme", "pass")
+    assert (record["request_id"], record["tenant"], record["model"], record["decision"]) == (
+        "req-7",
+        "acme",
+        "m",
+        "pass",
+    )
     assert (count(metrics, "written"), count(metrics, "lost"), up(metrics)) == (1, 0, 1)
     await log.close()
 
@@ -118,7 +123,7 @@ async def test_a_disk_that_hangs_holds_no_request_up_for_long(
     log = audit(metrics, stuck_pipe, audit_max_bytes=0)
     large = Robustness(certified=None, detail="x" * 100_000, images=[])
     for _ in range(6):
-        await log.record(large, [], request_id="r", tenant="t")
+        await log.record(large, [], request_id="r", tenant="t", model="m")
     assert count(metrics, "lost") == 6
     assert log._pending == 3
     await log.close()
