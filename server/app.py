@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from fs_runtime import __version__
 from fs_runtime.embedded import EmbeddedModel
-from fs_runtime.encoders import CheckpointError, load_family
+from fs_runtime.encoders import CheckpointError, VisionEncoder, load_family
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
 from fs_runtime.receipts import read_signing_key
@@ -28,6 +28,7 @@ from server.images.reader import ImageReader
 from server.images.remote import RemoteImages
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
+from server.language_models.fitness import Fitness
 from server.language_models.none import NoLanguageModel
 from server.language_models.observed import ObservedLanguageModel
 from server.language_models.upstreams import Upstreams
@@ -71,17 +72,20 @@ def build_engine(settings: Settings) -> SmoothingEngine:
         max_queued_samples=settings.max_queued_samples,
         max_queued_images=settings.max_queued_images,
         cache_bytes=settings.cache_bytes,
+        max_pixels=settings.encoder_max_pixels,
     )
     engine.warm_up()
     return engine
 
 
-def build_language_model(settings: Settings, metrics: Metrics) -> LanguageModel:
-    """Loads the embedded language model, or makes the client of the vLLM servers."""
+def build_language_model(settings: Settings, metrics: Metrics, encoder: VisionEncoder) -> LanguageModel:
+    """Loads the embedded language model, or makes the client of the vLLM servers, for this encoder's embeddings."""
     if settings.language_model == "none":
         return NoLanguageModel()
     if settings.language_model == "vllm":
-        return VllmLanguageModel(Upstreams(settings, metrics.upstreams), settings.model_name)
+        family = load_family(checkpoint_of(settings), revision=settings.revision)
+        fitness = Fitness.of(encoder, family, settings.vllm_model)
+        return VllmLanguageModel(Upstreams(settings, metrics.upstreams, fitness), settings.model_name)
     device = resolve_device(settings.device)
     model = EmbeddedModel(
         checkpoint_of(settings),
@@ -115,7 +119,7 @@ def create_app(
         await reader.start()
         running = engine if engine is not None else await asyncio.to_thread(build_engine, settings)
         language_model = ObservedLanguageModel(
-            await asyncio.to_thread(build_language_model, settings, metrics),
+            await asyncio.to_thread(build_language_model, settings, metrics, running.encoder),
             metrics,
             settings.model_name,
             settings.language_model,

@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from fs_runtime.receipts import read_signing_key
+from fs_runtime.resolution import DEFAULT_MAX_PIXELS
 from server.access.keys import stored_form
 from server.access.tenants import read_access
 from server.limits.redis import check_redis_url
@@ -82,6 +83,12 @@ class Settings(RequestSettings, BaseSettings):
     device: str = Field("auto", description="Where the encoder runs: auto, cpu, cuda or cuda:<index>.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
+    )
+    encoder_max_pixels: int = Field(
+        DEFAULT_MAX_PIXELS,
+        ge=0,
+        description="Most pixels of an image for models that read any resolution (Qwen-VL), by which larger ones are "
+        "shrunk; their memory and time grow with it. 0 takes the model's own limit, which may need gigabytes an image.",
     )
     batch_size: int | None = Field(
         None, ge=1, description="Noise samples in one batch; larger fills a GPU better, smaller takes less memory."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ class Family:
         architectures: As its ``config.json`` and vLLM call the whole model.
         adapter: ``module:class`` of its vision encoder; None if it is known and not supported.
         language_models: Where answers can be made from its embeddings; none leaves ``/v1/certify``.
-        vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``.
+        vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``. An image limit of
+            0 takes any number of embeddings and loads no vision tower; another one is the most images of one request.
         note: What users should know, for example why it is not supported.
     """
 
@@ -35,6 +37,11 @@ class Family:
     language_models: tuple[LanguageModelKind, ...] = ()
     vllm_limit: str = _NO_IMAGES
     note: str = ""
+
+    @property
+    def vllm_tower(self) -> bool:
+        """Whether vLLM must keep its vision tower, though it reads embeddings."""
+        return int(json.loads(self.vllm_limit)["image"]) > 0
 
     @property
     def served(self) -> str:
@@ -93,8 +100,8 @@ _ALL = (
         ("Qwen3VLForConditionalGeneration",),
         "fs_runtime.encoders.qwen3_vl:Qwen3VLEncoder",
         ("vllm",),
-        vllm_limit='{"image":1,"video":0}',
-        note="any resolution; with an image limit of 0, vLLM would switch DeepStack off",
+        vllm_limit='{"image":8,"video":0}',  # 8 is the gateway's own limit (max_images)
+        note="any resolution; vLLM's image limit is that of one request, and 0 would switch DeepStack off",
     ),
     Family(
         "InternVL",
