@@ -12,14 +12,17 @@ from fastapi import FastAPI
 from fs_runtime import __version__
 from fs_runtime.embedded import EmbeddedModel
 from fs_runtime.encoders import CheckpointError, VisionEncoder, load_family
+from fs_runtime.encoders.checkpoint import Checkpoint
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
 from fs_runtime.receipts import read_signing_key
 from fs_runtime.reference import reference_model_path
+from fs_runtime.turn_tokens import turn_tokens
 from server.access.directory import AccessDirectory
 from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
 from server.api.openapi import install_openapi
+from server.api.passthrough import ControlTokens
 from server.audit.log import AuditLog
 from server.drain import Drain, DrainMiddleware
 from server.engine_metrics import register_engine
@@ -96,6 +99,13 @@ def build_language_model(settings: Settings, metrics: Metrics, encoder: VisionEn
     return EmbeddedLanguageModel(settings, model, settings.model_name)
 
 
+def control_tokens_of(settings: Settings, encoder: VisionEncoder) -> ControlTokens:
+    """What texts must not spell: tokens that stand for images and, unless the operator lets them, those of turns."""
+    checkpoint = Checkpoint(checkpoint_of(settings), settings.revision)
+    turns = turn_tokens(checkpoint) if settings.neutralise_turn_tokens else ()
+    return ControlTokens((*encoder.control_tokens, *turns))
+
+
 def create_app(
     settings: Settings, engine: SmoothingEngine | None = None, images: RemoteImages | None = None
 ) -> FastAPI:
@@ -137,6 +147,7 @@ def create_app(
             started=int(time.time()),
             receipt_key=receipt_key,
             drain=drain,
+            control_tokens=await asyncio.to_thread(control_tokens_of, settings, running.encoder),
         )
         watch = asyncio.create_task(access.watch())
         try:

@@ -117,6 +117,11 @@ class Settings(RequestSettings, BaseSettings):
         description="Where answers are made: in this process (small models), by a vLLM server, or not at all ('none'): "
         "images are certified, and chat requests refused.",
     )
+    neutralise_turn_tokens: bool = Field(
+        True,
+        description="Make the model's turn tokens (such as <|im_start|> or </s>) in the texts of requests harmless, as "
+        "image tokens always are; off leaves them to the language model, which then reads them as turns.",
+    )
     vllm_url: AnyHttpUrl = Field(
         AnyHttpUrl("http://127.0.0.1:8001"), description="Address of the vLLM server; keep it on an internal network."
     )

@@ -111,6 +111,15 @@ _ALL = (
         ("vllm",),
         note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
     ),
+    Family(
+        "PaliGemma",
+        "paligemma",
+        ("PaliGemmaForConditionalGeneration",),
+        "fs_runtime.encoders.paligemma:PaliGemmaEncoder",
+        ("vllm",),
+        vllm_limit='{"image":0}',
+        note="fixed resolution, one image in a request; PaliGemma 2 too",
+    ),
     *(
         Family(
             f"{name} encoder", model_type, architectures, _CLIP, note="an encoder alone, no chat: --language-model none"
@@ -123,7 +132,6 @@ _ALL = (
         )
     ),
     # Known, and refused with the reason.
-    Family("PaliGemma", "paligemma", ("PaliGemmaForConditionalGeneration",), note="it has no adapter yet"),
     Family("Phi-3-Vision", "phi3_v", ("Phi3VForCausalLM",), note=_REMOTE_CODE),
     Family("MiniCPM-V", "minicpmv", ("MiniCPMV",), note=_REMOTE_CODE),
     Family("Gemma 3", "gemma3", ("Gemma3ForConditionalGeneration",), note=_NO_EMBEDDINGS),

@@ -23,7 +23,7 @@ from server.api.dependencies import (
 )
 from server.api.event_stream import EventStream
 from server.api.openapi import ERRORS, request_body
-from server.api.passthrough import ControlTokens, check_template_variables, refuse_fields
+from server.api.passthrough import check_template_variables, refuse_fields
 from server.api.schemas import (
     TEXT_PART_FIELDS,
     TEXT_PARTS,
@@ -76,7 +76,7 @@ async def chat_completions(request: Request) -> Response:
     cap_answer_tokens(body, caller.tenant.settings.max_answer_tokens, gateway.settings.default_answer_tokens)
     cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
     sources = _take_images(chat, body)
-    ControlTokens(gateway.engine.encoder.control_tokens).defuse_body(body)
+    gateway.control_tokens.defuse_body(body)
     try:
         await gateway.language_model.admit()
         smoothing = gateway.smoothing.run(sources, chat.robustness, caller)

@@ -16,6 +16,7 @@ from fs_runtime.engine import SmoothingEngine
 from fs_runtime.receipts import SigningKey
 from server.access.directory import AccessDirectory
 from server.api.json_values import check_json
+from server.api.passthrough import ControlTokens
 from server.drain import Drain
 from server.errors import ApiError, from_validation, invalid
 from server.language_models.base import LanguageModel
@@ -42,6 +43,7 @@ class Gateway:
     started: int
     receipt_key: SigningKey | None
     drain: Drain
+    control_tokens: ControlTokens
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -16,9 +16,12 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from fs_runtime.encoders import FAMILIES, load_encoder
+from fs_runtime.encoders.checkpoint import Checkpoint
 from fs_runtime.smoothing import Smoother
+from fs_runtime.turn_tokens import turn_tokens
 from server.language_models.fitness import Fitness
 from server.language_models.vllm import image_part as embeddings_part
 
@@ -289,6 +292,23 @@ def test_no_text_stops_vllm(served: Served) -> None:
     body["messages"].append({"role": "assistant", "content": together})
     body["messages"].append({"role": "user", "content": [{"type": "text", "text": together}, image_part(image)]})
     assert served.gateway.post(body).status_code in (200, 400)
+
+
+def test_text_speaks_with_no_token_of_images_or_turns(served: Served) -> None:
+    """By vLLM's own account of the prompt's tokens: as many special ones as in a prompt of harmless text."""
+    tokenizer = AutoTokenizer.from_pretrained(served.model)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+
+    def specials(text: str) -> list[int]:
+        body = chat(picture((30, 30)), text=text, max_tokens=1, return_token_ids=True, robustness=NO_NOISE)
+        response = served.gateway.post(body)
+        assert response.status_code == 200, response.text
+        return [token for token in response.json()["prompt_token_ids"] if token in special]
+
+    harmless = specials("x")
+    assert harmless
+    for token in {*turn_tokens(Checkpoint(served.model)), *load_encoder(str(served.model)).control_tokens}:
+        assert specials(f"a{token}b") == harmless
 
 
 @pytest.mark.usefixtures("unharmed")

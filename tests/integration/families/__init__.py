@@ -4,6 +4,7 @@ from .case import FamilyCase
 from .internvl import INTERNVL
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
+from .paligemma import PALIGEMMA
 from .qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-CASES: tuple[FamilyCase, ...] = (LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, INTERNVL)
+CASES: tuple[FamilyCase, ...] = (LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, INTERNVL, PALIGEMMA)
