@@ -12,6 +12,7 @@ _CLIP = "fs_runtime.encoders.clip:ClipEncoder"
 _NO_EMBEDDINGS = "vLLM takes no image embeddings for it, and it has no adapter yet"
 _CROSS_ATTENTION = "its language model reads images by cross-attention, not as embeddings, and it has no adapter yet"
 _REMOTE_CODE = "its code comes with the checkpoint, and such code is not run here"
+_UNEQUAL_SLICES = "it has no adapter yet: its slices differ in size from the whole image"
 _NO_IMAGES = '{"image":0,"video":0}'
 
 
@@ -117,7 +118,6 @@ _ALL = (
         ("PaliGemmaForConditionalGeneration",),
         "fs_runtime.encoders.paligemma:PaliGemmaEncoder",
         ("vllm",),
-        vllm_limit='{"image":0}',
         note="fixed resolution, one image in a request; PaliGemma 2 too",
     ),
     *(
@@ -134,6 +134,10 @@ _ALL = (
     # Known, and refused with the reason.
     Family("Phi-3-Vision", "phi3_v", ("Phi3VForCausalLM",), note=_REMOTE_CODE),
     Family("MiniCPM-V", "minicpmv", ("MiniCPMV",), note=_REMOTE_CODE),
+    *(
+        Family("MiniCPM-V", model_type, (f"MiniCPMV4_{minor}ForConditionalGeneration",), note=_UNEQUAL_SLICES)
+        for model_type, minor in (("minicpmv4_6", 6), ("minicpmv4_7", 7))
+    ),
     Family("Gemma 3", "gemma3", ("Gemma3ForConditionalGeneration",), note=_NO_EMBEDDINGS),
     Family("Idefics3", "idefics3", ("Idefics3ForConditionalGeneration",), note=_NO_EMBEDDINGS),
     Family("SmolVLM", "smolvlm", ("SmolVLMForConditionalGeneration",), note=_NO_EMBEDDINGS),
