@@ -69,7 +69,7 @@ class Prompt:
 
 
 class EmbeddedModel:
-    """The language part of a LLaVA-like checkpoint; its vision part is not loaded.
+    """The language part of a checkpoint like LLaVA's or InternVL's; its vision part is not loaded.
 
     Args:
         model: Local folder or hub id.
@@ -100,7 +100,8 @@ class EmbeddedModel:
             self._tokenizer.chat_template = checkpoint.json("chat_template.json").get("chat_template")
         if self._tokenizer.chat_template is None:
             raise CheckpointError(f"{model} has no chat template")
-        self._image_token = int(config.image_token_index)
+        self._image_token = int(config.image_token_id)
+        self._frame = self._frame_of_images()
         self._ends = _end_tokens(checkpoint, self._tokenizer)
         self.context_length = int(config.text_config.max_position_embeddings)
 
@@ -128,9 +129,10 @@ class EmbeddedModel:
             raise PromptError(f"the prompt has {len(places)} image tokens for {len(images)} images")
         embed = self._model.get_input_embeddings()
         parts, start = [], 0
+        before, behind = self._frame
         for place, image in zip(places, images, strict=True):
             embeddings = torch.from_numpy(image["image_embeds"]).to(self._device, self._model.dtype)
-            parts += [embed(self._ids(ids[start:place])), embeddings]
+            parts += [embed(self._ids(ids[start:place] + before)), embeddings, embed(self._ids(behind))]
             start = place + 1
         parts.append(embed(self._ids(ids[start:])))
         sequence = torch.cat(parts).unsqueeze(0)
@@ -171,6 +173,12 @@ class EmbeddedModel:
             if new:
                 yield Piece(new, len(tokens))
         yield Piece(text.rest(), len(tokens), reason)
+
+    def _frame_of_images(self) -> tuple[list[int], list[int]]:
+        """Tokens before and behind an image that the chat template leaves to the processor; InternVL has them."""
+        frame = (getattr(self._tokenizer, f"{part}_image_token", None) for part in ("start", "end"))
+        before, behind = ([] if token is None else [self._tokenizer.convert_tokens_to_ids(token)] for token in frame)
+        return before, behind
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.long, device=self._device)

@@ -109,7 +109,7 @@ _ALL = (
         "internvl",
         ("InternVLForConditionalGeneration",),
         "fs_runtime.encoders.internvl:InternVLEncoder",
-        ("vllm",),
+        ("vllm", "embedded"),
         note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
     ),
     Family(

@@ -83,9 +83,10 @@ def test_the_embedded_language_model_answers_as_transformers(
     ours = "".join(piece.text for piece in model.generate(prompt, Generation(12, temperature=0), threading.Event()))
 
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    (image_token,) = family.control_tokens
-    ids = tokenizer(text.replace(image_token, image_token * len(sent)), return_tensors="pt", add_special_tokens=False)
-    inputs = processor(picture, return_tensors="pt")
+    image_token, (before, behind) = family.control_tokens[0], case.frame
+    text = text.replace(image_token, before + image_token * len(sent) + behind)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    inputs = processor(picture, return_tensors="pt", **case.options)
     out = whole.generate(**ids, **{name: inputs[name] for name in case.inputs}, max_new_tokens=12, do_sample=False)
     assert ours == tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert ours

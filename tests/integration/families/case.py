@@ -44,6 +44,7 @@ class FamilyCase:
         embeddings: One image's embeddings in what ``get_image_features`` returns.
         filter: The resampling of the published checkpoints.
         constants: Names on disk of vectors that join the embeddings as they are.
+        frame: What the processor puts before and behind an image's tokens.
     """
 
     model_type: str
@@ -58,6 +59,7 @@ class FamilyCase:
     embeddings: Callable[[Any], torch.Tensor] = lambda outputs: outputs.pooler_output[0]
     filter: int = BICUBIC
     constants: tuple[str, ...] = ()
+    frame: tuple[str, str] = ("", "")
 
 
 def tiny_widths(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
