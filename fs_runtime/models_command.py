@@ -30,6 +30,7 @@ def models(
         table.add_row(family.name, family.model_type, family.served, family.note)
     Console().print(table)
     through_vllm = [family for family in FAMILIES.values() if "vllm" in family.language_models]
-    for limit in dict.fromkeys(family.vllm_limit for family in through_vllm):
-        names = ", ".join(family.name for family in through_vllm if family.vllm_limit == limit)
-        typer.echo(f"vLLM for {names}:\n  --enable-mm-embeds --limit-mm-per-prompt '{limit}'")
+    for limit, plugin in dict.fromkeys((family.vllm_limit, family.vllm_plugin) for family in through_vllm):
+        alike = [family.name for family in through_vllm if (family.vllm_limit, family.vllm_plugin) == (limit, plugin)]
+        further = ", and deploy/vllm-plugin on its PYTHONPATH" if plugin else ""
+        typer.echo(f"vLLM for {', '.join(alike)}:\n  --enable-mm-embeds --limit-mm-per-prompt '{limit}'{further}")

@@ -28,6 +28,8 @@ class Family:
         language_models: Where answers can be made from its embeddings; none leaves ``/v1/certify``.
         vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``. An image limit of
             0 takes any number of embeddings and loads no vision tower; another one is the most images of one request.
+        vllm_plugin: Whether vLLM needs ``deploy/vllm-plugin``: images have different numbers of tokens, and without it
+            the engine ends where two of them meet.
         note: What users should know, for example why it is not supported.
     """
 
@@ -37,6 +39,7 @@ class Family:
     adapter: str | None = None
     language_models: tuple[LanguageModelKind, ...] = ()
     vllm_limit: str = _NO_IMAGES
+    vllm_plugin: bool = False
     note: str = ""
 
     @property
@@ -69,6 +72,7 @@ _ALL = (
         ("LlavaNextForConditionalGeneration",),
         "fs_runtime.encoders.llava_next:LlavaNextEncoder",
         ("vllm", "embedded"),
+        vllm_plugin=True,
         note="whole image and tiles; LLaVA-1.6",
     ),
     Family(
@@ -77,6 +81,7 @@ _ALL = (
         ("LlavaOnevisionForConditionalGeneration",),
         "fs_runtime.encoders.llava_onevision:LlavaOnevisionEncoder",
         ("vllm", "embedded"),
+        vllm_plugin=True,
         note="whole image and tiles, of every image; no video",
     ),
     Family(
@@ -110,6 +115,7 @@ _ALL = (
         ("InternVLForConditionalGeneration",),
         "fs_runtime.encoders.internvl:InternVLEncoder",
         ("vllm", "embedded"),
+        vllm_plugin=True,
         note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
     ),
     Family(

@@ -37,17 +37,19 @@ class Fitness:
         width: Of the language model's embeddings; None leaves it unchecked.
         tower: Whether vLLM must have its vision tower, though it reads embeddings.
         limit: ``--limit-mm-per-prompt`` that it should have been started with.
+        plugin: Whether vLLM must have the plugin of ``deploy/vllm-plugin``.
     """
 
     model: str | None
     width: int | None
     tower: bool
     limit: str
+    plugin: bool = False
 
     @classmethod
     def of(cls, encoder: VisionEncoder, family: Family, model: str | None) -> Fitness:
         """For an encoder's embeddings."""
-        return cls(model, encoder.language_width, family.vllm_tower, family.vllm_limit)
+        return cls(model, encoder.language_width, family.vllm_tower, family.vllm_limit, family.vllm_plugin)
 
     async def fault(self, client: httpx.AsyncClient, server: str) -> str | None:
         """Why the server at the address ``server`` cannot serve this model; None if it can, or cannot be asked.
@@ -55,17 +57,12 @@ class Fitness:
         Raises:
             httpx.HTTPError: It did not answer.
         """
-        return await self._embeddings_fault(client, server) or await self._tower_fault(client, server)
-
-    async def _embeddings_fault(self, client: httpx.AsyncClient, server: str) -> str | None:
-        status, said = await self._tokenize(client, server, _embeddings_part())
+        status, said = await self._tokenize(client, server, _embeddings_part(_PROBE_WIDTH))
         if found := _WIDTH.search(said):
-            theirs = int(found.group(1))
-            if self.width is None or theirs == self.width:
-                return None
             return (
-                f"its model reads embeddings of width {theirs}, and this gateway makes them of width {self.width}: "
-                "serve the same checkpoint in both"
+                self._width_fault(int(found.group(1)))
+                or await self._tower_fault(client, server)
+                or await self._plugin_fault(client, server)
             )
         if "--enable-mm-embeds" in said:
             return f"it takes no embeddings: start it with {self._flags}"
@@ -75,6 +72,14 @@ class Fitness:
             return "its model reads no images: serve the same checkpoint in both"
         log.warning("cannot ask whether this language model server fits the model", server=server, answer=said[:200])
         return None
+
+    def _width_fault(self, theirs: int) -> str | None:
+        if self.width in (None, theirs):
+            return None
+        return (
+            f"its model reads embeddings of width {theirs}, and this gateway makes them of width {self.width}: "
+            "serve the same checkpoint in both"
+        )
 
     async def _tower_fault(self, client: httpx.AsyncClient, server: str) -> str | None:
         if not self.tower:
@@ -87,6 +92,18 @@ class Fitness:
             )
         return None
 
+    async def _plugin_fault(self, client: httpx.AsyncClient, server: str) -> str | None:
+        """The plugin is known by what else it does: it refuses what is not a number."""
+        if not self.plugin or self.width is None:
+            return None
+        _, said = await self._tokenize(client, server, _embeddings_part(self.width, np.nan))
+        if "not finite" in said:
+            return None
+        return (
+            "it would end at two images of different sizes in one batch: start it with the plugin in "
+            "deploy/vllm-plugin on its PYTHONPATH"
+        )
+
     @property
     def _flags(self) -> str:
         return f"--enable-mm-embeds --limit-mm-per-prompt '{self.limit}'"
@@ -98,9 +115,9 @@ class Fitness:
         return response.status_code, response.text
 
 
-def _embeddings_part() -> dict[str, Any]:
+def _embeddings_part(width: int, value: float = 0.0) -> dict[str, Any]:
     file = io.BytesIO()
-    np.save(file, np.zeros((1, 1, _PROBE_WIDTH), np.float32))  # one image, one token
+    np.save(file, np.full((1, 1, width), value, np.float32))  # one image, one token
     return {"type": "image_embeds", "image_embeds": base64.b64encode(file.getvalue()).decode("ascii")}
 
 

@@ -4,8 +4,8 @@ A second vLLM has the vision tower, and answers the same requests by its own ima
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,12 @@ from fs_runtime.turn_tokens import turn_tokens
 from server.language_models.fitness import Fitness
 from server.language_models.vllm import image_part as embeddings_part
 
-from .families import CASES, QWEN3_VL, FamilyCase
+from .families import CASES, LLAVA_NEXT, QWEN3_VL, FamilyCase
 from .families.case import write_language_part
 from .gateway import TINY, chat, image_part
 from .serve_process import ServeProcess, serving
 from .test_vllm_embeddings import difference, logprobs_of
+from .tiny_llava import TEXT_WIDTH
 from .vllm_process import EMBEDDINGS_ONLY, VllmServer, vllm_python
 
 pytestmark = pytest.mark.vllm
@@ -64,20 +65,20 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(case.model_type)
     model = folder / "model"
     case.build(model)
-    limit = FAMILIES[case.model_type].vllm_limit
+    family = FAMILIES[case.model_type]
 
-    def vllm(checkpoint: Path, *arguments: str) -> VllmServer:
+    def vllm(checkpoint: Path, *arguments: str, plugin: bool = False) -> VllmServer:
         log = folder / f"vllm-{checkpoint.name}.log"
-        return VllmServer(vllm_python(), checkpoint, *arguments, *case.vllm, name=TINY, log=log)
+        return VllmServer(vllm_python(), checkpoint, *arguments, *case.vllm, name=TINY, log=log, plugin=plugin)
 
-    recommended = ("--enable-mm-embeds", "--limit-mm-per-prompt", limit)
+    recommended = ("--enable-mm-embeds", "--limit-mm-per-prompt", family.vllm_limit)
     with ExitStack() as stack:
-        if json.loads(limit)["image"] == 0:
+        if family.vllm_tower:
+            servers = [vllm(model, *recommended)]
+        else:
             # Without the vision part's weights: that it starts proves that it has no vision tower.
             write_language_part(model, folder / "language")
-            servers = [vllm(model), vllm(folder / "language", *recommended)]
-        else:
-            servers = [vllm(model, *recommended)]
+            servers = [vllm(model), vllm(folder / "language", *recommended, plugin=family.vllm_plugin)]
         for server in servers:
             stack.callback(server.stop)
             server.start()
@@ -218,6 +219,22 @@ async def test_what_does_not_fit_is_found_without_harm(served: Served) -> None:
     assert_parity(*ask_both(served, picture(served.case.sizes[0], seed=6)))
 
 
+def test_without_the_plugin_vllm_would_end(tmp_path: Path) -> None:
+    """Shown by trying, and so is that the gateway does not let it come to that."""
+    model = tmp_path / "model"
+    LLAVA_NEXT.build(model)
+    server = VllmServer(vllm_python(), model, *EMBEDDINGS_ONLY, name=TINY, log=tmp_path / "vllm.log")
+    with server:
+        with gateway_of(model, server, tmp_path / "gateway.log") as gateway:
+            assert "deploy/vllm-plugin" in (tmp_path / "gateway.log").read_text()
+            assert gateway.post(chat(picture((60, 60)))).status_code == 503
+        body = chat(max_tokens=1)
+        for tokens in (20, 30):
+            part = embeddings_part({"image_embeds": np.ones((tokens, TEXT_WIDTH), np.float32)})
+            body["messages"][0]["content"].insert(0, part)
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code == 500
+
+
 def test_qwen3_vl_is_not_served_by_a_vllm_without_tower(tmp_path: Path) -> None:
     """Its embeddings would end vLLM's engine, which the tower's absence has made narrower."""
     model = tmp_path / "model"
@@ -275,6 +292,15 @@ def test_no_number_of_images_stops_vllm(served: Served) -> None:
     for count in (3, 5, MAX_IMAGES):
         answers_or_refuses(served, *[small] * count)
     answers_or_refuses(served, *[picture(size) for size in SIZES[:MAX_IMAGES]])
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_no_images_of_several_requests_stop_vllm(served: Served) -> None:
+    """vLLM computes them in one batch."""
+    pictures = [picture(size, seed) for seed, size in enumerate([*served.case.sizes, *SIZES])]
+    with ThreadPoolExecutor(6) as threads:
+        statuses = list(threads.map(lambda image: answers_or_refuses(served, image, sigma=0.05), pictures))
+    assert statuses.count(200) >= len(served.case.sizes)
 
 
 @pytest.mark.usefixtures("unharmed")
