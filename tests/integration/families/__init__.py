@@ -2,9 +2,19 @@
 
 from .case import FamilyCase
 from .internvl import INTERNVL
+from .llava import LLAVA
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
 from .paligemma import PALIGEMMA
 from .qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-CASES: tuple[FamilyCase, ...] = (LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, INTERNVL, PALIGEMMA)
+CASES: tuple[FamilyCase, ...] = (
+    LLAVA,
+    LLAVA_NEXT,
+    LLAVA_ONEVISION,
+    QWEN2_VL,
+    QWEN2_5_VL,
+    QWEN3_VL,
+    INTERNVL,
+    PALIGEMMA,
+)
