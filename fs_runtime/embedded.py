@@ -176,8 +176,8 @@ class EmbeddedModel:
 
     def _frame_of_images(self) -> tuple[list[int], list[int]]:
         """Tokens before and behind an image that the chat template leaves to the processor; InternVL has them."""
-        frame = (getattr(self._tokenizer, f"{part}_image_token", None) for part in ("start", "end"))
-        before, behind = ([] if token is None else [self._tokenizer.convert_tokens_to_ids(token)] for token in frame)
+        ids = (getattr(self._tokenizer, f"{part}_image_token_id", None) for part in ("start", "end"))
+        before, behind = ([] if token is None else [int(token)] for token in ids)
         return before, behind
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
