@@ -24,6 +24,8 @@ from fs_runtime.encoders.families import Family
 log = structlog.get_logger("server.upstream")
 
 _PROBE_WIDTH = 1  # no language model's
+# One token; the Qwen-VL families, whose embeddings come in a dictionary, see such by itself only in a batch of images.
+_PROBE_SHAPES = ((1, _PROBE_WIDTH), (1, 1, _PROBE_WIDTH))
 _WIDTH = re.compile(rf"dimension mismatch: got {_PROBE_WIDTH}, but model expects (\d+)")
 _SECONDS = 10.0  # a front end that has just started takes its time over the first request
 
@@ -57,13 +59,14 @@ class Fitness:
         Raises:
             httpx.HTTPError: It did not answer.
         """
-        status, said = await self._tokenize(client, server, _embeddings_part(_PROBE_WIDTH))
-        if found := _WIDTH.search(said):
-            return (
-                self._width_fault(int(found.group(1)))
-                or await self._tower_fault(client, server)
-                or await self._plugin_fault(client, server)
-            )
+        for shape in _PROBE_SHAPES:
+            status, said = await self._tokenize(client, server, _embeddings_part(shape))
+            if found := _WIDTH.search(said):
+                return (
+                    self._width_fault(int(found.group(1)))
+                    or await self._tower_fault(client, server)
+                    or await self._plugin_fault(client, server)
+                )
         if "--enable-mm-embeds" in said:
             return f"it takes no embeddings: start it with {self._flags}"
         if status == httpx.codes.NOT_FOUND and self.model is not None and self.model in said:
@@ -96,7 +99,7 @@ class Fitness:
         """The plugin is known by what else it does: it refuses what is not a number."""
         if not self.plugin or self.width is None:
             return None
-        _, said = await self._tokenize(client, server, _embeddings_part(self.width, np.nan))
+        _, said = await self._tokenize(client, server, _embeddings_part((1, self.width), np.nan))
         if "not finite" in said:
             return None
         return (
@@ -115,9 +118,9 @@ class Fitness:
         return response.status_code, response.text
 
 
-def _embeddings_part(width: int, value: float = 0.0) -> dict[str, Any]:
+def _embeddings_part(shape: tuple[int, ...], value: float = 0.0) -> dict[str, Any]:
     file = io.BytesIO()
-    np.save(file, np.full((1, 1, width), value, np.float32))  # one image, one token
+    np.save(file, np.full(shape, value, np.float32))
     return {"type": "image_embeds", "image_embeds": base64.b64encode(file.getvalue()).decode("ascii")}
 
 
