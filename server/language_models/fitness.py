@@ -20,6 +20,7 @@ from PIL import Image
 
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.encoders.families import Family
+from server.language_models.pool import Server
 
 log = structlog.get_logger("server.upstream")
 
@@ -53,8 +54,8 @@ class Fitness:
         """For an encoder's embeddings."""
         return cls(model, encoder.language_width, family.vllm_tower, family.vllm_limit, family.vllm_plugin)
 
-    async def fault(self, client: httpx.AsyncClient, server: str) -> str | None:
-        """Why the server at the address ``server`` cannot serve this model; None if it can, or cannot be asked.
+    async def fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
+        """Why ``server`` cannot serve this model; None if it can, or cannot be asked.
 
         Raises:
             httpx.HTTPError: It did not answer.
@@ -73,7 +74,9 @@ class Fitness:
             return f"it serves no model {self.model!r}: correct vllm_model"
         if "not a multimodal model" in said:
             return "its model reads no images: serve the same checkpoint in both"
-        log.warning("cannot ask whether this language model server fits the model", server=server, answer=said[:200])
+        log.warning(
+            "cannot ask whether this language model server fits the model", server=server.name, answer=said[:200]
+        )
         return None
 
     def _width_fault(self, theirs: int) -> str | None:
@@ -84,7 +87,7 @@ class Fitness:
             "serve the same checkpoint in both"
         )
 
-    async def _tower_fault(self, client: httpx.AsyncClient, server: str) -> str | None:
+    async def _tower_fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
         if not self.tower:
             return None
         status, said = await self._tokenize(client, server, _image_part())
@@ -95,7 +98,7 @@ class Fitness:
             )
         return None
 
-    async def _plugin_fault(self, client: httpx.AsyncClient, server: str) -> str | None:
+    async def _plugin_fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
         """The plugin is known by what else it does: it refuses what is not a number."""
         if not self.plugin or self.width is None:
             return None
@@ -111,10 +114,10 @@ class Fitness:
     def _flags(self) -> str:
         return f"--enable-mm-embeds --limit-mm-per-prompt '{self.limit}'"
 
-    async def _tokenize(self, client: httpx.AsyncClient, server: str, part: dict[str, Any]) -> tuple[int, str]:
+    async def _tokenize(self, client: httpx.AsyncClient, server: Server, part: dict[str, Any]) -> tuple[int, str]:
         named = {} if self.model is None else {"model": self.model}
         body = {"messages": [{"role": "user", "content": [part]}], **named}
-        response = await client.post(f"{server}/tokenize", json=body, timeout=_SECONDS)
+        response = await client.post(f"{server.url}/tokenize", json=body, timeout=_SECONDS)
         return response.status_code, response.text
 
 

@@ -104,7 +104,7 @@ class HealthChecks:
 
     async def _examine(self, server: Server) -> None:
         try:
-            fault = await self._fitness.fault(self._client, server.url) if self._fitness else None
+            fault = await self._fitness.fault(self._client, server) if self._fitness else None
         except httpx.HTTPError:
             server.checked(False)
             return

@@ -23,6 +23,7 @@ from fs_runtime.encoders.checkpoint import Checkpoint
 from fs_runtime.smoothing import Smoother
 from fs_runtime.turn_tokens import turn_tokens
 from server.language_models.fitness import Fitness
+from server.language_models.pool import Server
 from server.language_models.vllm import image_part as embeddings_part
 
 from .families import CASES, LLAVA_NEXT, QWEN3_VL, FamilyCase
@@ -194,7 +195,7 @@ async def fault(served: Served, server: VllmServer, **wrong: Any) -> str | None:
     encoder, family = load_encoder(str(served.model)), FAMILIES[served.case.model_type]
     fitness = dataclasses.replace(Fitness.of(encoder, family, None), **wrong)
     async with httpx.AsyncClient() as connection:
-        return await fitness.fault(connection, server.url)
+        return await fitness.fault(connection, Server(server.url, limit=1))
 
 
 async def test_what_does_not_fit_is_found_without_harm(served: Served) -> None:
