@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, MaxPixelsOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.resolution import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from fs_runtime.robustness import ImageRobustness
@@ -70,6 +71,7 @@ def certify(
     key: Annotated[Path | None, typer.Option(help="Sign the receipt with this Ed25519 private key (PEM).")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    max_pixels: MaxPixelsOption = DEFAULT_MAX_PIXELS,
     as_json: JsonOption = False,
 ) -> None:
     """Certify one image: how far its features can be moved by an attack, and with what confidence."""
@@ -106,7 +108,7 @@ def certify(
         raise typer.BadParameter(f"{image} is not a picture that can be read") from None
     detailed = plot is not None or as_json
     signing_key = signing_key_of(receipt, key)
-    engine = load_engine(checkpoint_of(model), psm=psm, device=device, dtype=dtype)
+    engine = load_engine(checkpoint_of(model), psm=psm, device=device, dtype=dtype, max_pixels=max_pixels)
     sigma = engine.smoother.sigma if sigma is None else sigma
     query = CertificateQuery(sigma / 2 if radius is None else radius, space.value, min_similarity, curve=detailed)
     feature_map = FeatureMap(stage.value, centred)

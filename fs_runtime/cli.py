@@ -17,6 +17,10 @@ PsmOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+MaxPixelsOption = Annotated[
+    int,
+    typer.Option(min=0, help="Most pixels of an image, for models that read any resolution; 0 takes the model's own."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed; ratios are against baselines of the same run.")

@@ -14,6 +14,7 @@ from fs_runtime.gpu import limit_memory
 from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
+from fs_runtime.resolution import DEFAULT_MAX_PIXELS
 from fs_runtime.robustness import Fingerprints
 from fs_runtime.smoothing import ENCODER_FEATURES, Smoother
 
@@ -67,15 +68,29 @@ def psm_folder(psm: str, model: str) -> Path | None:
 
 
 def load_smoother(
-    model: str, *, psm: str = "auto", revision: str | None = None, device: str = "auto", dtype: str = "auto"
+    model: str,
+    *,
+    psm: str = "auto",
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Smoother:
     """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
 
+    ``max_pixels`` caps x in families that read any resolution (:meth:`VisionEncoder.cap`); 0 leaves the model's own.
+
     Raises:
-        CheckpointError: As :func:`fs_runtime.encoders.load_encoder` and :func:`fs_runtime.psm.storage.load_psm`.
+        CheckpointError: The cap is too small; else as :func:`fs_runtime.encoders.load_encoder` and
+            :func:`fs_runtime.psm.storage.load_psm`.
     """
     device = resolve_device(device)
     encoder = load_encoder(model, revision=revision, device=device, dtype=resolve_dtype(dtype, device))
+    if max_pixels:
+        try:
+            encoder.cap(max_pixels)
+        except ValueError as error:
+            raise CheckpointError(f"{model}: {error}") from None
     folder = psm_folder(psm, model)
     smoother = Smoother(encoder)
     if folder is not None:
@@ -122,6 +137,7 @@ def load_engine(
     max_queued_images: int = 1024,
     cache_bytes: int = 0,
     shared_cache: SharedCache | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> SmoothingEngine:
     """Loads ``model`` and starts the engine.
 
@@ -138,7 +154,7 @@ def load_engine(
             limit_memory(torch.device(resolve_device(device)), gpu_memory_fraction)
         except ValueError as error:
             raise CheckpointError(f"gpu_memory_fraction: {error}; leave it out") from None
-    smoother = load_smoother(model, psm=psm, revision=revision, device=device, dtype=dtype)
+    smoother = load_smoother(model, psm=psm, revision=revision, device=device, dtype=dtype, max_pixels=max_pixels)
     if batch_size is None:
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
     return SmoothingEngine(

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from fs_runtime.reference import reference_model_path
+from fs_runtime.resolution import DEFAULT_MAX_PIXELS
 from server.comma_lists import CommaList
 
 # They speak of one checkpoint, so that no other model may get them by default.
@@ -29,6 +30,12 @@ class ModelSettings(BaseModel):
     device: str = Field("auto", description="Where the encoder runs: auto, cpu, cuda or cuda:<index>.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
+    )
+    encoder_max_pixels: int = Field(
+        DEFAULT_MAX_PIXELS,
+        ge=0,
+        description="Most pixels of an image for models that read any resolution (Qwen-VL), by which larger ones are "
+        "shrunk; their memory and time grow with it. 0 takes the model's own limit, which may need gigabytes an image.",
     )
     batch_size: int | None = Field(
         None, ge=1, description="Noise samples in one batch; larger fills a GPU better, smaller takes less memory."
@@ -56,6 +63,11 @@ class ModelSettings(BaseModel):
         "embedded",
         description="Where answers are made: in this process (small models), by a vLLM server, or not at all ('none'): "
         "images are certified, and chat requests refused.",
+    )
+    neutralise_turn_tokens: bool = Field(
+        True,
+        description="Make the model's turn tokens (such as <|im_start|> or </s>) in the texts of requests harmless, as "
+        "image tokens always are; off leaves them to the language model, which then reads them as turns.",
     )
     vllm_url: AnyHttpUrl = Field(
         AnyHttpUrl("http://127.0.0.1:8001"), description="Address of the vLLM server; keep it on an internal network."

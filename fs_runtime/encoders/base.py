@@ -55,6 +55,7 @@ class VisionEncoder(abc.ABC):
         dtype: Arithmetic of the encoder.
         preprocessing: What is done to a client's image, in JSON values, for those who read a receipt.
         control_tokens: Spellings that the model's tokenizer reads as an image; they are not allowed in plain text.
+        language_width: Width of the embeddings that the language model reads; None if there is no language model.
         max_images: Most images that the model takes in one request; None for any number.
         tower: The vision tower that :meth:`encode` runs, where it is a module of its own that can be trained and
             exchanged; else None.
@@ -66,6 +67,7 @@ class VisionEncoder(abc.ABC):
     dtype: torch.dtype
     preprocessing: dict[str, Any]
     control_tokens: tuple[str, ...]
+    language_width: int | None = None
     max_images: int | None = None
     tower: nn.Module | None = None
 
@@ -75,6 +77,16 @@ class VisionEncoder(abc.ABC):
 
         Raises:
             ImageSizeError: The model does not read images of this size.
+        """
+
+    def cap(self, max_pixels: int) -> None:  # noqa: B027 (most families have nothing to do)
+        """Lets x have at most so many pixels, in families that read images of any resolution; others ignore it.
+
+        The size of x still follows from the image's size alone. ``preprocessing`` tells of the cap; ``fingerprint``
+        names the checkpoint, whose purifier and mapper serve at every size.
+
+        Raises:
+            ValueError: The model reads no images that small.
         """
 
     @abc.abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ OPEN_FLAMINGO = (
     "one, with --model openai/clip-vit-large-patch14 --language-model none"
 )
 _REMOTE_CODE = "its code comes with the checkpoint, and such code is not run here"
+_UNEQUAL_SLICES = "it has no adapter yet: its slices differ in size from the whole image"
 _NO_IMAGES = '{"image":0,"video":0}'
 
 
@@ -27,7 +29,10 @@ class Family:
         architectures: As its ``config.json`` and vLLM call the whole model.
         adapter: ``module:class`` of its vision encoder; None if it is known and not supported.
         language_models: Where answers can be made from its embeddings; none leaves ``/v1/certify``.
-        vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``.
+        vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``. An image limit of
+            0 takes any number of embeddings and loads no vision tower; another one is the most images of one request.
+        vllm_plugin: Whether vLLM needs ``deploy/vllm-plugin``: images have different numbers of tokens, and without it
+            the engine ends where two of them meet.
         note: What users should know, for example why it is not supported.
     """
 
@@ -37,7 +42,13 @@ class Family:
     adapter: str | None = None
     language_models: tuple[LanguageModelKind, ...] = ()
     vllm_limit: str = _NO_IMAGES
+    vllm_plugin: bool = False
     note: str = ""
+
+    @property
+    def vllm_tower(self) -> bool:
+        """Whether vLLM must keep its vision tower, though it reads embeddings."""
+        return int(json.loads(self.vllm_limit)["image"]) > 0
 
     @property
     def served(self) -> str:
@@ -64,6 +75,7 @@ _ALL = (
         ("LlavaNextForConditionalGeneration",),
         "fs_runtime.encoders.llava_next:LlavaNextEncoder",
         ("vllm", "embedded"),
+        vllm_plugin=True,
         note="whole image and tiles; LLaVA-1.6",
     ),
     Family(
@@ -72,6 +84,7 @@ _ALL = (
         ("LlavaOnevisionForConditionalGeneration",),
         "fs_runtime.encoders.llava_onevision:LlavaOnevisionEncoder",
         ("vllm", "embedded"),
+        vllm_plugin=True,
         note="whole image and tiles, of every image; no video",
     ),
     Family(
@@ -96,8 +109,8 @@ _ALL = (
         ("Qwen3VLForConditionalGeneration",),
         "fs_runtime.encoders.qwen3_vl:Qwen3VLEncoder",
         ("vllm", "embedded"),
-        vllm_limit='{"image":1,"video":0}',
-        note="any resolution; with an image limit of 0, vLLM would switch DeepStack off",
+        vllm_limit='{"image":8,"video":0}',  # 8 is the gateway's own limit (max_images)
+        note="any resolution; vLLM's image limit is that of one request, and 0 would switch DeepStack off",
     ),
     Family(
         "InternVL",
@@ -105,6 +118,7 @@ _ALL = (
         ("InternVLForConditionalGeneration",),
         "fs_runtime.encoders.internvl:InternVLEncoder",
         ("vllm", "embedded"),
+        vllm_plugin=True,
         note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
     ),
     Family(
@@ -147,6 +161,14 @@ _ALL = (
         ("embedded",),
         note="tiles; its language model reads images by cross-attention, and vLLM no longer serves it",
     ),
+    Family(
+        "PaliGemma",
+        "paligemma",
+        ("PaliGemmaForConditionalGeneration",),
+        "fs_runtime.encoders.paligemma:PaliGemmaEncoder",
+        ("vllm",),
+        note="fixed resolution, one image in a request; PaliGemma 2 too",
+    ),
     *(
         Family(
             f"{name} encoder", model_type, architectures, _CLIP, note="an encoder alone, no chat: --language-model none"
@@ -159,9 +181,12 @@ _ALL = (
         )
     ),
     # Known, and refused with the reason.
-    Family("PaliGemma", "paligemma", ("PaliGemmaForConditionalGeneration",), note="it has no adapter yet"),
     Family("Phi-3-Vision", "phi3_v", ("Phi3VForCausalLM",), note=_REMOTE_CODE),
     Family("MiniCPM-V", "minicpmv", ("MiniCPMV",), note=_REMOTE_CODE),
+    *(
+        Family("MiniCPM-V", model_type, (f"MiniCPMV4_{minor}ForConditionalGeneration",), note=_UNEQUAL_SLICES)
+        for model_type, minor in (("minicpmv4_6", 6), ("minicpmv4_7", 7))
+    ),
     Family("OpenFlamingo", "flamingo", ("FlamingoForConditionalGeneration",), note=OPEN_FLAMINGO),
 )
 

@@ -115,7 +115,7 @@ class InternVLEncoder(PixelShuffleEncoder):
         self._tower: Any = frozen(tower, device, dtype)
         self._projector = frozen(projector, device, dtype)
         self._mean, self._std = channels(mean, device), channels(std, device)
-        self.embedding_size = int(config.text_config.hidden_size)
+        self.embedding_size = self.language_width = int(config.text_config.hidden_size)
         context = spelling(checkpoint, config.image_token_id, "<IMG_CONTEXT>")
         self.control_tokens = (context, "<img>", "</img>", "<video>")
 

@@ -140,7 +140,7 @@ class LlavaEncoder(VisionEncoder):
         self._constants = dict(frozen(constants, device, dtype).named_parameters())
         self._mean, self._std = channels(mean, device), channels(std, device)
         self.tokens = side * side + int(has_class_token) - int(self._drop_class_token)
-        self.embedding_size = int(width)
+        self.embedding_size = self.language_width = int(width)
         self.control_tokens = (spelling(checkpoint, config.image_token_index, "<image>"),)
 
     def _read_geometry(self, processor: dict[str, Any], config: PreTrainedConfig) -> ResizeCrop | Tiling:

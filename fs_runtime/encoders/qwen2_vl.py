@@ -77,10 +77,15 @@ class Qwen2VLEncoder(VisionEncoder):
         self._tower: Any = frozen(tower, device, dtype)
         self._mean, self._std = channels(mean, device), channels(std, device)
         self._blocks = self._vision_blocks(vision)
-        self.embedding_size = int(config.text_config.hidden_size)
+        self.embedding_size = self.language_width = int(config.text_config.hidden_size)
         self.control_tokens = tuple(
             spelling(checkpoint, getattr(config, name, -1), usual) for name, usual in _TOKENS.items()
         )
+
+    @override
+    def cap(self, max_pixels: int) -> None:
+        self._geometry = self._geometry.capped(max_pixels)
+        self.preprocessing |= dataclasses.asdict(self._geometry)
 
     def _vision_blocks(
         self, vision: PreTrainedConfig, window: int | None = None, full: tuple[int, ...] = ()

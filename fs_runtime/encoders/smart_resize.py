@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,19 @@ class SmartResize:
         low = config.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56
         high = config.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 28 * 28 * 1280
         return cls(patch, merge, int(low), int(high), filter_of_resample(config))
+
+    def capped(self, max_pixels: int) -> SmartResize:
+        """The same map with at most ``max_pixels`` pixels, if that is fewer.
+
+        Raises:
+            ValueError: It is below ``min_pixels``.
+        """
+        if max_pixels < self.min_pixels:
+            raise ValueError(
+                f"an image has at least {self.min_pixels} pixels to this model, so {max_pixels} cannot be the most; "
+                "raise the limit, or leave it to the model with 0"
+            )
+        return dataclasses.replace(self, max_pixels=min(self.max_pixels, max_pixels))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the resize, both multiples of ``patch * merge``.

@@ -19,10 +19,10 @@ from fs_runtime.psm.checkpoint import Checkpoint
 from fs_runtime.psm.data import Pictures
 from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.loop import StageSettings, TrainingLoop
-from fs_runtime.psm.progress import Progress
 from fs_runtime.psm.losses import LossWeights, mapper_loss, purifier_loss
 from fs_runtime.psm.mapper import MapperConfig, SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.progress import Progress
 from fs_runtime.psm.score import robustness_score
 from fs_runtime.psm.storage import save_psm
 

@@ -97,7 +97,10 @@ def verify(
                 "of cuda needs a machine with an NVIDIA GPU"
             )
         precision = parsed.arithmetic.dtype if dtype == "auto" else dtype
-        return load_smoother(checkpoint_of(model), psm=psm, device=on, dtype=precision)
+        # At the resolution that the receipt speaks of; one above the checkpoint's own does not come about.
+        cap = parsed.preprocessing.steps.get("max_pixels")
+        max_pixels = cap if isinstance(cap, int) and cap > 0 else 0
+        return load_smoother(checkpoint_of(model), psm=psm, device=on, dtype=precision, max_pixels=max_pixels)
 
     _report(verify_receipt(parsed, pixels, load, trusted), parsed, as_json)
 

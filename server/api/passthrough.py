@@ -102,7 +102,7 @@ def check_template_variables(variables: Any) -> None:
 
 
 class ControlTokens:
-    """Makes the model's own image tokens harmless in text, where they would be taken for further images.
+    """Makes the model's own tokens harmless in text, where they would be taken for further images or turns.
 
     A space goes behind the first character. Spellings that a tokenizer's normaliser would turn into a token
     (compatibility characters, invisible ones in between) are found too.

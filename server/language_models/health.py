@@ -8,6 +8,7 @@ from collections.abc import Callable
 import httpx
 import structlog
 
+from server.language_models.fitness import Fitness
 from server.language_models.pool import Pool, Server
 
 log = structlog.get_logger("server.upstream")
@@ -19,13 +20,15 @@ class HealthChecks:
     """Keeps ``healthy`` of each server true to what its ``/health`` says.
 
     A server that cannot be reached, or says that it is not well, is unhealthy at once; one that is late, at the second
-    time in a row. The first good answer makes it healthy again.
+    time in a row. The first good answer makes it healthy again, if it fits the model: a server that would refuse the
+    model's embeddings, or end at them, counts as unhealthy.
 
     Args:
         client: Sends the checks.
         pool: The servers.
         interval: Seconds from the end of one round to the next.
         timeout: Seconds that a server has to answer.
+        fitness: What a server must take; None asks nothing.
         changed: Called after a server has become healthy or unhealthy.
     """
 
@@ -36,12 +39,14 @@ class HealthChecks:
         *,
         interval: float,
         timeout: float,
+        fitness: Fitness | None,
         changed: Callable[[Server], None],
     ) -> None:
         self._client = client
         self._pool = pool
         self._interval = interval
         self._timeout = timeout
+        self._fitness = fitness
         self._changed = changed
         self._round: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
@@ -88,9 +93,25 @@ class HealthChecks:
         except httpx.HTTPError:
             server.checked(False)
         else:
-            server.checked(response.status_code == httpx.codes.OK)
+            if response.status_code != httpx.codes.OK:
+                server.checked(False)
+            elif not (server.healthy and server.examined):  # it is new, or may have come back as another
+                await self._examine(server)
+            else:
+                server.checked(True)
         if server.healthy is not before:
             self.report(server)
+
+    async def _examine(self, server: Server) -> None:
+        try:
+            fault = await self._fitness.fault(self._client, server) if self._fitness else None
+        except httpx.HTTPError:
+            server.checked(False)
+            return
+        server.examined = True
+        if fault is not None and fault != server.fault:
+            log.error("language model server does not fit the model", server=server.name, fault=fault)
+        server.checked(fault is None, fault=fault)
 
     def report(self, server: Server) -> None:
         """Makes a change of ``healthy`` known."""

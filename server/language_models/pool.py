@@ -16,6 +16,8 @@ class Server:
         url: Its address, without a slash at the end.
         limit: Most requests that it gets at once.
         healthy: Whether it answered its last health checks, and could be reached since.
+        examined: Whether it has been asked if it fits the model.
+        fault: Why it does not fit the model, though it can be reached; else None.
         in_flight: Requests that it has now.
         picked: When it was picked last, as the pool counts.
     """
@@ -24,6 +26,8 @@ class Server:
     limit: int
     breaker: Breaker = field(default_factory=Breaker)
     healthy: bool = True
+    examined: bool = False
+    fault: str | None = None
     in_flight: int = 0
     picked: int = 0
     _misses: int = 0
@@ -33,8 +37,9 @@ class Server:
         """Host and port, for metrics and logs: an address may hold a password."""
         return self.url.partition("://")[2].rpartition("@")[2].partition("/")[0]
 
-    def checked(self, healthy: bool, misses_allowed: int = 0) -> None:
+    def checked(self, healthy: bool, misses_allowed: int = 0, fault: str | None = None) -> None:
         """Notes a health check: one success makes it healthy, more than ``misses_allowed`` misses in a row do not."""
+        self.fault = fault
         self._misses = 0 if healthy else self._misses + 1
         if healthy:
             self.healthy = True
@@ -57,6 +62,11 @@ class Pool:
     def healthy(self) -> bool:
         """Whether any server is healthy."""
         return any(server.healthy for server in self.servers)
+
+    @property
+    def unfit(self) -> bool:
+        """Whether it is because they do not fit the model that no server is healthy."""
+        return not self.healthy and any(server.fault for server in self.servers)
 
     def candidates(self, now: float, avoid: Collection[Server] = (), exclude: Collection[Server] = ()) -> list[Server]:
         """The healthy servers that a request may go to, be they full or not.

@@ -17,6 +17,17 @@ def unavailable() -> ApiError:
     )
 
 
+def unfit() -> ApiError:
+    """The servers that can be reached serve another model, or were started in another way. The log says how."""
+    return ApiError(
+        503,
+        "the language model server does not fit the model that this server smooths for; its operator finds the reason "
+        "in its log",
+        code="language_model_unavailable",
+        headers={"retry-after": "60"},
+    )
+
+
 def overloaded() -> ApiError:
     """All servers are full."""
     return ApiError(

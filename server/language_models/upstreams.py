@@ -9,8 +9,10 @@ from collections.abc import Callable
 import httpx
 
 from server.deadlines import Deadlines
+from server.errors import ApiError
 from server.language_models import upstream_errors
 from server.language_models.exchange import Exchange, ExchangeError, PhaseLimits
+from server.language_models.fitness import Fitness
 from server.language_models.health import HealthChecks
 from server.language_models.places import NoPlaceError, NoServerError, Places
 from server.language_models.pool import Pool, Server
@@ -29,11 +31,16 @@ class Upstreams:
     Args:
         settings: Addresses, key and limits.
         metrics: Where it is counted.
+        fitness: What a server must take; None asks nothing.
         transport: Replaces the network in tests.
     """
 
     def __init__(
-        self, settings: Settings, metrics: ModelUpstreamMetrics, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        settings: Settings,
+        metrics: ModelUpstreamMetrics,
+        fitness: Fitness | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         headers = {}
         if settings.vllm_api_key is not None:
@@ -56,6 +63,7 @@ class Upstreams:
             self._pool,
             interval=settings.vllm_health_interval,
             timeout=settings.vllm_health_timeout,
+            fitness=fitness,
             changed=self._health_changed,
         )
         # All that one server has in flight can be asked for once more; what goes beyond is paid for by requests.
@@ -94,7 +102,7 @@ class Upstreams:
             ApiError: 503 or 429.
         """
         if not await self.ready():
-            raise upstream_errors.unavailable()
+            raise self._unavailable()
         if self._places.full:
             self._metrics.count_shed("queue_full")
             raise upstream_errors.overloaded()
@@ -171,10 +179,13 @@ class Upstreams:
                 await self._health.check_now()
                 return await self._places.take(wanted)
         except NoServerError:
-            raise upstream_errors.unavailable() from None
+            raise self._unavailable() from None
         except NoPlaceError as error:
             self._metrics.count_shed(error.reason)
-            raise (upstream_errors.overloaded() if self._pool.healthy else upstream_errors.unavailable()) from None
+            raise (upstream_errors.overloaded() if self._pool.healthy else self._unavailable()) from None
+
+    def _unavailable(self) -> ApiError:
+        return upstream_errors.unfit() if self._pool.unfit else upstream_errors.unavailable()
 
     async def _model_of(self, exchange: Exchange) -> str:
         """The server's name of the model, asked once: the configured one, or the first that it serves."""

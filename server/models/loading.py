@@ -8,10 +8,13 @@ import structlog
 
 from fs_runtime.embedded import EmbeddedModel, load_embedded_model
 from fs_runtime.encoders import CheckpointError, load_family
+from fs_runtime.encoders.checkpoint import Checkpoint
+from fs_runtime.encoders.families import Family
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
 from fs_runtime.memory import check_memory
 from fs_runtime.smoothing import Smoother
+from fs_runtime.turn_tokens import turn_tokens
 from server.certificate_settings import CertificateSettings
 from server.model_settings import ModelSettings
 from server.settings import Settings
@@ -23,7 +26,7 @@ log = structlog.get_logger("server.models")
 _NOT_LOADED = (
     CertificateSettings.model_fields.keys()
     | {name for name in ModelSettings.model_fields if name.startswith("vllm_")}
-    | {"smoothing_timeout", "max_waiting", "max_new_tokens"}
+    | {"smoothing_timeout", "max_waiting", "max_new_tokens", "neutralise_turn_tokens"}
 )
 
 
@@ -33,12 +36,16 @@ class LoadedModel:
 
     Attributes:
         settings: The gateway's, with the model's own in their place.
+        family: What its checkpoint is.
+        turn_tokens: Spellings of the tokens by which its chat template tells turns apart.
         engine: Runs, and is warm.
         embedded: The language model inside this process; None where there is none.
         owns_engine: Whether :meth:`close` closes the engine too.
     """
 
     settings: Settings
+    family: Family
+    turn_tokens: tuple[str, ...]
     engine: SmoothingEngine
     embedded: EmbeddedModel | None
     owns_engine: bool = True
@@ -65,7 +72,7 @@ def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> Loa
         CheckpointError: The checkpoint cannot be used, or not with the language model that the settings ask for, or
             there is too little memory for it.
     """
-    check_language_model(settings)
+    family = check_language_model(settings)
     if engine is None and settings.check_memory:
         check_memory(
             settings.checkpoint,
@@ -80,15 +87,16 @@ def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> Loa
     try:
         embedded = _load_language_model(settings) if settings.language_model == "embedded" else None
         say_what_smooths(settings, running.smoother)
-        return LoadedModel(settings, running, embedded, owns_engine=engine is None)
+        turns = tuple(turn_tokens(Checkpoint(settings.checkpoint, settings.revision)))
+        return LoadedModel(settings, family, turns, running, embedded, owns_engine=engine is None)
     except BaseException:
         if engine is None:
             running.close()
         raise
 
 
-def check_language_model(settings: Settings) -> None:
-    """Refuses a language model that the checkpoint's family does not have.
+def check_language_model(settings: Settings) -> Family:
+    """The checkpoint's family; refuses a language model that it does not have.
 
     Raises:
         CheckpointError: As said, or the checkpoint cannot be used at all.
@@ -101,6 +109,7 @@ def check_language_model(settings: Settings) -> None:
             f"{settings.model} is of family {family.name}, which is not served with --language-model "
             f"{settings.language_model}{why}; use {' or '.join(kinds)}"
         )
+    return family
 
 
 def _start_engine(settings: Settings) -> SmoothingEngine:
@@ -116,6 +125,7 @@ def _start_engine(settings: Settings) -> SmoothingEngine:
         max_queued_images=settings.max_queued_images,
         cache_bytes=settings.cache_bytes,
         shared_cache=build_shared_cache(settings),
+        max_pixels=settings.encoder_max_pixels,
     )
     try:
         engine.warm_up()

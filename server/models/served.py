@@ -14,6 +14,7 @@ from server.audit.log import AuditLog
 from server.images.reader import ImageReader
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
+from server.language_models.fitness import Fitness
 from server.language_models.none import NoLanguageModel
 from server.language_models.observed import ObservedLanguageModel
 from server.language_models.upstreams import Upstreams
@@ -50,7 +51,7 @@ class ServedModel:
         engine: Smooths.
         language_model: Answers.
         smoothing: From image parts to embeddings and certificates.
-        control_tokens: What texts must not spell.
+        control_tokens: What texts must not spell: tokens of images and, unless the operator lets them, of turns.
         metrics: Where it is counted.
         created: When it was loaded, in seconds since 1970.
     """
@@ -59,7 +60,8 @@ class ServedModel:
         self.settings = loaded.settings
         self.name = loaded.settings.model_name
         self.engine = loaded.engine
-        self.control_tokens = ControlTokens(self.engine.encoder.control_tokens)
+        turns = loaded.turn_tokens if self.settings.neutralise_turn_tokens else ()
+        self.control_tokens = ControlTokens((*self.engine.encoder.control_tokens, *turns))
         self.metrics = shared.metrics.models.of_model(self.name)
         self.language_model = ObservedLanguageModel(
             _language_model(loaded, self.metrics), self.metrics, self.name, self.settings.language_model
@@ -122,5 +124,6 @@ def _language_model(loaded: LoadedModel, metrics: ModelMetrics) -> LanguageModel
     if loaded.embedded is not None:
         return EmbeddedLanguageModel(settings, loaded.embedded, name)
     if settings.language_model == "vllm":
-        return VllmLanguageModel(Upstreams(settings, metrics.upstreams), name)
+        fitness = Fitness.of(loaded.engine.encoder, loaded.family, settings.vllm_model)
+        return VllmLanguageModel(Upstreams(settings, metrics.upstreams, fitness), name)
     return NoLanguageModel()

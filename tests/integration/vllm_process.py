@@ -13,6 +13,7 @@ from typing import Self
 import httpx
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PLUGIN = REPOSITORY / "deploy" / "vllm-plugin"
 SERVE = REPOSITORY / "deploy" / "vllm-cpu" / "serve.py"
 
 # Small and quick to start: no compilation, room for short prompts only.
@@ -33,13 +34,17 @@ class VllmServer:
     context manager does both, and stops the server in the end.
     """
 
-    def __init__(self, python: Path, model: Path, *arguments: str, name: str, log: Path) -> None:
-        """Prepare to serve the checkpoint folder ``model`` as ``name``, with vLLM's further ``arguments``."""
+    def __init__(self, python: Path, model: Path, *arguments: str, name: str, log: Path, plugin: bool = False) -> None:
+        """Prepare to serve the checkpoint folder ``model`` as ``name``, with vLLM's further ``arguments``.
+
+        With ``plugin``, vLLM has the one of ``deploy/vllm-plugin``.
+        """
         port = _free_port()
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
+        self._environment = ENVIRONMENT | ({"PYTHONPATH": str(PLUGIN)} if plugin else {})
         self._command = [str(python), str(SERVE), "--model", str(model), "--served-model-name", name]
         self._command += ["--host", "127.0.0.1", "--port", str(port), *SMALL_SERVER, *arguments]
 
@@ -65,7 +70,7 @@ class VllmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | self._environment,
                 start_new_session=True,
             )
 

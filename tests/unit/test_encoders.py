@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 from fs_runtime.encoders import CheckpointError, VisionEncoder, load_encoder
+from fs_runtime.encoders.checkpoint import Checkpoint
 
 
 def reference_features(folder: Path, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,3 +183,21 @@ def test_unusable_checkpoints_are_refused_with_the_reason(
 def test_a_folder_that_does_not_exist_is_not_looked_up_on_the_hub() -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load_encoder("/no/such/folder")
+
+
+def test_without_network_what_is_not_in_the_cache_does_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A downloaded snapshot holds all files of the model; those that it lacks are asked for all the same."""
+    folder = tmp_path / "models--some--model"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc" / "config.json").write_text('{"model_type": "llava"}')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    checkpoint = Checkpoint("some/model")
+    assert checkpoint.config() == {"model_type": "llava"}
+    assert checkpoint.json("chat_template.json") == {}
+    with pytest.raises(CheckpointError, match="reachable"):
+        Checkpoint("some/other").config()

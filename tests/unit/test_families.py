@@ -20,6 +20,7 @@ from fs_runtime.psm.mapper import MapperConfig, SmoothnessMapper
 from fs_runtime.psm.unet import UNetConfig, UNetPurifier
 from fs_runtime.smoothing import FeatureMap, Smoother
 from tests.integration.families import CASES, FamilyCase
+from tests.integration.families.case import VISION_PREFIXES
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.model_type)
@@ -268,9 +269,7 @@ def test_a_payload_that_could_stop_vllm_is_refused(family: VisionEncoder, case: 
 
 def test_language_weights_are_not_read_and_vision_weights_count(case: FamilyCase, folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
-    parts = ("vision_tower.", "vision_model.", "multi_modal_projector.", "connector.", "visual.")
-    vision = (*parts, *(f"model.{part}" for part in parts), *case.constants)
-    language = [name for name in weights if not name.startswith(vision)]
+    language = [name for name in weights if not name.startswith((*VISION_PREFIXES, *case.constants))]
     assert language
     without = tmp_path / "model"
     case.build(without)

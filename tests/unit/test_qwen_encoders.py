@@ -16,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from fs_runtime.encoders import CheckpointError, ImageSizeError, PreparedImage, VisionEncoder, load_encoder
 from fs_runtime.encoders.smart_resize import SmartResize
+from fs_runtime.loading import load_smoother
 from fs_runtime.preprocess import resize_matrix
 from tests.integration.families.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, VISION_WIDTH
 from tests.integration.tiny_llava import TEXT_WIDTH
@@ -94,6 +95,37 @@ def test_size_is_the_processors_and_a_function_of_the_size_alone(height: int, wi
             geometry.size(height, width)
     else:
         assert geometry.size(height, width) == expected
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(56 * 56, 28 * 28 * 2000))
+@settings(max_examples=300, deadline=None)
+def test_a_cap_is_the_processors_max_pixels(height: int, width: int, cap: int) -> None:
+    own = 28 * 28 * 1280
+    geometry = SmartResize(14, 2, 56 * 56, own).capped(cap)
+    try:
+        expected = smart_resize(height, width, 28, 56 * 56, min(cap, own))
+    except ValueError:
+        return
+    assert geometry.size(height, width) == expected
+
+
+def test_a_cap_shrinks_large_images_and_no_others(folder: Path, family: str) -> None:
+    own, capped = (load_smoother(str(folder), max_pixels=cap).encoder for cap in (0, 20 * 1024))
+    small, large = (112, 112), (500, 400)
+    assert torch.equal(own.prepare(picture(*small)).pixels, capped.prepare(picture(*small)).pixels)
+    one, other = own.prepare(picture(*large)), capped.prepare(picture(*large))
+    assert other.pixels[0].numel() <= 20 * 1024 < one.pixels[0].numel()
+    assert other.grid == capped.prepare(picture(*large, seed=1)).grid  # of the size alone: an attack does not change it
+    moved = picture(*large).astype(float) - picture(*large, seed=1)
+    distance = float((other.pixels - capped.prepare(picture(*large, seed=1)).pixels).norm())
+    assert distance <= other.spectral_norm * np.linalg.norm(moved / 255) * (1 + 1e-6)
+    assert capped.preprocessing["max_pixels"] == 20 * 1024
+    assert capped.fingerprint == own.fingerprint
+
+
+def test_a_cap_that_the_model_cannot_keep_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="at least"):
+        load_smoother(str(folder), max_pixels=100)
 
 
 @pytest.mark.parametrize("size", SIZES)

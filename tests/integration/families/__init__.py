@@ -4,13 +4,16 @@ from .case import FamilyCase
 from .gemma3 import GEMMA3
 from .idefics3 import IDEFICS3, SMOLVLM
 from .internvl import INTERNVL
+from .llava import LLAVA
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
 from .mllama import MLLAMA
+from .paligemma import PALIGEMMA
 from .pixtral import PIXTRAL
 from .qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
 CASES: tuple[FamilyCase, ...] = (
+    LLAVA,
     LLAVA_NEXT,
     LLAVA_ONEVISION,
     QWEN2_VL,
@@ -22,4 +25,5 @@ CASES: tuple[FamilyCase, ...] = (
     SMOLVLM,
     PIXTRAL,
     MLLAMA,
+    PALIGEMMA,
 )

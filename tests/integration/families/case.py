@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..tiny_llava import CONTEXT_LENGTH, TEXT_WIDTH, character_tokenizer, random_weight
@@ -17,6 +18,9 @@ from ..tiny_llava import CONTEXT_LENGTH, TEXT_WIDTH, character_tokenizer, random
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BICUBIC = 3
+_PARTS = ("vision_tower.", "vision_model.", "multi_modal_projector.", "connector.", "visual.")
+VISION_PREFIXES = (*_PARTS, *(f"model.{part}" for part in _PARTS))
+"""Of the names on disk of what belongs to vision tower and projector."""
 NEAREST = 0
 """Resampling of the tiny checkpoints that serve parity: 8-bit processors then round nothing, so that their rounding is
 not what differs. How well the real filters agree is tested beside the adapters."""
@@ -48,6 +52,7 @@ class FamilyCase:
             torchvision.
         written: What that processor puts in its place, with ``mark``; of the image processor's outcome, the image's
             number and how many embeddings it has.
+        frame: What the processor puts before and behind an image's tokens.
     """
 
     model_type: str
@@ -67,6 +72,7 @@ class FamilyCase:
     mend: Callable[[Any, Any], None] | None = None
     mark: str = ""
     written: Callable[[Any, int, int], str] | None = None
+    frame: tuple[str, str] = ("", "")
 
 
 def tiny_widths(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -131,6 +137,18 @@ def write_checkpoint(
     generator = torch.Generator().manual_seed(seed)
     weights = {name: random_weight(name, shape, generator) for name, shape in sorted(shapes.items())}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_language_part(model: Path, folder: Path) -> None:
+    """Copies the checkpoint in ``model`` to ``folder`` without the weights of vision tower and projector.
+
+    vLLM refuses to start on missing weights, so one that starts on the copy has no vision tower.
+    """
+    shutil.copytree(model, folder)
+    weights = load_file(model / "model.safetensors")
+    language = {name: weights[name] for name in weights if not name.startswith(VISION_PREFIXES)}
+    assert 0 < len(language) < len(weights)
+    save_file(language, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _renamed(name: str, published: Sequence[tuple[str, str]]) -> str:

@@ -24,9 +24,8 @@ Handler = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
 def model_with(handler: Handler, metrics: Metrics | None = None, **settings: Any) -> VllmLanguageModel:
     chosen = Settings(**{"vllm_model": "theirs", **settings})
     transport = httpx.MockTransport(handler)  # type: ignore[arg-type]
-    return VllmLanguageModel(
-        Upstreams(chosen, (metrics or Metrics()).models.of_model("ours").upstreams, transport), "ours"
-    )
+    metrics = (metrics or Metrics()).models.of_model("ours").upstreams
+    return VllmLanguageModel(Upstreams(chosen, metrics, transport=transport), "ours")
 
 
 async def error_of(handler: Handler, *, stream: bool = False, **settings: Any) -> ApiError:

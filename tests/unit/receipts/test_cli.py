@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fs_runtime.certify_command import certify
 from fs_runtime.receipts.cli import keygen, verify
+from tests.integration.families import QWEN2_VL
 
 app = typer.Typer()
 for command in (certify, verify, keygen):
@@ -52,6 +53,22 @@ def test_the_outcome_for_programs(files: Path, tiny_llava: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["verdict"], found["signature"], found["problems"]) == ("reproduced", "trusted", [])
     assert found["tolerance"] > 0
+
+
+def test_a_capped_resolution_is_replayed(files: Path, tmp_path: Path) -> None:
+    QWEN2_VL.build(tmp_path / "model")
+    model, picture, receipt = ["--model", tmp_path / "model"], files / "picture.png", tmp_path / "receipt.json"
+    certified = run("certify", picture, *model, "--max-pixels", 4000, "--samples", 16, "--receipt", receipt)
+    assert certified.exit_code == 0, certified.output
+    document = json.loads(receipt.read_text())
+    assert document["preprocessing"]["steps"]["max_pixels"] == 4000
+    done = run("verify", receipt, picture, *model)
+    assert done.exit_code == 0, done.output
+    for other in (5000, 10**7, -1, "4000"):
+        document["preprocessing"]["steps"]["max_pixels"] = other
+        receipt.write_text(json.dumps(document))
+        done = run("verify", receipt, picture, *model)
+        assert done.exit_code == 1, done.output
 
 
 def test_a_wider_tolerance_for_another_precision(files: Path, tiny_llava: Path) -> None:

@@ -1,0 +1,40 @@
+"""A plugin for vLLM 0.32: image embeddings of any lengths at once, and none with values that are not finite.
+
+vLLM computes the images of a step together, those of several requests too. Its LLaVA-NeXT, LLaVA-OneVision and
+InternVL demand that embeddings then have the same number of tokens, and its engine ends where they do not: at two
+pictures of different shapes. Nothing behind that check needs it. Put this folder on vLLM's PYTHONPATH:
+
+    PYTHONPATH=deploy/vllm-plugin vllm serve …
+
+vLLM finds the plugin by the folder beside this file and loads it in each of its processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Dimensions of batches of image embeddings, as vLLM's models name them, and the one that is a number of tokens.
+_TOKENS = {("bn", "ifs", "hs"): "ifs", ("n", "f", "h"): "f"}
+
+
+def register() -> None:
+    """Called by vLLM before it imports a model; once more does no harm."""
+    from vllm.multimodal.parse import ImageEmbeddingItems
+    from vllm.utils.tensor_schema import TensorShape
+
+    if getattr(TensorShape, "any_length", False):
+        return
+    TensorShape.any_length = True
+    declare, take = TensorShape.__init__, ImageEmbeddingItems.__init__
+
+    def declare_any_length(shape: Any, *dims: int | str, dynamic_dims: set[str] | None = None) -> None:
+        tokens = {_TOKENS[dims]} if dims in _TOKENS else set()
+        declare(shape, *dims, dynamic_dims=(dynamic_dims or set()) | tokens)
+
+    def take_if_finite(items: Any, *arguments: Any, **named: Any) -> None:
+        take(items, *arguments, **named)
+        if not all(bool(embeddings.isfinite().all()) for embeddings in items.data):
+            raise ValueError("image embeddings hold values that are not finite")
+
+    TensorShape.__init__ = declare_any_length
+    ImageEmbeddingItems.__init__ = take_if_finite
