@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from fs_runtime.receipts import SigningKey
 from server.access.directory import AccessDirectory
 from server.api.json_values import check_json
-from server.api.passthrough import ControlTokens
 from server.drain import Drain
 from server.errors import from_validation, invalid
 from server.limits.limiter import RateLimiter
@@ -41,7 +40,6 @@ class Gateway:
     metrics: Metrics
     receipt_key: SigningKey | None
     drain: Drain
-    control_tokens: ControlTokens
 
 
 def gateway_of(request: Request) -> Gateway:

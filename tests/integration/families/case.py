@@ -52,7 +52,6 @@ class FamilyCase:
             torchvision.
         written: What that processor puts in its place, with ``mark``; of the image processor's outcome, the image's
             number and how many embeddings it has.
-        frame: What the processor puts before and behind an image's tokens.
     """
 
     model_type: str
@@ -72,7 +71,6 @@ class FamilyCase:
     mend: Callable[[Any, Any], None] | None = None
     mark: str = ""
     written: Callable[[Any, int, int], str] | None = None
-    frame: tuple[str, str] = ("", "")
 
 
 def tiny_widths(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -112,7 +112,6 @@ INTERNVL = FamilyCase(
     reference=InternVLForConditionalGeneration,
     pixels=lambda inputs: inputs["pixel_values"],
     options={"crop_to_patches": True},
-    frame=("<img>", "</img>"),
     embeddings=lambda outputs: outputs.pooler_output.flatten(0, 1),
     mark="<IMG_CONTEXT>",
     written=lambda inputs, index, count: f"<img>{'<IMG_CONTEXT>' * count}</img>",
