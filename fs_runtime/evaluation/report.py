@@ -38,6 +38,8 @@ def markdown(cells: Sequence[Cell]) -> str:
         "| row | n | images | accuracy | certified similarity | Gaussian robustness score | ms per image |",
         "|---|---:|---:|---|---|---|---:|",
     ]
+    rows = _in_order(c.key.defence for c in cells)
+    cells = sorted(cells, key=lambda cell: (rows.index(cell.key.defence), cell.key.samples))
     clean = [cell for cell in cells if cell.key.attack == NO_ATTACK]
     for cell in clean:
         columns = [_share(cell.accuracy), _number(cell.certified), _number(cell.score), f"{1000 * cell.seconds:.1f}"]

@@ -156,6 +156,14 @@ def test_missing_matplotlib_is_explained(monkeypatch, tmp_path):
     assert "fs-serve[plots]" in done.output
 
 
+def test_tables_go_by_row_and_then_by_samples_whatever_was_measured_first(evaluated):
+    cells = list(evaluated[0].cells.values())
+    none, smoothed = ([cell for cell in cells if cell.key.defence == name] for name in ("none", "FS"))
+    assert markdown(none + smoothed[::-1]).count("| FS | 4 |") == 3
+    clean = markdown(none + smoothed[::-1]).partition("## pgd")[0]
+    assert clean.index("| none | 1 |") < clean.index("| FS | 1 |") < clean.index("| FS | 4 |")
+
+
 def test_a_fixed_attack_is_not_shown_without_the_adaptive_one(evaluated):
     cells = [cell for cell in evaluated[0].cells.values() if not cell.key.adaptive]
     text = markdown(cells)
