@@ -85,7 +85,7 @@ def estimate_memory(
     values = _values(checkpoint, lambda name: language_model or not _LANGUAGE.match(name))
     folder = psm_folder(psm or "auto", model)
     if folder is not None:
-        values += sum(file.stat().st_size for file in folder.glob("*.safetensors")) // torch.float32.itemsize
+        values += sum(map(_values_in, folder.glob("*.safetensors")))
     samples = 1 if device != "cpu" else batch_size or 32
     values += samples * _LIVE * _hidden_values(checkpoint.config(), purified=folder is not None)
     return int(_MARGIN * itemsize * values)
@@ -103,12 +103,16 @@ def _values(checkpoint: Checkpoint, wanted: Callable[[str], bool]) -> int:
         path = checkpoint.file(file)
         if path is None:
             raise CheckpointError(f"{checkpoint.source} has no {file}: its safetensors weights are missing")
-        # numpy's way of opening maps the file for reading only; torch's wants memory for all of it.
-        with safe_open(path, framework="numpy") as tensors:
-            for name in tensors.keys() if listed is None else listed:
-                if wanted(name):
-                    total += prod(tensors.get_slice(name).get_shape())
+        total += _values_in(path, listed, wanted)
     return total
+
+
+def _values_in(path: Path, listed: list[str] | None = None, wanted: Callable[[str], bool] = lambda _: True) -> int:
+    """How many numbers the wanted tensors of a file hold, of those ``listed`` or all."""
+    # numpy's way of opening maps the file for reading only; torch's wants memory for all of it.
+    with safe_open(path, framework="numpy") as tensors:
+        names = tensors.keys() if listed is None else listed
+        return sum(prod(tensors.get_slice(name).get_shape()) for name in names if wanted(name))
 
 
 def _hidden_values(config: dict[str, Any], *, purified: bool) -> int:
