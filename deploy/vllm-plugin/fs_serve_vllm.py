@@ -2,7 +2,8 @@
 
 vLLM computes the images of a step together, those of several requests too. Its LLaVA-NeXT, LLaVA-OneVision and
 InternVL demand that embeddings then have the same number of tokens, and its engine ends where they do not: at two
-pictures of different shapes. Nothing behind that check needs it. Put this folder on vLLM's PYTHONPATH:
+pictures of different shapes. Nothing behind that check needs it. Its PaliGemma loses embeddings between processor and
+model. Put this folder on vLLM's PYTHONPATH:
 
     PYTHONPATH=deploy/vllm-plugin vllm serve …
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 # Dimensions of batches of image embeddings, as vLLM's models name them, and the one that is a number of tokens.
-_TOKENS = {("bn", "ifs", "hs"): "ifs", ("n", "f", "h"): "f"}
+_TOKENS = {("bn", "ifs", "hs"): "ifs", ("n", "f", "h"): "f", ("ni", "tifs", "hs"): "tifs"}
 
 
 def register() -> None:
@@ -38,3 +39,17 @@ def register() -> None:
 
     TensorShape.__init__ = declare_any_length
     ImageEmbeddingItems.__init__ = take_if_finite
+    _let_paligemma_take_embeddings()
+
+
+def _let_paligemma_take_embeddings() -> None:
+    """Its model reads them, and its processor forgets to hand them on."""
+    from vllm.model_executor.models.paligemma import PaliGemmaMultiModalProcessor
+    from vllm.multimodal.inputs import MultiModalFieldConfig
+
+    fields = PaliGemmaMultiModalProcessor._get_mm_fields_config
+
+    def with_embeddings(processor: Any, *arguments: Any) -> dict[str, Any]:
+        return {**fields(processor, *arguments), "image_embeds": MultiModalFieldConfig.batched("image")}
+
+    PaliGemmaMultiModalProcessor._get_mm_fields_config = with_embeddings

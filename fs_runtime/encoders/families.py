@@ -167,6 +167,7 @@ _ALL = (
         ("PaliGemmaForConditionalGeneration",),
         "fs_runtime.encoders.paligemma:PaliGemmaEncoder",
         ("vllm",),
+        vllm_plugin=True,
         note="fixed resolution, one image in a request; PaliGemma 2 too",
     ),
     *(

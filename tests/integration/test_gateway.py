@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import socket
 import threading
 import time
@@ -508,7 +509,8 @@ def test_a_lost_gpu_fails_liveness_and_every_request(tiny_llava: Path, monkeypat
             assert answer.headers["retry-after"]
         for path in ("livez", "readyz"):
             assert httpx.get(f"{gateway.url}/{path}").status_code == 503
-        assert "fs_engine_alive 0.0" in httpx.get(f"{gateway.url}/metrics").text
+        metrics = httpx.get(f"{gateway.url}/metrics").text
+        assert re.search(r'^fs_engine_alive\{model="[^"]+"\} 0.0$', metrics, re.MULTILINE)
     own.close()
 
 

@@ -498,9 +498,10 @@ def test_metrics_say_what_the_shared_cache_did(gateways: tuple[Gateway, Gateway]
     certify(one, 2)
     certify(two, 2)
     text = httpx.get(f"{two.url}/metrics").text
-    assert "fs_shared_cache_up 1.0" in text
-    assert 'fs_shared_cache_lookups_total{outcome="found"} 1.0' in text
-    assert 'fs_shared_cache_writes_total{outcome="stored"} 1.0' in httpx.get(f"{one.url}/metrics").text
+    assert 'fs_shared_cache_up{model="tiny-llava"} 1.0' in text
+    assert 'fs_shared_cache_lookups_total{model="tiny-llava",outcome="found"} 1.0' in text
+    text = httpx.get(f"{one.url}/metrics").text
+    assert 'fs_shared_cache_writes_total{model="tiny-llava",outcome="stored"} 1.0' in text
 
 
 def test_gateways_go_on_while_redis_comes_and_goes(gateways: tuple[Gateway, Gateway], redis: RedisServer) -> None:
@@ -510,6 +511,6 @@ def test_gateways_go_on_while_redis_comes_and_goes(gateways: tuple[Gateway, Gate
     try:
         assert certify(one, 3)["cache"] == "hit"
         assert certify(two, 3)["cache"] == "miss"
-        assert "fs_shared_cache_up 0.0" in httpx.get(f"{two.url}/metrics").text
+        assert 'fs_shared_cache_up{model="tiny-llava"} 0.0' in httpx.get(f"{two.url}/metrics").text
     finally:
         redis.start()
