@@ -420,7 +420,7 @@ def write_large(folder: Path) -> Path:
 def test_one_model_behind_vllm_and_one_embedded(
     vllm_servers: VllmServers, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    vllm = vllm_servers.start(checkpoints["onevision"], *EMBEDDINGS_ONLY, name="upstream")
+    vllm = vllm_servers.start(checkpoints["onevision"], *EMBEDDINGS_ONLY, name="upstream", plugin=True)
     vllm.wait_until_ready()
     embedded = {"model": checkpoints["llava"]}
     remote = {"model": checkpoints["onevision"], "language_model": "vllm", "vllm_url": vllm.url}

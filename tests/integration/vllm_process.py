@@ -115,12 +115,12 @@ class VllmServers:
         self._logs = logs
         self._servers: dict[tuple[object, ...], VllmServer] = {}
 
-    def start(self, model: Path, *arguments: str, name: str) -> VllmServer:
+    def start(self, model: Path, *arguments: str, name: str, plugin: bool = False) -> VllmServer:
         """Return the server of this model, name and arguments, perhaps still starting: ``wait_until_ready``."""
-        key = (model, arguments, name)
+        key = (model, arguments, name, plugin)
         if key not in self._servers:
             log = self._logs / f"{len(self._servers)}-{name}.log"
-            self._servers[key] = VllmServer(self._python, model, *arguments, name=name, log=log)
+            self._servers[key] = VllmServer(self._python, model, *arguments, name=name, log=log, plugin=plugin)
             self._servers[key].start()
         return self._servers[key]
 
