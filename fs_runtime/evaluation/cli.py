@@ -95,8 +95,9 @@ def robustness(
     trained = _robust_encoder_folder(robust_encoder, model)
     robust = load_robust_encoder(trained, encoder) if trained else None
     defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper, robust)
-    for sentence in left_out:
-        console.print(sentence, style="yellow")
+    wanted = [name.strip() for name in rows.split(",")] if rows else list(left_out)
+    for name in (name for name in left_out if name in wanted):
+        console.print(f"row {name!r} is left out: {left_out[name]}", style="yellow")
     if rows:
         chosen = _choices("rows", rows, tuple(defence.name for defence in defences))
         defences = [d for d in defences if d is defences[0] or d.name in chosen]

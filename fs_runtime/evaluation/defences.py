@@ -53,8 +53,8 @@ def defences_for(
     purifier: Purifier | None = None,
     mapper: Mapper | None = None,
     robust: VisionEncoder | None = None,
-) -> tuple[list[Defence], list[str]]:
-    """The rows that can be made from the parts given, and a sentence for each that cannot.
+) -> tuple[list[Defence], dict[str, str]]:
+    """The rows that can be made from the parts given, and by name why each of the others cannot.
 
     Args:
         encoder: The vision part.
@@ -65,7 +65,7 @@ def defences_for(
             are: it was trained to give the original's features.
     """
     rows = [Defence(UNDEFENDED, Smoother(encoder), 0.0), Defence("FS", Smoother(encoder), sigma)]
-    left_out = []
+    left_out = {}
     for name, base, level, first, last in (
         ("FS + mapper", encoder, sigma, False, True),
         ("FS + purifier", encoder, sigma, True, False),
@@ -77,7 +77,7 @@ def defences_for(
         missing += ["purifier"] if first and purifier is None else []
         missing += ["mapper"] if last and mapper is None else []
         if base is None or missing:
-            left_out.append(f"row '{name}' is left out: there is no {' and no '.join(missing)}")
+            left_out[name] = f"there is no {' and no '.join(missing)}"
         else:
             rows.append(Defence(name, Smoother(base, purifier if first else None, mapper if last else None), level))
     return rows, left_out

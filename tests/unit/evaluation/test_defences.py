@@ -24,13 +24,13 @@ def test_rows_without_their_parts_are_left_out_and_named(defences):
     encoder = defences[0].smoother.encoder
     rows, left_out = defences_for(encoder, 0.1)
     assert [row.name for row in rows] == ["none", "FS"]
-    assert left_out == [
-        "row 'FS + mapper' is left out: there is no mapper",
-        "row 'FS + purifier' is left out: there is no purifier",
-        "row 'FS + PSM' is left out: there is no purifier and no mapper",
-        "row 'robust encoder' is left out: there is no robust encoder",
-        "row 'robust encoder + FS + PSM' is left out: there is no robust encoder and no purifier and no mapper",
-    ]
+    assert left_out == {
+        "FS + mapper": "there is no mapper",
+        "FS + purifier": "there is no purifier",
+        "FS + PSM": "there is no purifier and no mapper",
+        "robust encoder": "there is no robust encoder",
+        "robust encoder + FS + PSM": "there is no robust encoder and no purifier and no mapper",
+    }
 
 
 def test_all_rows_with_all_parts(defences, items):
