@@ -63,13 +63,19 @@ async def livez(request: Request) -> Response:
     return JSONResponse({"live": live}, status_code=200 if live else 503)
 
 
-@router.get("/readyz", responses=_NOT_NOW, summary="Whether further requests should be sent here now.")
+@router.get(
+    "/readyz",
+    responses={**_NOT_NOW, 404: {"model": ErrorBody}},
+    summary="Whether further requests should be sent here now.",
+)
 async def readyz(request: Request, model: str | None = None) -> Response:
     """200 when the engines are warm, a language model is healthy and the gateway is not about to stop, else 503.
 
     With several models one that cannot answer does not take the others away; ``?model=`` asks about one alone.
     """
     gateway = gateway_of(request)
+    if model is not None and model not in gateway.models.states:
+        raise ApiError(404, "this gateway has no model of this name; /v1/models lists them", code="model_not_found")
     asked = [each for each in gateway.models.running if model in (None, each.name)]
     answering = await asyncio.gather(*(each.language_model.ready() for each in asked))
     parts = {

@@ -215,7 +215,7 @@ def test_metrics_and_readiness_by_model(two: Models) -> None:
     ready = two.get("/readyz")
     assert (ready.status_code, ready.json()["models"]) == (200, {"llava": "ready", "onevision": "ready"})
     assert two.get("/readyz?model=llava").json()["models"] == {"llava": "ready"}
-    assert two.get("/readyz?model=gpt").status_code == 503
+    assert two.get("/readyz?model=gpt").status_code == 404
 
 
 # --- coming and going -------------------------------------------------------------------------------------------------

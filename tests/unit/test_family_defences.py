@@ -103,7 +103,7 @@ def test_another_encoder_refuses_it(psm: Path, tmp_path: Path) -> None:
         load_smoother(str(other), psm=str(psm), device="cpu")
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [name for name in ATTACKS if not name.startswith("apgd-")])  # those need answers
 def test_a_step_of_each_attack(smoother: Smoother, name: str) -> None:
     image, target = (smoother.encoder.prepare(picture(SIZES[0], seed)) for seed in (20, 21))
     x, goal = image.pixels[None], target.pixels[None]

@@ -155,6 +155,10 @@ def test_a_lost_device_ends_every_request_and_the_thread(
         with pytest.raises(DeviceLostError, match="does not compute"):
             future.result(30)
     assert engine.device_lost
+    for _ in range(1000):  # the thread ends right after the last request
+        if not engine.alive:
+            break
+        threading.Event().wait(0.01)
     assert not engine.alive
     assert engine.queued_images == 0
     with pytest.raises(DeviceLostError):

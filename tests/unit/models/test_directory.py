@@ -109,7 +109,7 @@ async def test_memory_of_an_unloaded_model_is_referred_to_by_nobody(tiny_llava: 
     file = write_models(tmp_path / "models.yaml", **both)
     async with watching(file) as models:
         model = models.find("goes", ANYONE)
-        held = [weakref.ref(model), weakref.ref(model.engine), weakref.ref(model.engine.encoder._tower)]  # type: ignore[attr-defined]
+        held = [weakref.ref(model), weakref.ref(model.engine), weakref.ref(model.engine.encoder.tower)]
         del model
         write_models(file, stays=both["stays"])
         await until(lambda: models.states == {"stays": "ready"})
