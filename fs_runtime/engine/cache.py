@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import OrderedDict
 from functools import lru_cache
 
@@ -28,7 +29,8 @@ class CacheKey:
         feature_map: Which f.
         spectral: Whether the spread is bounded.
         token_confidence: Of the bounds of all tokens, which cannot be computed again for another confidence.
-        weights: Fingerprints of all that f is made of, preprocessing included.
+        weights: Fingerprints of all that f is made of.
+        preprocessing: What makes x of the image, as JSON; a cap on its pixels, which no fingerprint tells of, included.
         arithmetic: Device, precision and libraries; one seed gives other draws elsewhere.
     """
 
@@ -39,6 +41,7 @@ class CacheKey:
     spectral: bool
     token_confidence: float | None
     weights: tuple[str | None, ...]
+    preprocessing: str
     arithmetic: tuple[str, ...]
 
     @classmethod
@@ -54,6 +57,7 @@ class CacheKey:
             request.bounds_spread,
             request.token_confidence,
             (smoother.encoder.fingerprint, *(None if part is None else part.fingerprint for part in parts)),
+            json.dumps(smoother.encoder.preprocessing, sort_keys=True),
             _arithmetic(smoother.encoder.device, smoother.encoder.dtype),
         )
 
@@ -61,7 +65,7 @@ class CacheKey:
         """All of it as texts, from which other processes make the same name."""
         stage, centred = self.feature_map.stage, self.feature_map.centred
         values = self.tenant, self.image, self.sigma, stage, centred, self.spectral, self.token_confidence
-        return tuple(repr(value) for value in (*values, *self.weights, *self.arithmetic))
+        return tuple(repr(value) for value in (*values, *self.weights, self.preprocessing, *self.arithmetic))
 
 
 @lru_cache(maxsize=64)
