@@ -32,7 +32,7 @@ class Family:
         vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``. An image limit of
             0 takes any number of embeddings and loads no vision tower; another one is the most images of one request.
         vllm_plugin: Whether vLLM needs ``deploy/vllm-plugin``: images have different numbers of tokens, and without it
-            the engine ends where two of them meet.
+            the engine ends where two of them meet; or its processor loses embeddings.
         note: What users should know, for example why it is not supported.
     """
 

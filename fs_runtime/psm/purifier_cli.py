@@ -95,6 +95,7 @@ def _run(
     place = torch.device(resolve_device(device))
     torch.manual_seed(settings.seed)
     purifier = load_purifier(start_from)[0] if start_from else ResidualUNetPurifier(SIZES[size])
+    started_from = {"started_from": {"purifier": purifier.fingerprint}} if start_from else {}
     with RunReport(output / "logs", console, shown=True) as report:
         facts = train_purifier(
             purifier,
@@ -105,7 +106,7 @@ def _run(
             checkpoint_every=checkpoint_every,
             report=report.step,
         )
-    card = save_purifier(output, purifier, {"name": f"photo-{size}", **facts})
+    card = save_purifier(output, purifier, {"name": f"photo-{size}", **started_from, **facts})
     table = ", ".join(f"{psnr:.2f} dB at σ = {sigma}" for sigma, psnr in card["held_out_psnr"].items())
     console.print(f"PSNR on held-out synthetic pictures: {table}")
     console.print(f"The purifier is in {output}; use it with --psm {output}", markup=False)

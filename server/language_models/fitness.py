@@ -106,8 +106,8 @@ class Fitness:
         if "not finite" in said:
             return None
         return (
-            "it would end at two images of different sizes in one batch: start it with the plugin in "
-            "deploy/vllm-plugin on its PYTHONPATH"
+            "it would end at this model's embeddings, where two images differ in size, or lose them: start it with the "
+            "plugin in deploy/vllm-plugin on its PYTHONPATH"
         )
 
     @property

@@ -101,13 +101,15 @@ def test_command_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     arguments = ["--steps", "2", "--batch-size", "1", "--crop", "32", "--workers", "0", "--device", "cpu"]
     run = CliRunner().invoke(app, ["--output", str(tmp_path / "one"), *arguments])
     assert run.exit_code == 0, run.output
-    trained, _ = load_purifier(tmp_path / "one")
+    trained, card = load_purifier(tmp_path / "one")
+    assert "started_from" not in card
     x = torch.rand(1, 3, 20, 28)
     assert trained(x, torch.tensor([0.25])).shape == x.shape
     more = [*arguments, "--start-from", str(tmp_path / "one"), "--learning-rate", "0"]
     run = CliRunner().invoke(app, ["--output", str(tmp_path / "two"), *more])
     assert run.exit_code == 0, run.output
-    again, _ = load_purifier(tmp_path / "two")
+    again, card = load_purifier(tmp_path / "two")
+    assert card["started_from"] == {"purifier": trained.fingerprint}
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in trained.state_dict().items())
 
 
