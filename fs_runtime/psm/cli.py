@@ -47,6 +47,11 @@ def train(
         float, typer.Option(min=0.0, max=1.0, help="Share of the mapper's pictures that skip the purifier.")
     ] = 0.25,
     mapper_width: Annotated[int, typer.Option(min=4, help="Channels inside the mapper, a multiple of 4.")] = 128,
+    epsilon: Annotated[
+        float,
+        typer.Option(min=0.0, help="Train against attacks: radius of their l-infinity ball, in 255ths; 0 for none."),
+    ] = 0.0,
+    attack_steps: Annotated[int, typer.Option(min=1, help="PGD steps behind each training step with --epsilon.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Fixes weights, order and noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; `accelerate launch` spreads over several.")] = "auto",
     precision: PrecisionOption = "auto",
@@ -77,6 +82,8 @@ def train(
             mapper=StageSettings(mapper_epochs, mapper_rate),
             bare=bare,
             mapper_width=mapper_width,
+            epsilon=epsilon / 255,
+            attack_steps=attack_steps,
             seed=seed,
             precision=mixed_precision(precision, device),
         )

@@ -24,12 +24,14 @@ class LossWeights:
         purifier_distance: λ₂, of l_mse in L_P.
         mapper_statistics: λ₃, of l_stats in L_M.
         mapper_identity: λ₄, of l_id in L_M.
+        attack: λ₅, of the squared distance that attacks raise, in both losses where training is against attacks.
     """
 
     purifier_robustness: float = 10.0
     purifier_distance: float = 0.01
     mapper_statistics: float = 1.0
     mapper_identity: float = 1.0
+    attack: float = 10.0
 
 
 def diffusion_loss(purified: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:

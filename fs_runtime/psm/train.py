@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fs_runtime import __version__
+from fs_runtime.attacks.inner import feature_distance, worst_case
+from fs_runtime.attacks.threat_model import ThreatModel
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.encoders.checkpoint import fingerprint
 from fs_runtime.psm.checkpoint import Checkpoint
@@ -42,6 +44,9 @@ class PsmSettings:
         bare: Share of the mapper's pictures that it sees without the purifier, so that it is of use alone, too.
         weights: Of the losses.
         mapper_width: Channels inside the mapper.
+        epsilon: Radius of the ℓ∞ ball, in pixels of [0, 1], that both networks are trained against attacks in; 0 is
+            training on clean pictures alone.
+        attack_steps: PGD steps that look for the worst picture of the ball at every training step.
         seed: Fixes weights, order and noise.
         precision: Arithmetic of the passes; weights and optimiser stay in float32.
     """
@@ -53,12 +58,18 @@ class PsmSettings:
     bare: float = 0.25
     weights: LossWeights = field(default_factory=LossWeights)
     mapper_width: int = 128
+    epsilon: float = 0.0
+    attack_steps: int = 2
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
 
     def __post_init__(self) -> None:
         if not self.sigma or not all(0 < level <= 1 for level in self.sigma):
             raise TrainingError(f"sigma must be levels above 0 and at most 1, got {self.sigma}")
+        if not 0 <= self.epsilon < 1:
+            raise TrainingError(f"epsilon must be at least 0 and below 1 in pixels of [0, 1]; got {self.epsilon}")
+        if self.attack_steps < 1:
+            raise TrainingError(f"attack steps must be at least 1; got {self.attack_steps}")
 
 
 def train_psm(
@@ -172,38 +183,66 @@ class _Run:
         mapper = networks["mapper"] if stage == "mapper" else None
 
         def loss(network: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
-            if stage == "purifier":
-                return self._purifier_loss(network, x, generator)
-            return self._mapper_loss(network, purifier, x, generator)
+            # The search for the worst picture goes around the wrapper of several processes, which counts passes.
+            if mapper is None:
+                return self._purifier_loss(network, purifier, x, generator)
+            return self._mapper_loss(network, mapper, purifier, x, generator)
 
         def score() -> float:
             return robustness_score(self.encoder, self.loop.held_out, self.settings.sigma[0], purifier, mapper)
 
         self.loop.stage(stage, networks, getattr(self.settings, stage), loss, score, resumed)
 
-    def _purifier_loss(self, purifier: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
-        noisy, sigma = self._noisy(x, generator)
+    def _purifier_loss(self, purifier: nn.Module, bare: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+        noise, sigma = self._noise(x, generator)
         with torch.no_grad():
             clean = self.encoder.encode(x)
-        purified = purifier(noisy, sigma)
-        return purifier_loss(purified, x, sigma, self.encoder.encode(purified), clean, self.settings.weights)
+        moved = self._worst(lambda z: self.encoder.encode(bare(z + noise, sigma)), x, clean, generator)
+        purified = purifier(moved + noise, sigma)
+        features = self.encoder.encode(purified)
+        loss = purifier_loss(purified, x, sigma, features, clean, self.settings.weights)
+        return loss + self._distance(features, clean)
 
-    def _mapper_loss(self, mapper: nn.Module, purifier: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
-        noisy, sigma = self._noisy(x, generator)
-        bare = self.loop.draw(torch.rand, generator, (1, 1, 1)) < self.settings.bare
+    def _mapper_loss(
+        self, mapper: nn.Module, bare: nn.Module, purifier: nn.Module, x: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        noise, sigma = self._noise(x, generator)
+        grid = self.loop.held_out.grid
+        skip = self.loop.draw(torch.rand, generator, (1, 1, 1)) < self.settings.bare
+
+        def encode(z: Tensor) -> Tensor:
+            return self.encoder.encode(torch.where(skip, z + noise, purifier(z + noise, sigma)))
+
         with torch.no_grad():
-            purified = torch.where(bare, noisy, purifier(noisy, sigma))
-            clean, features = self.encoder.encode(torch.cat([x, purified])).chunk(2)
+            clean = self.encoder.encode(x)
+        moved = self._worst(lambda z: bare(encode(z), sigma, grid), x, clean, generator)
+        with torch.no_grad():
+            features = encode(moved)
         # One pass for both levels, since several processes average gradients once a pass.
-        both = mapper(
-            torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), self.loop.held_out.grid
-        )
+        both = mapper(torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), grid)
         mapped, mapped_clean = (both.float() / self.feature_unit).chunk(2)
-        return mapper_loss(mapped, mapped_clean, clean.float() / self.feature_unit, self.settings.weights)
+        loss = mapper_loss(mapped, mapped_clean, clean.float() / self.feature_unit, self.settings.weights)
+        return loss + self._distance(both.chunk(2)[0], clean)
 
-    def _noisy(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noisy copies and their levels."""
+    def _worst(
+        self, features: Callable[[Tensor], Tensor], x: Tensor, clean: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The pictures to train on: the worst of the ball for this draw of the noise, as far as PGD finds."""
+        epsilon = self.settings.epsilon
+        if not epsilon:
+            return x
+        threat = ThreatModel("linf", epsilon)
+        shift = epsilon * (2 * self.loop.draw(torch.rand, generator, tuple(x.shape[1:])) - 1)
+        return worst_case(features, x, clean, threat.project(x + shift, x), threat, self.settings.attack_steps)
+
+    def _distance(self, features: Tensor, clean: Tensor) -> Tensor:
+        """What the attacks raise, in units of the features' own mean square; left out without attacks."""
+        if not self.settings.epsilon:
+            return features.new_zeros(())
+        return self.settings.weights.attack * feature_distance(features, clean).mean() / self.feature_unit**2
+
+    def _noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise of each picture, and its level."""
         low, high = min(self.settings.sigma), max(self.settings.sigma)
         sigma = low + (high - low) * self.loop.draw(torch.rand, generator)
-        noise = self.loop.draw(torch.randn, generator, tuple(x.shape[1:]))
-        return x + sigma.view(-1, 1, 1, 1) * noise, sigma
+        return sigma.view(-1, 1, 1, 1) * self.loop.draw(torch.randn, generator, tuple(x.shape[1:])), sigma

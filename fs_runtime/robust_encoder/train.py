@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fs_runtime import __version__
-from fs_runtime.attacks.ascent import Objective, pgd
+from fs_runtime.attacks.inner import feature_distance, worst_case
 from fs_runtime.attacks.similarity import token_cosine
 from fs_runtime.attacks.threat_model import ThreatModel
 from fs_runtime.encoders import VisionEncoder
@@ -35,9 +35,6 @@ from fs_runtime.robust_encoder.storage import save_robust_encoder
 
 STAGE = "robust encoder"
 _JUDGING_STEPS = 10
-_WAY = (
-    4  # in parts of ε, twice what PGD goes in all: its steps fall linearly to nothing; one step goes no further than ε
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +75,6 @@ class _Student(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._encode(x)
-
-
-def fare_loss(features: Tensor, clean: Tensor) -> Tensor:
-    """``(B,)`` squared distances, means over tokens, of ``(B, T, D)`` features under attack from the clean ones."""
-    return (features.float() - clean.float()).square().sum(dim=-1).mean(dim=-1)
 
 
 def train_robust_encoder(
@@ -144,18 +136,13 @@ def train_robust_encoder(
     student = _Student(encoder.with_tower(copy.deepcopy(encoder.tower)))
     threat = ThreatModel("linf", settings.epsilon)
 
-    def worst(network: nn.Module, x: Tensor, clean: Tensor, start: Tensor, steps: int) -> Tensor:
-        """Where the distance is largest, as far as PGD finds."""
-        climbed, size = _distance(network, clean), _WAY / max(steps, _WAY)
-        return pgd(climbed, start, x, threat, steps=steps, step_size=size, momentum=0.0, keep_best=False)
-
     def loss(network: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
             clean = encoder.encode(x)
         shift = settings.epsilon * (2 * loop.draw(torch.rand, generator, tuple(x.shape[1:])) - 1)
         # The search goes around the wrapper of several processes, which counts passes.
-        attacked = worst(student, x, clean, threat.project(x + shift, x), settings.attack_steps)
-        return fare_loss(network(attacked), clean).mean() / unit
+        attacked = worst_case(student, x, clean, threat.project(x + shift, x), threat, settings.attack_steps)
+        return feature_distance(network(attacked), clean).mean() / unit
 
     def cosine(network: nn.Module, x: Tensor) -> float:
         with torch.no_grad():
@@ -163,7 +150,7 @@ def train_robust_encoder(
 
     def cosine_attacked(network: nn.Module) -> float:
         start = threat.random_start(held_out, torch.Generator(encoder.device).manual_seed(settings.seed))
-        return cosine(network, worst(network, held_out, held_out_clean, start, _JUDGING_STEPS))
+        return cosine(network, worst_case(network, held_out, held_out_clean, start, threat, _JUDGING_STEPS))
 
     resumed = loop.resume({STAGE: student})
     loop.stage(STAGE, {STAGE: student}, settings.optimisation, loss, lambda: cosine_attacked(student), resumed)
@@ -180,12 +167,3 @@ def train_robust_encoder(
     if not accelerator.is_main_process:
         return card
     return save_robust_encoder(output, encoder, student.tower, card)
-
-
-def _distance(student: nn.Module, clean: Tensor) -> Objective:
-    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = x.detach().requires_grad_()
-        value = fare_loss(student(leaf), clean)
-        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
-
-    return objective
