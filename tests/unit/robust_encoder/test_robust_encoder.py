@@ -19,7 +19,7 @@ from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.loop import Progress, StageSettings
 from fs_runtime.robust_encoder.storage import RobustEncoderError, load_robust_encoder
-from fs_runtime.robust_encoder.train import RobustEncoderSettings, fare_loss, train_robust_encoder
+from fs_runtime.robust_encoder.train import RobustEncoderSettings, train_robust_encoder
 from fs_runtime.smoothing import Smoother
 from server.cli import add_commands, app
 
@@ -52,12 +52,6 @@ def whole(encoder: VisionEncoder, tmp_path_factory: pytest.TempPathFactory) -> P
     output = tmp_path_factory.mktemp("whole")
     train(encoder, output)
     return output
-
-
-def test_loss_by_hand() -> None:
-    clean = torch.zeros(2, 2, 3)
-    features = torch.tensor([[[1.0, 2, 2], [0, 0, 1]], [[0, 0, 0], [0, 3, 0]]])
-    assert fare_loss(features, clean).tolist() == [5.0, 4.5]
 
 
 def test_training_makes_features_harder_to_move(encoder: VisionEncoder, tmp_path: Path) -> None:
