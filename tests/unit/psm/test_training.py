@@ -17,6 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from fs_runtime.attacks import ThreatModel
+from fs_runtime.attacks.inner import feature_distance, worst_case
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.psm.cli import train as train_command
 from fs_runtime.psm.files import TrainingError
@@ -105,6 +107,54 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     expected = weights(whole)
     for name, tensor in weights(tmp_path).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_training_against_attacks_can_be_interrupted_too(encoder: VisionEncoder, whole: Path, tmp_path: Path) -> None:
+    against = dataclasses.replace(SETTINGS, epsilon=8 / 255, attack_steps=1)
+    train(encoder, tmp_path / "whole", against)
+
+    def stop_there(progress: Progress) -> None:
+        if (progress.stage, progress.step) == ("mapper", 5):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(encoder, tmp_path / "cut", against, report=stop_there)
+    train(encoder, tmp_path / "cut", against)
+    expected, without = weights(tmp_path / "whole"), weights(whole)
+    for name, tensor in weights(tmp_path / "cut").items():
+        assert torch.equal(tensor, expected[name]), name
+    assert not all(torch.equal(tensor, without[name]) for name, tensor in expected.items())
+
+
+def test_training_against_attacks_makes_features_harder_to_move(encoder: VisionEncoder, tmp_path: Path) -> None:
+    """One batch by heart, with and without attacks, attacked with the same noise."""
+    plain = dataclasses.replace(SETTINGS, sigma=(0.1,), purifier=StageSettings(40, 4e-3), mapper=StageSettings(0, 1e-3))
+    against = dataclasses.replace(plain, epsilon=32 / 255)
+    few = pictures(20)
+    x = torch.stack([encoder.prepare(picture).pixels for picture in few])
+    threat = ThreatModel("linf", 32 / 255)
+    noise = 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    level = torch.full((len(x),), 0.1)
+    clean = encoder.encode(x).detach()
+    distances = {}
+    for name, settings in {"plain": plain, "against": against}.items():
+        trained = purifier()
+        train_psm(encoder, trained, few, tmp_path / name, settings)
+
+        def features(z: torch.Tensor, trained: UNetPurifier = trained) -> torch.Tensor:
+            return encoder.encode(trained(z + noise, level))
+
+        moved = worst_case(features, x, clean, x, threat, 5)
+        distances[name] = float(feature_distance(features(moved), clean).mean())
+    assert distances["against"] < 0.9 * distances["plain"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"epsilon": -0.1}, {"epsilon": 1.0}, {"epsilon": float("nan")}, {"attack_steps": 0}]
+)
+def test_attacks_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(change)).replace("_", " ")):
+        PsmSettings(**change)
 
 
 def test_a_finished_psm_can_be_trained_further(encoder: VisionEncoder, whole: Path, tmp_path: Path) -> None:
