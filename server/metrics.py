@@ -47,10 +47,11 @@ class Metrics:
             ["limit"],
             registry=self.registry,
         )
+        # The limiter registers it where a Redis is set: elsewhere 0 would look like a fault, and 1 be untrue.
         self.limits_shared = Gauge(
             "fs_rate_limits_shared",
             "1 while Redis counts the rate limits, 0 while this process does so by itself.",
-            registry=self.registry,
+            registry=None,
         )
         self.limits_errors = Counter(
             "fs_rate_limit_storage_errors", "Failed calls of the Redis that counts rate limits.", registry=self.registry

@@ -66,7 +66,9 @@ class RateLimiter:
         self._redis = _Backend(redis_storage(redis_url)) if redis_url else None
         self._redis_is_up = self._redis is not None
         self._try_redis_at = 0.0
-        metrics.limits_shared.set(int(self._redis_is_up))
+        if self._redis_is_up:
+            metrics.registry.register(metrics.limits_shared)
+            metrics.limits_shared.set(1)
 
     async def charge(self, tenant: Tenant, cost: dict[Limit, int]) -> Charge:
         """Takes all of ``cost``, or nothing.

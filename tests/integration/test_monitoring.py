@@ -1,6 +1,7 @@
 """The real Prometheus, with the repository's own configuration, scrapes a running gateway."""
 
 import base64
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -25,15 +26,26 @@ from tests.system_packages import need
 from .conftest import TinyLlavaServers
 from .gateway_process import GatewayProcess, gateway_process
 from .prometheus_process import Prometheus, prometheus_process
+from .redis_process import RedisServer
 
 IMAGE = f"data:image/png;base64,{base64.b64encode(example_images()['red-circle'].read_bytes()).decode()}"
 REJECT = {"min_similarity": 1.0, "on_failure": "reject"}
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     log = tmp_path_factory.mktemp("monitored") / "log"
-    with gateway_process(log, "--samples", "32", "--confidence", "0.9") as process:
+    shared = ("--limits-redis-url", redis.url, "--requests-per-minute", "100000", "--cache-redis-url", redis.url)
+    with gateway_process(
+        log, "--samples", "32", "--confidence", "0.9", *shared, FS_CACHE_REDIS_KEY=secrets.token_hex(32)
+    ) as process:
         yield process
 
 
@@ -150,3 +162,13 @@ def test_labels_are_bounded(gateway: GatewayProcess) -> None:
         return {line.rpartition(" ")[0] for line in text.splitlines()}
 
     assert provoke("Rumpelstiltskin") == provoke("Rapunzel")
+
+
+def test_alerts_watch_the_redis_of_cache_and_limits(
+    gateway: GatewayProcess, prometheus: Prometheus, redis: RedisServer
+) -> None:
+    redis.stop()
+    drawn = httpx.post(f"{gateway.url}/v1/certify", json={"image": IMAGE, "robustness": {"sigma": 0.2}}, timeout=60)
+    assert drawn.status_code == 200
+    for alert in ("FsServeSharedCacheDown", "FsServeRateLimitsNotShared"):
+        assert prometheus.value(f'ALERTS{{alertname="{alert}",alertstate="pending"}}') == 1

@@ -54,6 +54,14 @@ async def test_the_limit_is_reached_and_says_which_and_when() -> None:
     assert limited(metrics, "requests") == 1
 
 
+def test_whether_limits_are_shared_is_said_only_where_a_redis_is_set() -> None:
+    alone, shared = Metrics(), Metrics()
+    RateLimiter(None, alone)
+    RateLimiter("redis://127.0.0.1:1", shared)
+    assert alone.registry.get_sample_value("fs_rate_limits_shared") is None
+    assert shared.registry.get_sample_value("fs_rate_limits_shared") == 1
+
+
 async def test_tenants_do_not_share_limits() -> None:
     limiter = RateLimiter(None, Metrics())
     await limiter.charge(tenant("a", requests_per_minute=1), {"requests": 1})
