@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from server.access.tenants import Tenant
 from server.api.dependencies import authenticate, caller_of, gateway_of
 from server.api.schemas import ErrorBody, Model, ModelList, ReceiptKey
 from server.errors import ApiError
@@ -71,7 +72,9 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request, model: str | None = None) -> Response:
     """200 when the engines are warm, a language model is healthy and the gateway is not about to stop, else 503.
 
-    With several models one that cannot answer does not take the others away; ``?model=`` asks about one alone.
+    With several models one that cannot answer does not take the others away; ``?model=`` asks about one alone. Probes
+    have no API key. So where there are keys, only who sends one is told the names and states of the models that it may
+    use.
     """
     gateway = gateway_of(request)
     if model is not None and model not in gateway.models.states:
@@ -84,8 +87,22 @@ async def readyz(request: Request, model: str | None = None) -> Response:
         "staying": not gateway.drain.begun,
     }
     ready = all(parts.values())
-    states = {name: state for name, state in gateway.models.states.items() if model in (None, name)}
-    return JSONResponse({"ready": ready, **parts, "models": states}, status_code=200 if ready else 503)
+    found: dict[str, Any] = {"ready": ready, **parts}
+    if (tenant := _tenant_of(request)) is not None:
+        found["models"] = {
+            name: state
+            for name, state in gateway.models.states.items()
+            if model in (None, name) and tenant.may_use(name)
+        }
+    return JSONResponse(found, status_code=200 if ready else 503)
+
+
+def _tenant_of(request: Request) -> Tenant | None:
+    """Whose request it is; None without a valid key, which is no fault here."""
+    try:
+        return gateway_of(request).access.authenticate(request.headers.getlist("authorization"))
+    except ApiError:
+        return None
 
 
 @router.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics.")

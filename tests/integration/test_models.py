@@ -212,9 +212,22 @@ def test_metrics_and_readiness_by_model(two: Models) -> None:
         assert two.metric(f'fs_engine_alive{{model="{name}"}}') == 1
         assert two.metric(f'fs_model_state{{model="{name}",state="ready"}}') == 1
     assert two.metric('fs_model_requests_total{model="llava",route="/v1/chat/completions"}') >= 1
-    ready = two.get("/readyz")
+    ready = two.get("/readyz", **BOTH)
     assert (ready.status_code, ready.json()["models"]) == (200, {"llava": "ready", "onevision": "ready"})
-    assert two.get("/readyz?model=llava").json()["models"] == {"llava": "ready"}
+    assert two.get("/readyz?model=llava", **BOTH).json()["models"] == {"llava": "ready"}
+
+
+def test_readiness_tells_names_of_models_to_those_who_may_use_them(two: Models) -> None:
+    assert two.get("/readyz", headers=bearer("one")).json()["models"] == {"llava": "ready"}
+    probe = two.get("/readyz")
+    assert (probe.status_code, probe.json()) == (
+        200,
+        {"ready": True, "engine": True, "language_model": True, "staying": True},
+    )
+    # A key that is wrong or has expired does not make a gateway unready.
+    assert two.get("/readyz", headers={"authorization": "Bearer wrong"}).json() == probe.json()
+    # A balancer that routes by model knows the name.
+    assert two.get("/readyz?model=onevision").json() == probe.json()
     assert two.get("/readyz?model=gpt").status_code == 404
 
 
