@@ -7,7 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from fs_runtime.encoders import VisionEncoder, load_encoder
+from tests.child_process import pytest_configure
 from tests.integration.tiny_llava import build_tiny_llava
+
+__all__ = ["pytest_configure"]  # a hook
 
 
 @pytest.fixture(scope="session")

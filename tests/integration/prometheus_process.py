@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.child_process import WITH_PARENT
+
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 
 
@@ -58,6 +60,7 @@ def prometheus_process(folder: Path, targets: dict[str, str]) -> Iterator[Promet
     log = (folder / "log").open("w")
     process = subprocess.Popen(
         [
+            *WITH_PARENT,
             "prometheus",
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'data'}",

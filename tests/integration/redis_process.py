@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.child_process import WITH_PARENT
+
 PACKAGE = "redis-server"
 
 
@@ -41,7 +43,7 @@ class RedisServer:
         log = (self._folder / "redis.log").open("ab")
         with log:
             self._process = subprocess.Popen(
-                [self._program, *options, "--dir", str(self._folder)], stdout=log, stderr=log
+                [*WITH_PARENT, self._program, *options, "--dir", str(self._folder)], stdout=log, stderr=log
             )
         end = time.monotonic() + 20
         while True:

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import httpx
 
+from tests.child_process import WITH_PARENT
+
 
 @dataclass
 class ServeProcess:
@@ -50,7 +52,7 @@ def serving(
         command = ["bash", "-c", f'exec "$@" {shell}', "bash", *command]
     errors = stderr.open("wb") if isinstance(stderr, Path) else stderr
     process = subprocess.Popen(
-        command,
+        [*WITH_PARENT, *command],
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,

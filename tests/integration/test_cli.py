@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from fs_runtime.reference import example_images
+from tests.child_process import WITH_PARENT
 
 COMMAND = [sys.executable, "-m", "server.cli"]
 IMAGE = str(example_images()["red-circle"])
@@ -36,7 +37,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     log = tmp_path_factory.mktemp("serve") / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*COMMAND, "serve", "--port", "0", "--drain-lead", "0"],
+            [*WITH_PARENT, *COMMAND, "serve", "--port", "0", "--drain-lead", "0"],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

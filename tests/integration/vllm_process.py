@@ -12,6 +12,8 @@ from typing import Self
 
 import httpx
 
+from tests.child_process import WITH_PARENT
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "deploy" / "vllm-plugin"
 SERVE = REPOSITORY / "deploy" / "vllm-cpu" / "serve.py"
@@ -66,7 +68,7 @@ class VllmServer:
         """Start the process, with everything it prints going to the log file."""
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self._command,
+                [*WITH_PARENT, *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
