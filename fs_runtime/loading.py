@@ -137,6 +137,7 @@ def load_engine(
     max_queued_images: int = 1024,
     cache_bytes: int = 0,
     shared_cache: SharedCache | None = None,
+    max_sketch_bytes: int = 0,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> SmoothingEngine:
     """Loads ``model`` and starts the engine.
@@ -164,4 +165,5 @@ def load_engine(
         max_queued_images=max_queued_images,
         cache_bytes=cache_bytes,
         shared_cache=shared_cache,
+        max_sketch_bytes=max_sketch_bytes,
     )

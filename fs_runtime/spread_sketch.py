@@ -39,7 +39,7 @@ class SpreadSketch:
         """At least the largest eigenvalue of the mean of d dᵀ; 0.0 before the first deviation."""
         if not self.count:
             return 0.0
-        values, _ = self._eigen()
+        values, _, _ = self._eigen()
         return (float(values[-1]) + self._shrunk + _MARGIN * (self._trace + float(values.sum()))) / self.count
 
     def update(self, deviations: Tensor) -> None:
@@ -75,6 +75,11 @@ class SpreadSketch:
         sketch._stack = [stack] if len(stack) else []
         return sketch
 
+    @staticmethod
+    def most_bytes(width: int) -> int:
+        """Memory that the vectors take at most, for deviations ``(width,)``; twice that while they are joined."""
+        return 2 * _ROWS * width * torch.float32.itemsize
+
     @property
     def nbytes(self) -> int:
         """Memory that the vectors take."""
@@ -82,12 +87,11 @@ class SpreadSketch:
 
     def _shrink(self) -> None:
         new, self._new = self._new, 0
-        values, vectors = self._eigen()
-        stack = torch.cat(self._stack)
-        self._trace += float(stack[-new:].double().square().sum())
+        values, vectors, squares = self._eigen()
+        stack = self._joined()
+        self._trace += float(squares[-new:].sum())
         dropped = len(stack) - self._rows
         if dropped <= 0:
-            self._stack = [stack]
             return
         threshold = values[dropped - 1]
         kept = (values[dropped:] - threshold).clamp_min(0)
@@ -95,11 +99,17 @@ class SpreadSketch:
         self._stack = [(vectors[:, dropped:] * scale).mT.to(stack) @ stack]
         self._shrunk += float(threshold)
 
-    def _eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of B Bᵀ, ascending, and its eigenvectors; on the host, where a few dozen rows are quicker."""
-        stack = torch.cat(self._stack)
+    def _joined(self) -> Tensor:
+        """B in one piece, which is kept in place of its parts: the two together are the most that it takes."""
+        if len(self._stack) > 1:
+            self._stack = [torch.cat(self._stack)]
+        return self._stack[0]
+
+    def _eigen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of B Bᵀ the eigenvalues, ascending, the eigenvectors and the diagonal, on the host: quicker for few rows."""
+        stack = self._joined()
         gram = torch.nan_to_num(
             (stack @ stack.mT).double().cpu(), posinf=0.0, neginf=0.0
         )  # NaN is reported when the image is finished
         values, vectors = torch.linalg.eigh(gram)
-        return values.clamp_min(0), vectors
+        return values.clamp_min(0), vectors, gram.diagonal()

@@ -37,6 +37,12 @@ class ModelSettings(BaseModel):
         description="Most pixels of an image for models that read any resolution (Qwen-VL), by which larger ones are "
         "shrunk; their memory and time grow with it. 0 takes the model's own limit, which may need gigabytes an image.",
     )
+    max_sketch_bytes: int = Field(
+        2**31,
+        ge=0,
+        description="Most memory for the sketch that 'spectral' keeps of an image in flight. An image whose sketch "
+        "would be larger (many tiles) is certified without, and the answer says so. 0 for no limit.",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="Noise samples in one batch; larger fills a GPU better, smaller takes less memory."
     )

@@ -42,6 +42,11 @@ class Plan:
     own_parameters: bool
     cache: bool
 
+    @property
+    def bounds_spread(self) -> bool:
+        """Whether the features' spread is to be bounded."""
+        return self.spectral and self.granularity == "image" and self.sigma > 0
+
 
 def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smoother, *, allow_seed: bool) -> Plan:
     """Fills in what the request leaves open.

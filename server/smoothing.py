@@ -185,7 +185,14 @@ class SmoothingService:
                 )
             )
         decision = consequence(plan.requirements, [judgement.verdict for judgement in judgements])
-        entry = ImageEntry.of(certificate, result.cache, receipt, judgements, withheld=decision == "withhold")
+        entry = ImageEntry.of(
+            certificate,
+            result.cache,
+            receipt,
+            judgements,
+            withheld=decision == "withhold",
+            spectral_left_out=plan.bounds_spread and result.spread is None,
+        )
         image_digest = await asyncio.to_thread(lambda: digest(decode())) if self._audit.enabled else ""
         return _Smoothed(result, entry, decision, image_digest)
 

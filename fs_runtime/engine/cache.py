@@ -28,6 +28,7 @@ class CacheKey:
         sigma: σ.
         feature_map: Which f.
         spectral: Whether the spread is bounded.
+        max_sketch_bytes: Up to which size of the sketch; it says of which images, and so how α is split.
         token_confidence: Of the bounds of all tokens, which cannot be computed again for another confidence.
         weights: Fingerprints of all that f is made of.
         preprocessing: What makes x of the image, as JSON; a cap on its pixels, which no fingerprint tells of, included.
@@ -39,13 +40,14 @@ class CacheKey:
     sigma: float
     feature_map: FeatureMap
     spectral: bool
+    max_sketch_bytes: int
     token_confidence: float | None
     weights: tuple[str | None, ...]
     preprocessing: str
     arithmetic: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: SmoothingRequest, smoother: Smoother) -> CacheKey:
+    def of(cls, request: SmoothingRequest, smoother: Smoother, max_sketch_bytes: int = 0) -> CacheKey:
         """The key of a request."""
         statistics = smoother.statistics if request.feature_map.centred else None
         parts = smoother.purifier, smoother.mapper, statistics
@@ -55,6 +57,7 @@ class CacheKey:
             request.sigma,
             request.feature_map,
             request.bounds_spread,
+            max_sketch_bytes if request.bounds_spread else 0,
             request.token_confidence,
             (smoother.encoder.fingerprint, *(None if part is None else part.fingerprint for part in parts)),
             json.dumps(smoother.encoder.preprocessing, sort_keys=True),
@@ -64,7 +67,8 @@ class CacheKey:
     def parts(self) -> tuple[str, ...]:
         """All of it as texts, from which other processes make the same name."""
         stage, centred = self.feature_map.stage, self.feature_map.centred
-        values = self.tenant, self.image, self.sigma, stage, centred, self.spectral, self.token_confidence
+        spread = self.spectral, self.max_sketch_bytes
+        values = self.tenant, self.image, self.sigma, stage, centred, *spread, self.token_confidence
         return tuple(repr(value) for value in (*values, *self.weights, self.preprocessing, *self.arithmetic))
 
 

@@ -17,6 +17,7 @@ from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, 
 from fs_runtime.engine.job import Ask, Job, cost_of
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
 from fs_runtime.engine.shared_cache import SharedCache
+from fs_runtime.engine.sketch_limit import SketchLimit
 from fs_runtime.engine.stored import Origin, StoredImage
 from fs_runtime.engine.worker import Worker
 from fs_runtime.smoothing import Smoother
@@ -45,6 +46,8 @@ class SmoothingEngine:
         cache_bytes: Memory for finished images; 0 keeps none, and lets no two requests share draws.
         shared_cache: What replicas share beyond that; closed with the engine. None for one replica. Needs
             ``cache_bytes``.
+        max_sketch_bytes: Most memory for the sketch of one image's spread; where it would take more, the spread is not
+            bounded, as if the request had not asked for it. 0 for no limit.
 
     Raises:
         ValueError: There is a shared cache without one in memory.
@@ -59,12 +62,15 @@ class SmoothingEngine:
         max_queued_images: int = 1024,
         cache_bytes: int = 0,
         shared_cache: SharedCache | None = None,
+        max_sketch_bytes: int = 0,
     ) -> None:
         if shared_cache is not None and not cache_bytes:
             raise ValueError("a shared cache needs one in memory in front of it; give cache_bytes")
         self.smoother = smoother
         self._batch_size = batch_size
-        usual = cost_of(smoother.encoder.prepare(np.zeros((_USUAL_SIDE, _USUAL_SIDE, 3), np.uint8)))
+        blank = smoother.encoder.prepare(np.zeros((_USUAL_SIDE, _USUAL_SIDE, 3), np.uint8))
+        usual = cost_of(blank)
+        self._sketches = SketchLimit(smoother, blank, max_sketch_bytes)
         self._full_batch = batch_size * usual
         self._max_queued_samples = max_queued_samples
         self._max_queued_tokens = max_queued_samples * usual
@@ -220,7 +226,7 @@ class SmoothingEngine:
             raise ValueError("centred features need the model's feature statistics, and it has none")
         ask = Ask(request)
         cached = self._cache.max_bytes > 0 and request.use_cache and request.seed is None
-        return ask, CacheKey.of(request, self.smoother) if cached else None
+        return ask, CacheKey.of(request, self.smoother, self._sketches.max_bytes) if cached else None
 
     def _recall(self, ask: Ask, key: CacheKey | None) -> SmoothingResult | None:
         """The result if the cache has all that it takes: the one in memory first, then the one that replicas share."""
@@ -248,6 +254,7 @@ class SmoothingEngine:
         if stored is None:
             return None
         capacity = max(1, self._full_batch // stored.cost)
+        ask.request = self._sketches.applied(ask.request, stored.token_grids)
         ask.open(stored.spectral_norm, capacity)
         ask.observe(stored.draws, capacity)
         if ask.ended is None:
@@ -265,6 +272,7 @@ class SmoothingEngine:
 
     def _prepare(self, ask: Ask) -> PreparedImage:
         image = self.encoder.prepare(ask.request.pixels())
+        ask.request = self._sketches.applied(ask.request, self._token_grids(ask.request, image))
         ask.open(image.spectral_norm, max(1, self._full_batch // cost_of(image)))
         return image
 
@@ -291,7 +299,7 @@ class SmoothingEngine:
                 request,
                 image,
                 origin,
-                self.encoder.token_grids(image.grid, request.feature_map.stage),
+                self._token_grids(request, image),
                 key,
                 stored,
                 [ask],
@@ -337,6 +345,9 @@ class SmoothingEngine:
                 f"smoothing would take about {wait:.3g} s, more than the {request.timeout:g} s that are left for it",
                 wait,
             )
+
+    def _token_grids(self, request: SmoothingRequest, image: PreparedImage) -> tuple[tuple[int, int], ...]:
+        return self.encoder.token_grids(image.grid, request.feature_map.stage)
 
     def _seconds(self, tokens: int) -> float | None:
         return self._worker.rate.seconds(tokens)

@@ -24,7 +24,7 @@ class Ask:
     """One request on its way through the engine.
 
     Attributes:
-        request: What is asked.
+        request: What is asked, without what is left out for this image.
         future: Gets the result. Cancelling it ends the work, unless others wait for the same draws.
         submitted: When it came, on the monotonic clock.
         cache: What the cache did for it.

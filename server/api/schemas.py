@@ -176,12 +176,14 @@ class ImageEntry(ImageRobustness):
     Attributes:
         judgements: One for each requirement of the request, in the same order.
         withheld: Whether the language model was given a notice in place of this image.
+        spectral_left_out: Whether ``spectral`` had no effect, since the sketch that it takes would be too large.
     """
 
     cache: CacheOutcome | None = None
     receipt: Receipt | None = None
     judgements: tuple[Judgement, ...] = ()
     withheld: bool = False
+    spectral_left_out: bool = False
 
     @classmethod
     def of(
@@ -192,10 +194,18 @@ class ImageEntry(ImageRobustness):
         judgements: tuple[Judgement, ...] = (),
         *,
         withheld: bool = False,
+        spectral_left_out: bool = False,
     ) -> ImageEntry:
         """Puts them together."""
         values = {part.name: getattr(certificate, part.name) for part in fields(ImageRobustness)}
-        return cls(**values, cache=cache, receipt=receipt, judgements=judgements, withheld=withheld)
+        return cls(
+            **values,
+            cache=cache,
+            receipt=receipt,
+            judgements=judgements,
+            withheld=withheld,
+            spectral_left_out=spectral_left_out,
+        )
 
 
 class Robustness(BaseModel):
@@ -231,6 +241,11 @@ class Robustness(BaseModel):
             detail = f"no similarity is certified at the radius for image {', '.join(failed)}: {remedy}"
         if withheld := [str(index) for index, image in enumerate(images) if image.withheld]:
             detail += f"; the language model was not shown image {', '.join(withheld)}, below a required similarity"
+        if left_out := [str(index) for index, image in enumerate(images) if image.spectral_left_out]:
+            detail += (
+                f"; the spread was not bounded for image {', '.join(left_out)}, which has too many tokens for it: a "
+                "smaller picture is certified more tightly"
+            )
         outside = (image for image in images if image.psm and not image.psm.sigma_in_range)
         if (image := next(outside, None)) and image.psm:
             detail += (

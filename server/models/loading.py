@@ -125,6 +125,7 @@ def _start_engine(settings: Settings) -> SmoothingEngine:
         max_queued_images=settings.max_queued_images,
         cache_bytes=settings.cache_bytes,
         shared_cache=build_shared_cache(settings),
+        max_sketch_bytes=settings.max_sketch_bytes,
         max_pixels=settings.encoder_max_pixels,
     )
     try:

@@ -8,17 +8,23 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine, worker
+from fs_runtime.receipts import parse_receipt
+from fs_runtime.receipts.verify import verify
 from fs_runtime.smoothing import Smoother
+from server.models.loading import load_model
+from server.settings import Settings
 
 from .gateway import TINY, Gateway, chat, data_url, picture, running_gateway, user
 
@@ -486,6 +492,28 @@ def test_a_stalled_smoothing_thread_is_visible(
             "staying": True,
             "models": {TINY: "ready"},
         }
+
+
+def test_an_answer_says_that_the_spread_was_left_out(tiny_llava: Path) -> None:
+    with closing(load_model(Settings(model=str(tiny_llava), psm="none", max_sketch_bytes=1)).engine) as engine:
+        with running_gateway(tiny_llava, engine) as gateway:
+            asked = {"receipt": True, "samples": 64}
+            answers = [
+                gateway.post("/v1/certify", {"image": data_url(picture(1)), "robustness": asked | more}).json()
+                for more in ({}, {"spectral": False}, {"granularity": "token"})
+            ]
+        told, *others = [answer["robustness"] for answer in answers]
+        assert "the spread was not bounded for image 0" in told["detail"]
+        (image,) = told["images"]
+        assert image["spectral_left_out"] is True
+        assert (image["spread"], image["smoothed"]["spectral"], image["alphas"]["spread"]) == (None, None, 0)
+        assert image["smoothed"]["best"] == image["smoothed"]["tight"] > 0
+        receipt = parse_receipt(json.dumps(image["receipt"]).encode())
+        found = verify(receipt, np.asarray(picture(1)), lambda: engine.smoother)
+        assert found.verdict == "reproduced", found.problems
+        for robustness in others:  # who did not ask for it misses nothing
+            assert "spread" not in robustness["detail"]
+            assert robustness["images"][0]["spectral_left_out"] is False
 
 
 def test_a_lost_gpu_fails_liveness_and_every_request(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from .gateway import Gateway, chat, data_url, picture, running_gateway
 
 COMMAND = [sys.executable, "-m", "server.cli"]
 IMAGE = str(example_images()["red-circle"])
+# What is said of an image by the answer and not by its certificate.
+OF_THE_ANSWER = {"cache", "judgements", "withheld", "spectral_left_out"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,7 +114,7 @@ def test_chat_gives_a_receipt_for_each_image(gateway: Gateway, engine: Smoothing
         receipt = entry.pop("receipt")
         assert receipt["request_id"] == "req-7"
         assert receipt["certificate"].items() <= entry.items()
-        assert entry.keys() - receipt["certificate"].keys() == {"cache", "judgements", "withheld"}  # of this answer
+        assert entry.keys() - receipt["certificate"].keys() == OF_THE_ANSWER
         seeds.add(receipt["draws"]["seed"])
         found = check(receipt, image, engine, key)
         assert (found.verdict, found.signature, found.problems) == ("reproduced", "trusted", [])

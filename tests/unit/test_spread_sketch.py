@@ -40,6 +40,15 @@ def test_is_exact_while_nothing_is_dropped() -> None:
     assert SpreadSketch().largest == 0.0
 
 
+def test_most_bytes_is_what_it_comes_to() -> None:
+    deviations = torch.randn(150, 400, generator=torch.Generator().manual_seed(1))
+    sketch, seen = SpreadSketch(), []
+    for part in deviations.split(5):
+        sketch.update(part)
+        seen.append(sketch.nbytes)
+    assert 0.9 * SpreadSketch.most_bytes(400) < max(seen) <= SpreadSketch.most_bytes(400)
+
+
 def test_does_not_depend_on_the_batches() -> None:
     deviations = torch.randn(150, 400, generator=torch.Generator().manual_seed(2)) * 0.05
     found = []

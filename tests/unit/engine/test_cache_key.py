@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fs_runtime.encoders import load_encoder
+from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingRequest
 from fs_runtime.engine.cache import CacheKey
 from fs_runtime.smoothing import Smoother
@@ -29,3 +29,12 @@ def test_replicas_that_read_an_image_at_other_resolutions_share_no_draws(tmp_pat
     assert keys[0].weights == keys[2].weights
     assert keys[0] != keys[2]
     assert keys[0].parts() != keys[2].parts()
+
+
+def test_replicas_that_leave_the_spread_out_of_other_images_share_no_draws(encoder: VisionEncoder) -> None:
+    """They would split α differently over the same draws."""
+    smoother, image = Smoother(encoder), np.zeros((28, 28, 3), np.uint8)
+    for spectral in (True, False):
+        request = SmoothingRequest(image, 0.25, 8, 0.999, spectral=spectral)
+        low, high = (CacheKey.of(request, smoother, limit) for limit in (2**20, 2**30))
+        assert (low == high) is (low.parts() == high.parts()) is not spectral
