@@ -184,7 +184,7 @@ def _compare_versions(receipt: Receipt, found: Verification) -> None:
 
 def _check_numbers(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, found: Verification) -> None:
     here = arithmetic_of(smoother, receipt.arithmetic.batch_size)
-    found.tolerance = tolerance(here.device, receipt.arithmetic.dtype, here.dtype)
+    found.tolerance = tolerance(here.device, receipt.arithmetic.dtype, here.dtype, float8=here.quantization is not None)
     replayed = replay(receipt, image, smoother, found.tolerance)
     low, middle, high = (certificate["smoothed"]["best"] for certificate in replayed.certificates)
     found.replayed = [low, middle, high]

@@ -126,7 +126,9 @@ def test_certificate_and_receipt_are_of_the_float8_encoder(smoother: Smoother) -
     receipt = issue_receipt(engine, PICTURE, query, result, certificate)
     assert receipt.arithmetic.quantization == "fp8"
     receipt = parse_receipt(receipt.to_json())
-    assert verify(receipt, PICTURE, lambda: smoother).verdict == "reproduced"
+    again = verify(receipt, PICTURE, lambda: smoother)
+    assert again.verdict == "reproduced"
+    assert again.tolerance == 5e-3
     assert verify(receipt, PICTURE, lambda: plain).verdict == "not_reproduced"
 
 
