@@ -23,6 +23,7 @@ Networks = Callable[[Tensor, Tensor, tuple[int, int], bool], Tensor]
 """``(B, C, H, W)`` pixels, ``(B,)`` noise levels, the tokens' rows and columns, whether there is noise: to features."""
 
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
+_GRAPHS_IN_THREADS = "2.13"  # before, torch's CUDA graphs fail on threads of Python's (pytorch/pytorch#123177)
 _HALVINGS = 3
 WARM_UP_RUNS = 3  # CUDA graphs: torch runs once as it is, records, and replays from then on
 _MANY_SHAPES = 256  # torch stops compiling a function after 8, which several models together exceed
@@ -30,6 +31,19 @@ _MANY_SHAPES = 256  # torch stops compiling a function after 8, which several mo
 
 class CompilationError(CheckpointError):
     """The networks cannot be compiled here; the message has the reason and the remedy."""
+
+
+def check_mode(mode: CompileMode, device: torch.device) -> None:
+    """Refuses what would fail on an engine's own thread.
+
+    Raises:
+        CompilationError: The mode has CUDA graphs, and this version of torch makes them on the main thread alone.
+    """
+    if mode in _WITH_GRAPHS and device.type == "cuda" and torch.__version__ < _GRAPHS_IN_THREADS:
+        raise CompilationError(
+            f"compile {mode} has CUDA graphs, which torch {torch.__version__} cannot make for a server: install torch "
+            f"{_GRAPHS_IN_THREADS} or later, or choose default or max-autotune-no-cudagraphs"
+        )
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fs_runtime.compilation import check_mode
 from fs_runtime.encoders import CheckpointError, ImageSizeError, VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.shared_cache import SharedCache
@@ -163,7 +164,8 @@ def load_engine(
             several sizes runs eagerly in any case, and a warning says so.
 
     Raises:
-        CheckpointError: As :func:`load_smoother`, or a share of GPU memory is given and the device is no GPU.
+        CheckpointError: As :func:`load_smoother`, a share of GPU memory is given and the device is no GPU, or the mode
+            does not work with this version of torch.
     """
     if gpu_memory_fraction is not None:
         try:
@@ -182,6 +184,7 @@ def load_engine(
     if batch_size is None:
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
     if compile_mode is not None:
+        check_mode(compile_mode, smoother.encoder.device)
         shape = only_shape(smoother.encoder)
         if shape is None:
             log.warning("%s reads images at several sizes: its networks are not compiled", model)

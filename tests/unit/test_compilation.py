@@ -8,8 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
-from fs_runtime.compilation import CompilationError, CompiledNetworks, batch_sizes
+from fs_runtime.compilation import CompilationError, CompiledNetworks, batch_sizes, check_mode
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.cache import CacheKey
@@ -90,6 +91,19 @@ def test_without_a_compiler_the_error_says_so() -> None:
         pytest.raises(CompilationError, match="needs a C\\+\\+ compiler such as g\\+\\+; install one, or leave"),
     ):
         compiled.warm_up(torch.device("cpu"), (3, 3))
+
+
+def test_cuda_graphs_are_refused_where_they_would_fail_on_the_engines_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    for version in ("2.13.0", "2.13.1+cu130", "2.20.0"):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        check_mode("reduce-overhead", gpu)
+    for version in ("2.9.1", "2.11.0+cu128"):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        check_mode("default", gpu)
+        check_mode("reduce-overhead", torch.device("cpu"))
+        with pytest.raises(CompilationError, match=r"install torch 2\.13 or later, or choose default"):
+            check_mode("reduce-overhead", gpu)
 
 
 @pytest.fixture(scope="module")
