@@ -300,8 +300,9 @@ class Smoother:
             else:
                 copies.copy_(state.x)
             start += count
-        levels = torch.tensor([state.sigma for state, _ in parts], device=device)
-        return x, levels.repeat_interleave(torch.tensor([count for _, count in parts], device=device))
+        # On the host: repeating on the device would wait for it, to know how many there are.
+        levels = torch.tensor([state.sigma for state, _ in parts])
+        return x, levels.repeat_interleave(torch.tensor([count for _, count in parts])).to(device)
 
     def _mapped(self, features: Tensor, first: SmoothingState) -> Tensor:
         """From the encoder's features to those of the feature map, before they are made unit."""
