@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from fs_runtime.arithmetic import flops, matmul_peak
+from fs_runtime.compilation import WARM_UP_RUNS
 from fs_runtime.encoders.base import Grid
+from fs_runtime.network_options import CompileMode
 from fs_runtime.noise import NoiseStream
 from fs_runtime.smoothing import Smoother
 
@@ -28,6 +30,9 @@ class SmoothingBenchmark:
         device: Where it ran.
         dtype: Arithmetic of pass and bare networks.
         parts: The networks: the encoder, with purifier and mapper where there are such.
+        compiled: Mode of ``torch.compile`` that made pass and bare networks; None where they ran as they are.
+        quantization: Format of the products in the encoder's linear layers; None for that of ``dtype``.
+        warm_up_seconds: Time of the first batches of each size, in which networks are compiled.
         batch_size: The bare networks' best one; the pass uses it too.
         bare_rates: Rate of the bare networks by batch size.
         bare: Bare networks at their best batch size: the ceiling.
@@ -45,6 +50,9 @@ class SmoothingBenchmark:
     device: str
     dtype: str
     parts: str
+    compiled: str | None
+    quantization: str | None
+    warm_up_seconds: float
     batch_size: int
     bare_rates: dict[int, float]
     bare: float
@@ -68,6 +76,7 @@ def benchmark_smoothing(
     image_samples: Sequence[int] = (),
     side: int = 448,
     rounds: int,
+    compile_mode: CompileMode | None = None,
     progress: Callable[[str], None],
 ) -> SmoothingBenchmark:
     """Measures the pass.
@@ -80,11 +89,15 @@ def benchmark_smoothing(
         image_samples: Numbers of samples with which one image is timed by itself.
         side: Sides of the picture, in pixels; encoders that read any size make their grid of it.
         rounds: Measurements of each; they take turns, so that a slow moment of the machine meets all alike.
+        compile_mode: Of ``torch.compile``, for this picture's shape and batches of the largest size, its half, quarter
+            and eighth; None measures the networks as they are.
         progress: Told what is measured.
     """
     encoder = smoother.encoder
     image = encoder.prepare(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
     x = image.pixels.to(encoder.device)
+    if compile_mode is not None:
+        smoother.compile(compile_mode, x.shape[-3:], max(batch_sizes))
     level = torch.tensor([_SIGMA], device=encoder.device)
 
     def sync() -> None:
@@ -99,9 +112,9 @@ def benchmark_smoothing(
         return done / (time.perf_counter() - start)
 
     @torch.inference_mode()
-    def bare(batch_size: int) -> int:
+    def bare(batch_size: int, batches: int | None = None) -> int:
         batch = x.expand(batch_size, *x.shape).contiguous()
-        batches = -(-samples // batch_size)
+        batches = batches or -(-samples // batch_size)
         for _ in range(batches):
             smoother.features(batch, level.expand(batch_size), image.grid, noisy=True)
         return batches * batch_size
@@ -126,12 +139,16 @@ def benchmark_smoothing(
             mean = feature.cpu().numpy() + (mean if mean.size else 0)
         return count
 
+    begun = time.perf_counter()
+    for batch_size in batch_sizes:
+        progress(f"warm-up, batch {batch_size}")
+        bare(batch_size, WARM_UP_RUNS)
+    sync()
+    warm_up_seconds = time.perf_counter() - begun
     tried: dict[int, list[float]] = {batch_size: [] for batch_size in batch_sizes}
     for turn in range(rounds):
         for batch_size, rates in tried.items():
             progress(f"bare networks, batch {batch_size}, round {turn + 1} of {rounds}")
-            if not turn:
-                bare(batch_size)  # warm-up
             rates.append(rate(lambda b=batch_size: bare(b)))  # type: ignore[misc]
     bare_rates = {batch_size: statistics.median(rates) for batch_size, rates in tried.items()}
     best = max(bare_rates, key=lambda b: bare_rates[b])
@@ -159,13 +176,16 @@ def benchmark_smoothing(
         return statistics.median(a / b for a, b in zip(measured["smoothing pass"], measured[name], strict=True))
 
     one = x[None].contiguous()
-    sample_flops = flops(lambda: smoother.features(one, level, image.grid, noisy=True))
+    sample_flops = flops(lambda: plain.features(one, level, image.grid, noisy=True))
     peak = matmul_peak(encoder.device, encoder.dtype)
     smoothing = statistics.median(measured["smoothing pass"])
     return SmoothingBenchmark(
         device=torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else "cpu",
         dtype=str(encoder.dtype).removeprefix("torch."),
         parts=_parts(smoother),
+        compiled=None if smoother.compiled is None else smoother.compiled.mode,
+        quantization=encoder.quantization,
+        warm_up_seconds=warm_up_seconds,
         batch_size=best,
         bare_rates=bare_rates,
         bare=statistics.median(measured["bare networks"]),

@@ -20,6 +20,7 @@ from fs_runtime.plots import plot_to, require_matplotlib
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_PIPE_WIDTH = 140
 Number = TypeVar("Number", int, float)
 
 
@@ -101,8 +102,11 @@ def present(
     if as_json:
         typer.echo(figures)
         return
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe, which rich takes to be 80 columns wide
+        console = Console(width=_PIPE_WIDTH)
     for table in tables():
-        Console().print(table)
+        console.print(table)
 
 
 def _plain(value: Any) -> Any:

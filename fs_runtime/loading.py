@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from fs_runtime.encoders import CheckpointError, load_encoder
+from fs_runtime.compilation import check_mode
+from fs_runtime.encoders import CheckpointError, ImageSizeError, VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.feature_statistics import FILE_NAME, FeatureStatistics, StatisticsError
 from fs_runtime.gpu import limit_memory
+from fs_runtime.network_options import CompileMode, Quantization
 from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
@@ -18,6 +22,9 @@ from fs_runtime.resolution import DEFAULT_MAX_PIXELS
 from fs_runtime.robustness import Fingerprints
 from fs_runtime.smoothing import ENCODER_FEATURES, Smoother
 
+log = logging.getLogger("fs_runtime.loading")
+
+_SQUARE, _WIDE = (336, 336), (168, 672)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -75,14 +82,17 @@ def load_smoother(
     device: str = "auto",
     dtype: str = "auto",
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    quantization: Quantization | None = None,
 ) -> Smoother:
     """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
 
     ``max_pixels`` caps x in families that read any resolution (:meth:`VisionEncoder.cap`); 0 leaves the model's own.
+    ``quantization`` takes the products of the encoder's linear layers in that format (:meth:`VisionEncoder.in_float8`);
+    purifier, mapper and feature statistics are those of the encoder without.
 
     Raises:
-        CheckpointError: The cap is too small; else as :func:`fs_runtime.encoders.load_encoder` and
-            :func:`fs_runtime.psm.storage.load_psm`.
+        CheckpointError: The cap is too small, or the device cannot compute in that format; else as
+            :func:`fs_runtime.encoders.load_encoder` and :func:`fs_runtime.psm.storage.load_psm`.
     """
     device = resolve_device(device)
     encoder = load_encoder(model, revision=revision, device=device, dtype=resolve_dtype(dtype, device))
@@ -99,6 +109,8 @@ def load_smoother(
     # A purifier for any encoder knows no features: those statistics lie with the model.
     beside_psm = smoother.psm is not None and smoother.psm.encoder == "this"
     smoother.statistics = load_statistics(folder if folder and beside_psm else Path(model), smoother)
+    if quantization == "fp8":
+        smoother.encoder = encoder.in_float8()
     return smoother
 
 
@@ -139,6 +151,8 @@ def load_engine(
     shared_cache: SharedCache | None = None,
     max_sketch_bytes: int = 0,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    compile_mode: CompileMode | None = None,
+    quantization: Quantization | None = None,
 ) -> SmoothingEngine:
     """Loads ``model`` and starts the engine.
 
@@ -146,18 +160,36 @@ def load_engine(
         model: Folder or hub id; this and what is not named here as :func:`load_smoother` and :class:`SmoothingEngine`.
         gpu_memory_fraction: Most of the GPU's memory that this process may allocate; None for no limit.
         batch_size: None picks one that suits the device.
+        compile_mode: Of ``torch.compile``, for the networks; None leaves them as they are. A model that reads images at
+            several sizes runs eagerly in any case, and a warning says so.
 
     Raises:
-        CheckpointError: As :func:`load_smoother`, or a share of GPU memory is given and the device is no GPU.
+        CheckpointError: As :func:`load_smoother`, a share of GPU memory is given and the device is no GPU, or the mode
+            does not work with this version of torch.
     """
     if gpu_memory_fraction is not None:
         try:
             limit_memory(torch.device(resolve_device(device)), gpu_memory_fraction)
         except ValueError as error:
             raise CheckpointError(f"gpu_memory_fraction: {error}; leave it out") from None
-    smoother = load_smoother(model, psm=psm, revision=revision, device=device, dtype=dtype, max_pixels=max_pixels)
+    smoother = load_smoother(
+        model,
+        psm=psm,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        max_pixels=max_pixels,
+        quantization=quantization,
+    )
     if batch_size is None:
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
+    if compile_mode is not None:
+        check_mode(compile_mode, smoother.encoder.device)
+        shape = only_shape(smoother.encoder)
+        if shape is None:
+            log.warning("%s reads images at several sizes: its networks are not compiled", model)
+        else:
+            smoother.compile(compile_mode, shape, batch_size)
     return SmoothingEngine(
         smoother,
         batch_size=batch_size,
@@ -167,3 +199,15 @@ def load_engine(
         shared_cache=shared_cache,
         max_sketch_bytes=max_sketch_bytes,
     )
+
+
+def only_shape(encoder: VisionEncoder) -> tuple[int, ...] | None:
+    """``(C, H, W)`` of every image or tile that an encoder reads; None where that depends on the picture's size."""
+    shapes = set()
+    for height, width in (_SQUARE, _WIDE):
+        try:
+            pixels = encoder.prepare(np.zeros((height, width, 3), np.uint8)).pixels
+        except ImageSizeError:
+            return None
+        shapes.add(tuple(pixels.shape[-3:]))
+    return shapes.pop() if len(shapes) == 1 else None

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fs_runtime.compilation import CompiledNetworks
 from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
 from fs_runtime.feature_statistics import FeatureStatistics
+from fs_runtime.network_options import CompileMode
 from fs_runtime.noise import NoiseStream
 from fs_runtime.psm import Mapper, PsmFacts, Purifier
 from fs_runtime.query import sigma_value
@@ -112,6 +114,9 @@ class Smoother:
         sigma: Noise level that suits them, for callers who do not choose one.
         statistics: Mean feature and floor of a reference set; None if the model has none.
         psm: What is said of purifier and mapper in answers; None where nothing is known.
+
+    Attributes:
+        compiled: The networks as :meth:`compile` made them; None where they run as they are.
     """
 
     def __init__(
@@ -129,6 +134,19 @@ class Smoother:
         self.statistics = statistics
         self.psm = psm
         self.sigma = sigma
+        self.compiled: CompiledNetworks | None = None
+
+    def compile(self, mode: CompileMode, shape: Sequence[int], largest: int) -> None:
+        """Has the networks compiled, at their first use, for noisy images or tiles of one shape.
+
+        What is differentiated, has no noise or another shape runs as before (:class:`CompiledNetworks`).
+
+        Args:
+            mode: Of ``torch.compile``.
+            shape: ``(C, H, W)``.
+            largest: Rows of the largest batch.
+        """
+        self.compiled = CompiledNetworks(self._networks, mode, shape, largest)
 
     def features(self, x: Tensor, sigma: Tensor, grid: Grid, *, noisy: bool) -> Tensor:
         """Purifier, encoder and mapper, each where there is one; differentiable in ``x`` if they are.
@@ -150,11 +168,18 @@ class Smoother:
 
     def _features(self, x: Tensor, sigma: Tensor, grid: Grid, noisy: bool) -> Tensor:
         """The same for ``(B, C, H, W)`` images or tiles."""
+        rows_and_columns = (grid[0], grid[1])
+        if self.compiled is not None and noisy and self.compiled.takes(x):
+            return self.compiled(x, sigma, rows_and_columns)
+        return self._networks(x, sigma, rows_and_columns, noisy)
+
+    def _networks(self, x: Tensor, sigma: Tensor, grid: tuple[int, int], noisy: bool) -> Tensor:
+        """The networks as they are."""
         if self.purifier is not None and noisy:
             x = self.purifier(x, sigma)
         features = self.encoder.encode(x)
         if self.mapper is not None and noisy:
-            features = self.mapper(features, sigma, (grid[0], grid[1]))
+            features = self.mapper(features, sigma, grid)
         return features
 
     def start(
@@ -275,8 +300,9 @@ class Smoother:
             else:
                 copies.copy_(state.x)
             start += count
-        levels = torch.tensor([state.sigma for state, _ in parts], device=device)
-        return x, levels.repeat_interleave(torch.tensor([count for _, count in parts], device=device))
+        # On the host: repeating on the device would wait for it, to know how many there are.
+        levels = torch.tensor([state.sigma for state, _ in parts])
+        return x, levels.repeat_interleave(torch.tensor([count for _, count in parts])).to(device)
 
     def _mapped(self, features: Tensor, first: SmoothingState) -> Tensor:
         """From the encoder's features to those of the feature map, before they are made unit."""

@@ -31,6 +31,16 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
     )
+    compile: Literal["none", "default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"] = Field(
+        "none",
+        description="Mode of torch.compile for encoder, purifier and mapper; none runs them as they are, as models "
+        "that read images of any size always do. It needs a C++ compiler, and minutes at start before /readyz.",
+    )
+    quantization: Literal["none", "fp8"] = Field(
+        "none",
+        description="Format of the products in the encoder's linear layers: fp8 on GPUs of compute capability 8.9 or "
+        "later, or none for that of dtype. The encoder is then another function, with a fingerprint of its own.",
+    )
     encoder_max_pixels: int = Field(
         DEFAULT_MAX_PIXELS,
         ge=0,

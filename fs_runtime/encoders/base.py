@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fs_runtime.encoders.checkpoint import fingerprint
+from fs_runtime.encoders.checkpoint import CheckpointError, fingerprint
+from fs_runtime.encoders.float8 import SCHEME, check_float8, use_float8
+from fs_runtime.network_options import Quantization
 
 Grid = tuple[int, ...]
 """Rows and columns of the token grid, of the image or, in families that cut it into tiles, of one tile. Such families
@@ -59,6 +61,7 @@ class VisionEncoder(abc.ABC):
         max_images: Most images that the model takes in one request; None for any number.
         tower: The vision tower that :meth:`encode` runs, where it is a module of its own that can be trained and
             exchanged; else None.
+        quantization: Format of the products in the vision tower's linear layers; None for that of ``dtype``.
     """
 
     family: str
@@ -70,6 +73,7 @@ class VisionEncoder(abc.ABC):
     language_width: int | None = None
     max_images: int | None = None
     tower: nn.Module | None = None
+    quantization: Quantization | None = None
 
     @abc.abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
@@ -123,6 +127,25 @@ class VisionEncoder(abc.ABC):
         other = copy.copy(self)
         other.tower = tower
         other.fingerprint = fingerprint({"instead of": self.fingerprint}, tower)
+        return other
+
+    def in_float8(self) -> Self:
+        """This encoder with float8 products in the linear layers of its tower (:mod:`fs_runtime.encoders.float8`).
+
+        It is another function, with a fingerprint of its own; certificates are of that function.
+
+        Raises:
+            CheckpointError: The device has no such products, or no layer has the sides that they need.
+        """
+        check_float8(self.device)
+        name = "_tower" if self.tower is None else "tower"
+        tower = copy.deepcopy(getattr(self, name))
+        if not use_float8(tower):
+            raise CheckpointError(f"the vision tower of family {self.family} has no linear layer that float8 suits")
+        other = copy.copy(self)
+        setattr(other, name, tower)
+        other.quantization = "fp8"
+        other.fingerprint = fingerprint({"instead of": self.fingerprint, "linear layers": SCHEME})
         return other
 
     @abc.abstractmethod

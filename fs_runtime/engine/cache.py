@@ -32,7 +32,7 @@ class CacheKey:
         token_confidence: Of the bounds of all tokens, which cannot be computed again for another confidence.
         weights: Fingerprints of all that f is made of.
         preprocessing: What makes x of the image, as JSON; a cap on its pixels, which no fingerprint tells of, included.
-        arithmetic: Device, precision and libraries; one seed gives other draws elsewhere.
+        arithmetic: Device, precision, how networks are compiled, and libraries; one seed gives other draws elsewhere.
     """
 
     tenant: str
@@ -61,7 +61,11 @@ class CacheKey:
             request.token_confidence,
             (smoother.encoder.fingerprint, *(None if part is None else part.fingerprint for part in parts)),
             json.dumps(smoother.encoder.preprocessing, sort_keys=True),
-            _arithmetic(smoother.encoder.device, smoother.encoder.dtype),
+            _arithmetic(
+                smoother.encoder.device,
+                smoother.encoder.dtype,
+                None if smoother.compiled is None else smoother.compiled.mode,
+            ),
         )
 
     def parts(self) -> tuple[str, ...]:
@@ -73,10 +77,11 @@ class CacheKey:
 
 
 @lru_cache(maxsize=64)
-def _arithmetic(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+def _arithmetic(device: torch.device, dtype: torch.dtype, compiled: str | None) -> tuple[str, ...]:
     libraries = {**library_versions(), "pillow": decoder_version()}
     named = [f"{name} {version}" for name, version in libraries.items()]
-    return device.type, device_name(device), str(dtype), *named
+    how = [] if compiled is None else [f"compiled {compiled}"]
+    return device.type, device_name(device), str(dtype), *how, *named
 
 
 class ImageCache:

@@ -207,8 +207,18 @@ class SmoothingEngine:
         return await asyncio.wrap_future(ask.future)
 
     def warm_up(self, image: NDArray[np.uint8] | None = None) -> None:
-        """Runs full batches, so that the first request does not pay for memory and kernels and the rate is known."""
+        """Runs full batches, so that the first request does not pay for memory and kernels and the rate is known.
+
+        Networks that are to be compiled are, before that.
+
+        Raises:
+            CompilationError: They cannot be.
+        """
         blank = np.zeros((_USUAL_SIDE, _USUAL_SIDE, 3), np.uint8) if image is None else image
+        compiled = self.smoother.compiled
+        if compiled is not None:
+            rows, columns = self.encoder.prepare(blank).grid[:2]
+            self._worker.call(lambda: compiled.warm_up(self.encoder.device, (rows, columns))).result()
         self.submit(SmoothingRequest(blank, 0.1, 2 * self._batch_size, 0.9, seed=0)).result()
 
     def close(self) -> None:

@@ -6,7 +6,9 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 
 import torch
 
@@ -53,6 +55,7 @@ class Worker:
         self, smoother: Smoother, budget: BatchBudget, cache: ImageCache, shared_cache: SharedCache | None = None
     ) -> None:
         self._smoother = smoother
+        self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._budget = budget
         self._cache = cache
         self._shared_cache = shared_cache
@@ -90,6 +93,17 @@ class Worker:
             self.jobs[job.key] = job
         self.changed.notify_all()
 
+    def call(self, function: Callable[[], None]) -> Future[None]:
+        """Has the thread call something between two batches: what is bound to a thread must be made on this one."""
+        future: Future[None] = Future()
+        with self.changed:
+            if self.closed:
+                future.set_exception(EngineClosedError("the smoothing engine is shut down"))
+            else:
+                self._calls.append((function, future))
+                self.changed.notify_all()
+        return future
+
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -109,19 +123,24 @@ class Worker:
         finally:  # nobody may wait for a thread that is gone
             with self.changed:
                 self.closed = True
+            for _, future in self._calls:
+                future.set_exception(end)
             self._drop(list(self.queue), end, end.__cause__)
 
     def _turn(self, concerned: list[Job]) -> None:
         """One round: those who left, those who came, one batch. Puts into ``concerned`` whom it works for."""
         with self.changed:
             self.beat = time.monotonic()
-            if not self.queue and not self.closed:
+            call = self._calls.popleft() if self._calls else None
+            if call is None and not self.queue and not self.closed:
                 self.changed.wait(_IDLE_SECONDS)
                 return
             gone = self._gone()
             joined = [job for job in self.queue if job.unseen]
             for job in joined:
                 job.unseen = False
+        if call is not None:
+            _answer(*call)
         for ask, error in gone:
             _fail(ask, error)
         for job in joined:
@@ -292,6 +311,15 @@ class Worker:
 
 def _smoothing_error(error: Exception) -> SmoothingError:
     return SmoothingError(f"smoothing failed: {type(error).__name__}")
+
+
+def _answer(function: Callable[[], None], future: Future[None]) -> None:
+    try:
+        function()
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
 
 
 def _fail(ask: Ask, error: Exception) -> None:

@@ -100,7 +100,14 @@ def verify(
         # At the resolution that the receipt speaks of; one above the checkpoint's own does not come about.
         cap = parsed.preprocessing.steps.get("max_pixels")
         max_pixels = cap if isinstance(cap, int) and cap > 0 else 0
-        return load_smoother(checkpoint_of(model), psm=psm, device=on, dtype=precision, max_pixels=max_pixels)
+        return load_smoother(
+            checkpoint_of(model),
+            psm=psm,
+            device=on,
+            dtype=precision,
+            max_pixels=max_pixels,
+            quantization=parsed.arithmetic.quantization,
+        )
 
     _report(verify_receipt(parsed, pixels, load, trusted), parsed, as_json)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 import rfc8785
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fs_runtime.network_options import CompileMode, Quantization
 from fs_runtime.query import MAX_RADIUS, sigma_value
 
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -18,7 +19,8 @@ class ReceiptError(ValueError):
 
 
 class _Part(BaseModel):
-    # No field has a default: what was signed and what is read back are then the same, field by field.
+    # What was signed and what is read back are the same, field by field: a field has no default, or, if it came later,
+    # one that is never written, so that receipts without it keep their bytes.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -77,6 +79,16 @@ class ReceiptArithmetic(_Part):
     device_name: str
     dtype: Literal["float32", "bfloat16", "float16"]
     batch_size: int = Field(ge=1, description="Most samples in one batch.")
+    compiled: CompileMode | None = Field(
+        default=None,
+        exclude_if=lambda mode: mode is None,
+        description="Mode of torch.compile that made the networks; left out where they ran as they are.",
+    )
+    quantization: Quantization | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="Format of the products in the encoder's linear layers; left out where it is that of dtype.",
+    )
 
 
 class ReceiptFingerprints(_Part):

@@ -84,11 +84,13 @@ def issue_receipt(
 
 
 def arithmetic_of(smoother: Smoother, batch_size: int) -> ReceiptArithmetic:
-    """Device and precision that a smoother computes with."""
-    encoder = smoother.encoder
+    """Device, precision and compilation that a smoother computes with."""
+    encoder, compiled = smoother.encoder, smoother.compiled
     return ReceiptArithmetic(
         device=encoder.device.type,  # type: ignore[arg-type] # checked by the schema, as is the next but one
         device_name=device_name(encoder.device),
         dtype=str(encoder.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         batch_size=batch_size,
+        compiled=None if compiled is None else compiled.mode,
+        quantization=encoder.quantization,
     )

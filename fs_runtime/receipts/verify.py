@@ -153,6 +153,12 @@ def _check_device(receipt: Receipt, smoother: Smoother, found: Verification) -> 
         found.warnings.append(f"made on {made.device_name}, replayed on {here.device_name}")
     if made.dtype != here.dtype:
         found.warnings.append(f"made in {made.dtype}, replayed in {here.dtype}: the tolerance is wider")
+    if made.compiled != here.compiled:
+        found.warnings.append(f"made with {_networks(made.compiled)}, replayed with {_networks(here.compiled)}")
+
+
+def _networks(mode: str | None) -> str:
+    return "networks as they are" if mode is None else f"networks compiled in mode {mode}"
 
 
 def _check_weights(receipt: Receipt, smoother: Smoother, found: Verification) -> None:
@@ -178,7 +184,7 @@ def _compare_versions(receipt: Receipt, found: Verification) -> None:
 
 def _check_numbers(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, found: Verification) -> None:
     here = arithmetic_of(smoother, receipt.arithmetic.batch_size)
-    found.tolerance = tolerance(here.device, receipt.arithmetic.dtype, here.dtype)
+    found.tolerance = tolerance(here.device, receipt.arithmetic.dtype, here.dtype, float8=here.quantization is not None)
     replayed = replay(receipt, image, smoother, found.tolerance)
     low, middle, high = (certificate["smoothed"]["best"] for certificate in replayed.certificates)
     found.replayed = [low, middle, high]

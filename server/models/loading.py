@@ -127,6 +127,8 @@ def _start_engine(settings: Settings) -> SmoothingEngine:
         shared_cache=build_shared_cache(settings),
         max_sketch_bytes=settings.max_sketch_bytes,
         max_pixels=settings.encoder_max_pixels,
+        compile_mode=None if settings.compile == "none" else settings.compile,
+        quantization=None if settings.quantization == "none" else settings.quantization,
     )
     try:
         engine.warm_up()

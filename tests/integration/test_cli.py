@@ -207,6 +207,21 @@ def test_bench_smoothing(tmp_path: Path) -> None:
     assert found["flop_utilisation"] == pytest.approx(found["sample_flops"] * found["smoothing"] / found["peak_flops"])
 
 
+def test_bench_smoothing_in_several_ways(tmp_path: Path) -> None:
+    small = ("bench", "smoothing", "--samples", "8", "--batch-sizes", "8", "--rounds", "1")
+    done = run(*small, "--quantization", "none,fp8", "--json", "--output", str(tmp_path / "ways"))
+    assert done.returncode == 0, done.stderr
+    eager, float8 = json.loads(done.stdout)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg"}
+    assert (eager["way"], float8["way"]) == ("eager", "fp8, eager")
+    assert (eager["found"]["quantization"], float8["found"]["quantization"]) == (None, "fp8")
+    assert float8["of_first_bare"] == pytest.approx(float8["found"]["smoothing"] / eager["found"]["bare"])
+    assert "fp8, eager: " in done.stderr  # told before the table
+    wrong = run(*small, "--compile", "none,fast")
+    assert wrong.returncode == 2
+    assert "max-autotune-no-cudagraphs" in wrong.stderr.replace("\n", "")
+
+
 def test_bench_bets() -> None:
     small = ("bench", "bets", "--samples", "64", "--alphas", "0.05", "--sigmas", "0.25", "--streams", "2")
     people = run(*small)

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from fs_runtime.embedded import EmbeddedModel, Generation
+from fs_runtime.encoders.float8 import Float8Linear
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.gpu import gpu_state, limit_memory
 from fs_runtime.loading import load_engine, load_smoother
+from fs_runtime.network_options import CompileMode
 from fs_runtime.pictures import read_picture
 from fs_runtime.query import CertificateQuery
 from fs_runtime.reference import example_images, reference_model_path
@@ -68,6 +70,70 @@ def test_same_seed_same_certificate_whatever_shares_the_batch(dtype: str, tolera
     finally:
         engine.close()
     assert among.norm_lower == pytest.approx(alone.norm_lower, abs=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's compiler
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "default",
+        pytest.param(
+            "reduce-overhead",
+            marks=pytest.mark.skipif(torch.__version__ < "2.13", reason="refused before torch 2.13"),
+        ),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-4), ("bfloat16", 5e-3)])
+def test_compiled_networks_certify_what_eager_ones_do(dtype: str, tolerance: float, mode: CompileMode) -> None:
+    """With CUDA graphs too, which are made on the engine's own thread; 300 samples fill four batches and a part."""
+    found = []
+    for compile_mode in (None, mode):
+        engine = load_engine(MODEL, device="cuda", dtype=dtype, batch_size=64, compile_mode=compile_mode)
+        try:
+            engine.warm_up()
+            for _ in range(3):
+                request = SmoothingRequest(PICTURE, 0.05, 300, 0.999, seed=7)
+                found.append(float(engine.submit(request).result(300).norm_lower))
+        finally:
+            engine.close()
+    np.testing.assert_allclose(found, found[0], atol=tolerance)
+
+
+needs_float8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs float8 products"
+)
+
+
+@needs_float8
+@torch.inference_mode()
+@pytest.mark.parametrize("tokens", [17, 577])
+def test_a_float8_layer(tokens: int) -> None:
+    linear = torch.nn.Linear(1024, 4096, device="cuda")
+    layer = Float8Linear(linear)
+    x = torch.randn(8, tokens, 1024, device="cuda") * torch.logspace(-3, 3, tokens, device="cuda").view(1, -1, 1)
+    alone, wanted = layer(x), linear(x)
+    sizes = x.abs() @ linear.weight.abs().T
+    # Two roundings to three bits of mantissa, and one to bfloat16 of the sum.
+    assert bool(((alone - wanted).abs() <= (2 / 16 + 1 / 256 + 1 / 128) * sizes + 1e-6).all())
+    x[1:] *= 1e6
+    assert torch.equal(layer(x)[0], alone[0])
+
+
+@needs_float8
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's compiler
+@pytest.mark.parametrize("mode", [None, "default"])
+def test_a_float8_encoder_is_certified(mode: CompileMode | None) -> None:
+    engine = load_engine(MODEL, device="cuda", batch_size=64, compile_mode=mode, quantization="fp8")
+    plain = load_smoother(MODEL, device="cuda", dtype="bfloat16")
+    try:
+        engine.warm_up()
+        result = engine.submit(SmoothingRequest(PICTURE, 0.05, 512, 0.999)).result(300)
+    finally:
+        engine.close()
+    assert certificate_of(result) > 0.95
+    image = plain.encoder.prepare(PICTURE)
+    ones, others = (each.draw(each.start(image, 0.05, 3), 64) for each in (plain, engine.smoother))
+    assert float((ones * others).sum(-1).mean()) > 0.99
 
 
 def test_the_state_of_the_device() -> None:

@@ -12,14 +12,28 @@ import torch
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def bench(shape: str, *options: str) -> dict[str, Any]:
+def bench(shape: str, *options: str) -> Any:
     command = [str(Path(sys.executable).with_name("fs-serve")), "bench", "smoothing", "--shape", shape]
     command += ["--device", "cuda", "--samples", "512", "--rounds", "3", "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     print(done.stdout)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
+
+
+def test_every_way_of_computing_the_networks_works() -> None:
+    """One command for the table of docs/performance.md, in small; a way that fails makes it leave with status 1."""
+    options = ["--batch-sizes", "64", "--compile", "none,default,reduce-overhead", "--quantization", "none,fp8"]
+    eager, *others = bench("clip-vit-l-14-336", *options)
+    assert eager["way"] == "eager"
+    assert {way["way"] for way in others} == {
+        "compiled default",
+        "compiled reduce-overhead",
+        "fp8, eager",
+        "fp8, compiled default",
+        "fp8, compiled reduce-overhead",
+    }
+    assert max(way["found"]["smoothing"] for way in others) > eager["found"]["smoothing"]
 
 
 def test_llavas_encoder_keeps_the_device_busy() -> None:

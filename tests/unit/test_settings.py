@@ -57,6 +57,8 @@ def test_every_setting_says_why() -> None:
         ({"cache_redis_url": "redis://127.0.0.1", "cache_redis_key": "k" * 32, "cache_bytes": 0}, "cache_bytes"),
         ({"gpu_memory_fraction": 0}, "gpu_memory_fraction"),
         ({"gpu_memory_fraction": 1.1}, "gpu_memory_fraction"),
+        ({"compile": "fast"}, "compile"),
+        ({"quantization": "int4"}, "quantization"),
         ({"on_undecided": "ignore"}, "on_undecided"),
     ],
 )

@@ -63,6 +63,16 @@ def test_canonical_bytes_are_those_of_rfc_8785(receipt: Receipt) -> None:
     assert "signature" not in text
 
 
+@pytest.mark.parametrize(("name", "value"), [("compiled", "reduce-overhead"), ("quantization", "fp8")])
+def test_how_networks_were_computed_is_signed_where_it_is_not_the_ordinary_way(name: str, value: str) -> None:
+    ordinary = parse_receipt(json.dumps(DOCUMENT))
+    assert name not in json.loads(ordinary.to_json())["arithmetic"]
+    assert parse_receipt(changed(f"arithmetic.{name}", None)).signed_bytes() == ordinary.signed_bytes()
+    read = parse_receipt(changed(f"arithmetic.{name}", value))
+    assert f'"{name}":"{value}"' in read.signed_bytes().decode()
+    assert parse_receipt(read.to_json()) == read
+
+
 def test_a_program_that_knows_only_doubles_may_pass_it_on(receipt: Receipt) -> None:
     # JavaScript writes 1.0 as 1 and would round an integer seed of 64 bits.
     document = json.loads(changed("certificate.whole", 1.0), parse_int=float)
