@@ -21,10 +21,12 @@ class WatchedSmoother(Smoother):
         self.batches: list[dict[float, int]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.at_gate = threading.Event()
         self.failing_sigma: float | None = None
         self.memory: int | None = None
 
     def step(self, parts: Sequence[tuple[SmoothingState, int]]) -> list[InnerProducts]:
+        self.at_gate.set()
         self.gate.wait(30)
         if self.memory is not None and sum(count for _, count in parts) > self.memory:
             raise torch.OutOfMemoryError("too much")

@@ -197,6 +197,7 @@ def test_adaptive_sampling_looks_when_it_may_end_and_leaves_the_rest_of_the_batc
     smoother.gate.clear()
     try:
         engine.submit(ask(0.9, 1))  # holds the device, so that the two others are there together
+        assert smoother.at_gate.wait(30)
         until = CertificateQuery(radius=0.01, min_similarity=0.5)
         adaptive = engine.submit(ask(0.1, 1000, until=until))
         fixed = engine.submit(ask(0.2, 400))
