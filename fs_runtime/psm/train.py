@@ -193,18 +193,20 @@ class _Run:
 
         self.loop.stage(stage, networks, getattr(self.settings, stage), loss, score, resumed)
 
-    def _purifier_loss(self, purifier: nn.Module, bare: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _purifier_loss(
+        self, purifier: nn.Module, unwrapped: nn.Module, x: Tensor, generator: torch.Generator
+    ) -> Tensor:
         noise, sigma = self._noise(x, generator)
         with torch.no_grad():
             clean = self.encoder.encode(x)
-        moved = self._worst(lambda z: self.encoder.encode(bare(z + noise, sigma)), x, clean, generator)
+        moved = self._worst(lambda z: self.encoder.encode(unwrapped(z + noise, sigma)), x, clean, generator)
         purified = purifier(moved + noise, sigma)
         features = self.encoder.encode(purified)
         loss = purifier_loss(purified, x, sigma, features, clean, self.settings.weights)
         return loss + self._distance(features, clean)
 
     def _mapper_loss(
-        self, mapper: nn.Module, bare: nn.Module, purifier: nn.Module, x: Tensor, generator: torch.Generator
+        self, mapper: nn.Module, unwrapped: nn.Module, purifier: nn.Module, x: Tensor, generator: torch.Generator
     ) -> Tensor:
         noise, sigma = self._noise(x, generator)
         grid = self.loop.held_out.grid
@@ -215,14 +217,15 @@ class _Run:
 
         with torch.no_grad():
             clean = self.encoder.encode(x)
-        moved = self._worst(lambda z: bare(encode(z), sigma, grid), x, clean, generator)
+        moved = self._worst(lambda z: unwrapped(encode(z), sigma, grid), x, clean, generator)
         with torch.no_grad():
             features = encode(moved)
         # One pass for both levels, since several processes average gradients once a pass.
         both = mapper(torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), grid)
-        mapped, mapped_clean = (both.float() / self.feature_unit).chunk(2)
-        loss = mapper_loss(mapped, mapped_clean, clean.float() / self.feature_unit, self.settings.weights)
-        return loss + self._distance(both.chunk(2)[0], clean)
+        mapped, mapped_clean = both.float().chunk(2)
+        unit = self.feature_unit
+        loss = mapper_loss(mapped / unit, mapped_clean / unit, clean.float() / unit, self.settings.weights)
+        return loss + self._distance(mapped, clean)
 
     def _worst(
         self, features: Callable[[Tensor], Tensor], x: Tensor, clean: Tensor, generator: torch.Generator
