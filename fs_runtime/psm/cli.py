@@ -51,7 +51,11 @@ def train(
         float,
         typer.Option(min=0.0, help="Train against attacks: radius of their l-infinity ball, in 255ths; 0 for none."),
     ] = 0.0,
-    attack_steps: Annotated[int, typer.Option(min=1, help="PGD steps behind each training step with --epsilon.")] = 2,
+    attack_steps: Annotated[int, typer.Option(min=0, help="PGD steps behind each training step with --epsilon.")] = 2,
+    replays: Annotated[
+        int,
+        typer.Option(min=1, help="Times that a batch is trained on while its attack goes on by a step each time."),
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Fixes weights, order and noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; `accelerate launch` spreads over several.")] = "auto",
     precision: PrecisionOption = "auto",
@@ -84,6 +88,7 @@ def train(
             mapper_width=mapper_width,
             epsilon=epsilon / 255,
             attack_steps=attack_steps,
+            replays=replays,
             seed=seed,
             precision=mixed_precision(precision, device),
         )

@@ -7,7 +7,7 @@ number, so a run that was killed goes on from its last checkpoint as if nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class TrainingLoop:
         stage: str,
         networks: Mapping[str, nn.Module],
         settings: StageSettings,
-        loss_of: Callable[[nn.Module, Tensor, torch.Generator], Tensor],
+        losses_of: Callable[[nn.Module, Tensor, torch.Generator], Iterable[Tensor]],
         score_of: Callable[[], float],
         resumed: Checkpoint | None,
     ) -> None:
@@ -123,8 +123,9 @@ class TrainingLoop:
             stage: Its name.
             networks: By stage; all but this one's are frozen.
             settings: How.
-            loss_of: The loss of the network, as the accelerator wrapped it, on this process's ``(B, C, H, W)`` pixels,
-                with a generator for what is random in this step.
+            losses_of: The losses of the network, as the accelerator wrapped it, on this process's ``(B, C, H, W)``
+                pixels, with a generator for what is random in this step. The weights are updated after each of them,
+                before the next one is asked for.
             score_of: Measures the held-out pictures.
             resumed: The checkpoint to go on from, of this stage.
 
@@ -147,14 +148,19 @@ class TrainingLoop:
         for step, x in zip(range(start, steps), self._load(stage, start, steps), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * warm_cosine(step, steps)
-            with self._accelerator.autocast():
-                loss = loss_of(wrapped, x, self._generator(stage, step))
-            self._accelerator.backward(loss)
-            norm = self._accelerator.clip_grad_norm_(network.parameters(), 1.0)
-            if not bool(torch.isfinite(norm)):
-                raise TrainingError(f"the {stage}'s gradient is not finite at step {step}; choose a smaller rate")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            losses = iter(losses_of(wrapped, x, self._generator(stage, step)))
+            while True:
+                with self._accelerator.autocast():
+                    following = next(losses, None)
+                if following is None:
+                    break
+                loss = following
+                self._accelerator.backward(loss)
+                norm = self._accelerator.clip_grad_norm_(network.parameters(), 1.0)
+                if not bool(torch.isfinite(norm)):
+                    raise TrainingError(f"the {stage}'s gradient is not finite at step {step}; choose a smaller rate")
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             done = step + 1
             if done % self._every == 0 or done == steps:
                 score = score_of()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fs_runtime import __version__
-from fs_runtime.attacks.inner import feature_distance, worst_case
+from fs_runtime.attacks.inner import feature_distance, replays, worst_case
 from fs_runtime.attacks.threat_model import ThreatModel
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.encoders.checkpoint import fingerprint
@@ -46,7 +46,9 @@ class PsmSettings:
         mapper_width: Channels inside the mapper.
         epsilon: Radius of the ℓ∞ ball, in pixels of [0, 1], that both networks are trained against attacks in; 0 is
             training on clean pictures alone.
-        attack_steps: PGD steps that look for the worst picture of the ball at every training step.
+        attack_steps: PGD steps that look for the worst picture of the ball before a batch is trained on.
+        replays: Times in a row that a batch is trained on, with new noise, while the attack goes on by a step from
+            one to the next; only with ``epsilon``.
         seed: Fixes weights, order and noise.
         precision: Arithmetic of the passes; weights and optimiser stay in float32.
     """
@@ -60,6 +62,7 @@ class PsmSettings:
     mapper_width: int = 128
     epsilon: float = 0.0
     attack_steps: int = 2
+    replays: int = 1
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
 
@@ -68,8 +71,13 @@ class PsmSettings:
             raise TrainingError(f"sigma must be levels above 0 and at most 1, got {self.sigma}")
         if not 0 <= self.epsilon < 1:
             raise TrainingError(f"epsilon must be at least 0 and below 1 in pixels of [0, 1]; got {self.epsilon}")
-        if self.attack_steps < 1:
-            raise TrainingError(f"attack steps must be at least 1; got {self.attack_steps}")
+        if self.attack_steps < 0 or self.replays < 1 or self.attack_steps + self.replays < 2:
+            raise TrainingError(
+                "attack steps must be at least 1, or 0 with 2 replays or more; "
+                f"got {self.attack_steps} attack steps and {self.replays} replays"
+            )
+        if self.replays > 1 and not self.epsilon:
+            raise TrainingError("replays are for training against attacks, and epsilon is 0")
 
 
 def train_psm(
@@ -182,32 +190,34 @@ class _Run:
         purifier = networks["purifier"]
         mapper = networks["mapper"] if stage == "mapper" else None
 
-        def loss(network: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+        def losses(network: nn.Module, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
             # The search for the worst picture goes around the wrapper of several processes, which counts passes.
             if mapper is None:
-                return self._purifier_loss(network, purifier, x, generator)
-            return self._mapper_loss(network, mapper, purifier, x, generator)
+                return self._purifier_losses(network, purifier, x, generator)
+            return self._mapper_losses(network, mapper, purifier, x, generator)
 
         def score() -> float:
             return robustness_score(self.encoder, self.loop.held_out, self.settings.sigma[0], purifier, mapper)
 
-        self.loop.stage(stage, networks, getattr(self.settings, stage), loss, score, resumed)
+        self.loop.stage(stage, networks, getattr(self.settings, stage), losses, score, resumed)
 
-    def _purifier_loss(
+    def _purifier_losses(
         self, purifier: nn.Module, unwrapped: nn.Module, x: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
         noise, sigma = self._noise(x, generator)
         with torch.no_grad():
             clean = self.encoder.encode(x)
-        moved = self._worst(lambda z: self.encoder.encode(unwrapped(z + noise, sigma)), x, clean, generator)
-        purified = purifier(moved + noise, sigma)
-        features = self.encoder.encode(purified)
-        loss = purifier_loss(purified, x, sigma, features, clean, self.settings.weights)
-        return loss + self._distance(features, clean)
+        worst = self._worst(lambda z: self.encoder.encode(unwrapped(z + noise, sigma)), x, clean, generator)
+        for moved in self._replayed(x, worst):
+            purified = purifier(moved + noise, sigma)
+            features = self.encoder.encode(purified)
+            loss = purifier_loss(purified, x, sigma, features, clean, self.settings.weights)
+            yield loss + self._distance(features, clean)
+            noise, sigma = self._noise(x, generator)
 
-    def _mapper_loss(
+    def _mapper_losses(
         self, mapper: nn.Module, unwrapped: nn.Module, purifier: nn.Module, x: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
         noise, sigma = self._noise(x, generator)
         grid = self.loop.held_out.grid
         skip = self.loop.draw(torch.rand, generator, (1, 1, 1)) < self.settings.bare
@@ -217,26 +227,35 @@ class _Run:
 
         with torch.no_grad():
             clean = self.encoder.encode(x)
-        moved = self._worst(lambda z: unwrapped(encode(z), sigma, grid), x, clean, generator)
-        with torch.no_grad():
-            features = encode(moved)
-        # One pass for both levels, since several processes average gradients once a pass.
-        both = mapper(torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), grid)
-        mapped, mapped_clean = both.float().chunk(2)
-        unit = self.feature_unit
-        loss = mapper_loss(mapped / unit, mapped_clean / unit, clean.float() / unit, self.settings.weights)
-        return loss + self._distance(mapped, clean)
+        worst = self._worst(lambda z: unwrapped(encode(z), sigma, grid), x, clean, generator)
+        for moved in self._replayed(x, worst):
+            with torch.set_grad_enabled(moved.requires_grad):
+                features = encode(moved)
+            # One pass for both levels, since several processes average gradients once a pass.
+            both = mapper(torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), grid)
+            mapped, mapped_clean = both.float().chunk(2)
+            unit = self.feature_unit
+            loss = mapper_loss(mapped / unit, mapped_clean / unit, clean.float() / unit, self.settings.weights)
+            yield loss + self._distance(mapped, clean)
+            noise, sigma = self._noise(x, generator)
 
     def _worst(
         self, features: Callable[[Tensor], Tensor], x: Tensor, clean: Tensor, generator: torch.Generator
     ) -> Tensor:
         """The pictures to train on: the worst of the ball for this draw of the noise, as far as PGD finds."""
-        epsilon = self.settings.epsilon
+        epsilon, steps = self.settings.epsilon, self.settings.attack_steps
         if not epsilon:
             return x
         threat = ThreatModel("linf", epsilon)
         shift = epsilon * (2 * self.loop.draw(torch.rand, generator, tuple(x.shape[1:])) - 1)
-        return worst_case(features, x, clean, threat.project(x + shift, x), threat, self.settings.attack_steps)
+        start = threat.project(x + shift, x)
+        return worst_case(features, x, clean, start, threat, steps) if steps else start
+
+    def _replayed(self, x: Tensor, worst: Tensor) -> Iterable[Tensor]:
+        """What comes of the pictures from one replay to the next."""
+        if self.settings.replays == 1:
+            return (worst,)
+        return replays(x, worst, ThreatModel("linf", self.settings.epsilon), self.settings.replays)
 
     def _distance(self, features: Tensor, clean: Tensor) -> Tensor:
         """What the attacks raise, in units of the features' own mean square; left out without attacks."""

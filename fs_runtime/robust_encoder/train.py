@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,13 +136,13 @@ def train_robust_encoder(
     student = _Student(encoder.with_tower(copy.deepcopy(encoder.tower)))
     threat = ThreatModel("linf", settings.epsilon)
 
-    def loss(network: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    def losses(network: nn.Module, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         with torch.no_grad():
             clean = encoder.encode(x)
         shift = settings.epsilon * (2 * loop.draw(torch.rand, generator, tuple(x.shape[1:])) - 1)
         # The search goes around the wrapper of several processes, which counts passes.
         attacked = worst_case(student, x, clean, threat.project(x + shift, x), threat, settings.attack_steps)
-        return feature_distance(network(attacked), clean).mean() / unit
+        yield feature_distance(network(attacked), clean).mean() / unit
 
     def cosine(network: nn.Module, x: Tensor) -> float:
         with torch.no_grad():
@@ -153,7 +153,7 @@ def train_robust_encoder(
         return cosine(network, worst_case(network, held_out, held_out_clean, start, threat, _JUDGING_STEPS))
 
     resumed = loop.resume({STAGE: student})
-    loop.stage(STAGE, {STAGE: student}, settings.optimisation, loss, lambda: cosine_attacked(student), resumed)
+    loop.stage(STAGE, {STAGE: student}, settings.optimisation, losses, lambda: cosine_attacked(student), resumed)
     card = {
         **(facts or {}),
         "training": dataclasses.asdict(settings),

@@ -109,8 +109,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_training_against_attacks_can_be_interrupted_too(encoder: VisionEncoder, whole: Path, tmp_path: Path) -> None:
-    against = dataclasses.replace(SETTINGS, epsilon=8 / 255, attack_steps=1)
+@pytest.mark.parametrize("search", [{"attack_steps": 1}, {"attack_steps": 0, "replays": 3}])
+def test_training_against_attacks_can_be_interrupted_too(
+    encoder: VisionEncoder, whole: Path, tmp_path: Path, search: dict[str, int]
+) -> None:
+    against = dataclasses.replace(SETTINGS, epsilon=8 / 255, **search)
     train(encoder, tmp_path / "whole", against)
 
     def stop_there(progress: Progress) -> None:
@@ -126,10 +129,13 @@ def test_training_against_attacks_can_be_interrupted_too(encoder: VisionEncoder,
     assert not all(torch.equal(tensor, without[name]) for name, tensor in expected.items())
 
 
-def test_training_against_attacks_makes_features_harder_to_move(encoder: VisionEncoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("search", [{"attack_steps": 2}, {"attack_steps": 0, "replays": 3}])
+def test_training_against_attacks_makes_features_harder_to_move(
+    encoder: VisionEncoder, tmp_path: Path, search: dict[str, int]
+) -> None:
     """One batch by heart, with and without attacks, attacked with the same noise."""
     plain = dataclasses.replace(SETTINGS, sigma=(0.1,), purifier=StageSettings(40, 4e-3), mapper=StageSettings(0, 1e-3))
-    against = dataclasses.replace(plain, epsilon=32 / 255)
+    against = dataclasses.replace(plain, epsilon=32 / 255, **search)
     few = pictures(20)
     x = torch.stack([encoder.prepare(picture).pixels for picture in few])
     threat = ThreatModel("linf", 32 / 255)
@@ -150,7 +156,15 @@ def test_training_against_attacks_makes_features_harder_to_move(encoder: VisionE
 
 
 @pytest.mark.parametrize(
-    "change", [{"epsilon": -0.1}, {"epsilon": 1.0}, {"epsilon": float("nan")}, {"attack_steps": 0}]
+    "change",
+    [
+        {"epsilon": -0.1},
+        {"epsilon": 1.0},
+        {"epsilon": float("nan")},
+        {"attack_steps": 0},
+        {"replays": 0},
+        {"replays": 2},
+    ],
 )
 def test_attacks_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match=next(iter(change)).replace("_", " ")):
