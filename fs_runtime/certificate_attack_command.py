@@ -31,11 +31,11 @@ def certificate_attack(
     """Attack the certificate: the lowest similarity reached beside the bound; exit status 1 if a bound is broken."""
     import numpy as np
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from fs_runtime.attacks.certificate_attack import attack_certificate
     from fs_runtime.loading import load_smoother
+    from fs_runtime.progress_bar import ProgressBar
     from fs_runtime.reference.scenes import render, sample_scene
 
     if not 0 < confidence < 1:
@@ -51,7 +51,7 @@ def certificate_attack(
     smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype="float32")
     rng = np.random.default_rng((seed, 0))
     prepared = [smoother.encoder.prepare(np.asarray(render(sample_scene(rng)))) for _ in range(images)]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with ProgressBar(console=Console(stderr=True), transient=True) as progress:
         evaluations = len(radii) * restarts * (steps + 1)
         task = progress.add_task("attacking", total=evaluations)
         results = attack_certificate(

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.progress_bar import ProgressBar
 
 
 def evaluate_features(
@@ -51,7 +51,7 @@ def evaluate_features(
     pictures = [found[index] for index in range(min(count, len(found)))]
     smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype=dtype)
     level = smoother.sigma if sigma is None else sigma
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with ProgressBar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("smoothing", total=4 * len(pictures))
         try:
             statistics = survey(smoother, pictures, level, samples, lambda done: bar.update(task, completed=done))

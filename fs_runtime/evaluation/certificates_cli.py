@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.progress_bar import ProgressBar
 
 _PICTURES_SEED = (9_000_001, 1)  # training draws its scenes from other seeds
 
@@ -54,7 +54,7 @@ def evaluate_certificates(
     pictures = [np.asarray(render(sample_scene(rng))) for _ in range(images)]
     counts = [2**k for k in range(5, samples.bit_length())]
     errors = Console(stderr=True)
-    with Progress(console=errors, transient=True) as progress:
+    with ProgressBar(console=errors, transient=True) as progress:
         task = progress.add_task("sampling", total=len(smoothers) * images * counts[-1])
         comparison = compare_certificates(
             smoothers,

@@ -48,7 +48,6 @@ def robustness(
 ) -> None:
     """Measure accuracy and attack success of the reference model under each defence, attacks fixed and adaptive."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from fs_runtime.attacks import ATTACKS
     from fs_runtime.evaluation.answers import Answerer
@@ -60,6 +59,7 @@ def robustness(
     from fs_runtime.evaluation.robustness import Plan, evaluate_robustness
     from fs_runtime.loading import load_smoother, resolve_device
     from fs_runtime.plots import require_matplotlib
+    from fs_runtime.progress_bar import ProgressBar
     from fs_runtime.reference import reference_model_path
     from fs_runtime.robust_encoder.storage import load_robust_encoder
 
@@ -114,7 +114,7 @@ def robustness(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     keys = [key for defence in defences for key in plan.cells(defence)]
-    with Progress(console=console) as progress:
+    with ProgressBar(console=console) as progress:
         task = progress.add_task("measuring", total=len(keys))
 
         def report(text: str) -> None:

@@ -34,7 +34,7 @@ def evaluate_purifier(
     """PSNR and SSIM of purifiers on photographs, beside BM3D and others; their cost beside an encoder's."""
     import torch
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import MofNCompleteColumn
 
     from fs_runtime.evaluation.denoisers import BM3D, DESCRIPTIONS, NOISY, purifier_denoiser
     from fs_runtime.evaluation.denoisers import baselines as classical
@@ -43,6 +43,7 @@ def evaluate_purifier(
     from fs_runtime.evaluation.denoising_report import write_report
     from fs_runtime.evaluation.photographs import PhotographsError, named_pictures, photographs
     from fs_runtime.loading import resolve_device, resolve_dtype
+    from fs_runtime.progress_bar import ProgressBar
 
     console = Console(stderr=True)
     device = resolve_device(device)
@@ -65,7 +66,7 @@ def evaluate_purifier(
         console.print(sentence, style="yellow")
     rows = [*known, *(purifier_denoiser(name, network) for name, network in networks.items())]
     wanted = cases(shown, sizes, levels, draws)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+    with ProgressBar(*ProgressBar.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("measuring", total=len(wanted) * len(rows))
         scores = measure(shown, wanted, rows, file, lambda text: progress.update(task, advance=1, description=text))
         costs = None

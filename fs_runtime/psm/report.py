@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from fs_runtime.psm.progress import Progress as State
+from fs_runtime.progress_bar import ProgressBar
+from fs_runtime.psm.progress import Progress
 
 
 class RunReport:
@@ -25,7 +26,7 @@ class RunReport:
 
     def __init__(self, logs: Path, console: Console, *, shown: bool) -> None:
         self._logs, self._shown = logs, shown
-        self._bar = Progress(
+        self._bar = ProgressBar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -48,7 +49,7 @@ class RunReport:
         if self._writer:
             self._writer.close()
 
-    def step(self, progress: State) -> None:
+    def step(self, progress: Progress) -> None:
         """Shows a step."""
         score = "…" if math.isnan(progress.score) else f"{progress.score:.4f}"
         if progress.stage not in self._tasks:

@@ -97,12 +97,13 @@ def _resolve(device: str) -> str:
 def _measure(folder: Path, questions: int, device: str, as_json: bool, show_mistakes: int) -> bool:
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import Progress
     from rich.table import Table
+
+    from fs_runtime.progress_bar import ProgressBar
 
     from .evaluate import REQUIRED, evaluate_reference
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with ProgressBar(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("asking", total=None)
         evaluation = evaluate_reference(
             folder,

@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -29,6 +28,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from fs_runtime.progress_bar import ProgressBar
 
 from .conversations import (
     IGNORED,
@@ -152,10 +153,7 @@ def settings_for(device: str) -> TrainingSettings:
 def train_with_progress(
     settings: TrainingSettings, console: Console, save: Save | None = None
 ) -> tuple[LlavaForConditionalGeneration, Tokenizer]:
-    """Train as `train_reference` does, showing loss, accuracy and the time that is left.
-
-    Where the console is no terminal, such as a log, it prints a line every 200 steps instead.
-    """
+    """Train as `train_reference` does, showing loss, accuracy and the time that is left."""
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -164,8 +162,7 @@ def train_with_progress(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    started = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with ProgressBar(*columns, console=console) as progress:
         task = progress.add_task("training", total=settings.steps, figures="")
 
         def show(now: Progression) -> None:
@@ -173,9 +170,6 @@ def train_with_progress(
             if not math.isnan(now.accuracy):
                 figures += f"  answers {now.accuracy:.1%}"
             progress.update(task, completed=now.step, figures=figures)
-            if not console.is_terminal and now.step % 200 == 0:
-                seconds = time.monotonic() - started
-                console.print(f"step {now.step} of {settings.steps}  {seconds:.0f} s  {figures}")
 
         return train_reference(settings, report=show, save=save)
 
