@@ -128,6 +128,7 @@ class Ask:
             token_norm_lower=np.asarray(tokens.lower) if request.token_map and tokens is not None else None,
             spread=spread.bound() if spread else None,
             spread_estimate=spread.observed if spread and spread.count else None,
+            spread_samples=spread.count if spread else 0,
             spectral_norm=image.spectral_norm,
             token_grids=image.token_grids,
             seed=image.origin.seed,

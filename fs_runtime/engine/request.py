@@ -127,6 +127,8 @@ class SmoothingResult:
         spread: Upper bounds of the features' variances across and along g; None if they were not asked for.
         spread_estimate: Largest eigenvalue of the samples' covariance, without confidence; None likewise,
             and where nothing was seen of it.
+        spread_samples: Samples whose spread was seen: 0 if it was not asked for, else all but the first, or fewer if
+            there was no memory for more.
         spectral_norm: ‖A‖₂ from the client's pixels to the encoder's.
         token_grids: Rows and columns of the rectangles that the tokens fill, one after another.
         seed: Of the draws.
@@ -152,6 +154,7 @@ class SmoothingResult:
     token_norm_lower: NDArray[np.float64] | None
     spread: Spread | None
     spread_estimate: float | None
+    spread_samples: int
     spectral_norm: float
     token_grids: tuple[tuple[int, int], ...]
     seed: int

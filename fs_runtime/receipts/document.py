@@ -52,6 +52,12 @@ class ReceiptDraws(_Part):
     stage: Literal["encoder", "projector"]
     centred: bool
     spectral: bool
+    spread_samples: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda count: count is None,
+        description="Samples whose spread was seen; left out where those are all but the first, as they should be.",
+    )
     token_map: bool
 
     @model_validator(mode="after")
@@ -60,6 +66,8 @@ class ReceiptDraws(_Part):
             raise ValueError("seed must be below 2**64")
         if self.samples > self.max_samples:
             raise ValueError(f"samples {self.samples} is above max_samples {self.max_samples}")
+        if self.spread_samples is not None and not (self.spectral and self.spread_samples < self.samples - 1):
+            raise ValueError("spread_samples is for a spread that fewer samples were seen of than there are")
         return self
 
 

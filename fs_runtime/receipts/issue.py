@@ -68,6 +68,7 @@ def issue_receipt(
             stage=result.feature_map.stage,
             centred=result.feature_map.centred,
             spectral=result.spread is not None,
+            spread_samples=_spread_samples(result),
             token_map=result.token_norm_lower is not None,
         ),
         query=ReceiptQuery(
@@ -81,6 +82,12 @@ def issue_receipt(
         signature=None,
     )
     return key.sign(receipt) if key else receipt
+
+
+def _spread_samples(result: SmoothingResult) -> int | None:
+    """The samples whose spread was seen, where a lack of memory made them fewer than there are."""
+    all_seen = result.spread is None or result.spread_samples == result.samples - 1
+    return None if all_seen else result.spread_samples
 
 
 def arithmetic_of(smoother: Smoother, batch_size: int) -> ReceiptArithmetic:

@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fs_runtime.certificate import Spread
+from fs_runtime.certificate import Spread, SpreadConfidenceSequence
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts.document import Receipt
@@ -96,6 +96,8 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
     engine = SmoothingEngine(smoother, batch_size=receipt.arithmetic.batch_size)
     try:
         result = engine.submit(request).result()
+        if draws.spread_samples is not None:
+            result = _with_spread_of(result, draws.spread_samples, request, engine)
     finally:
         engine.close()
     # The receipt's own reason for the end, which a replay cannot find again; verify() checks that it is consistent.
@@ -109,6 +111,17 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
         dataclasses.asdict(certify(_shifted(result, by), query, fingerprints, floor)) for by in (-tau, 0.0, tau)
     )
     return Replay((low, middle, high), result.spectral_norm)
+
+
+def _with_spread_of(
+    result: SmoothingResult, seen: int, request: SmoothingRequest, engine: SmoothingEngine
+) -> SmoothingResult:
+    """The result, had the spread of ``seen`` samples alone been looked at: the same draws, fewer of them."""
+    if not seen:
+        nothing = SpreadConfidenceSequence(1 - request.alphas.spread).bound()
+        return dataclasses.replace(result, spread=nothing, spread_estimate=None)
+    fewer = engine.submit(dataclasses.replace(request, samples=seen + 1)).result()
+    return dataclasses.replace(result, spread=fewer.spread, spread_estimate=fewer.spread_estimate)
 
 
 def _shifted(result: SmoothingResult, by: float) -> SmoothingResult:

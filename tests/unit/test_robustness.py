@@ -41,6 +41,7 @@ def a_result(**changes: Any) -> SmoothingResult:
         token_norm_lower=None,
         spread=None,
         spread_estimate=None,
+        spread_samples=0,
         spectral_norm=0.5,
         token_grids=((2, 3),),
         seed=1,

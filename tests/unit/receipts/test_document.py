@@ -73,6 +73,18 @@ def test_how_networks_were_computed_is_signed_where_it_is_not_the_ordinary_way(n
     assert parse_receipt(read.to_json()) == read
 
 
+def test_a_spread_of_fewer_samples_is_signed_and_that_of_all_is_not_named() -> None:
+    ordinary = parse_receipt(json.dumps(DOCUMENT))
+    assert "spread_samples" not in json.loads(ordinary.to_json())["draws"]
+    document = copy.deepcopy(DOCUMENT)
+    document["draws"] |= {"spectral": True, "spread_samples": 7}
+    read = parse_receipt(json.dumps(document))
+    assert '"spread_samples":7' in read.signed_bytes().decode()
+    for wrong in ({"spread_samples": 15}, {"spread_samples": -1}, {"spectral": False}):  # of 16 samples
+        with pytest.raises(ReceiptError, match="spread_samples"):
+            parse_receipt(json.dumps(document | {"draws": document["draws"] | wrong}))
+
+
 def test_a_program_that_knows_only_doubles_may_pass_it_on(receipt: Receipt) -> None:
     # JavaScript writes 1.0 as 1 and would round an integer seed of 64 bits.
     document = json.loads(changed("certificate.whole", 1.0), parse_int=float)

@@ -24,6 +24,7 @@ from fs_runtime.receipts.replay import _shifted
 from fs_runtime.receipts.verify import CannotReplayError, Verification, verify
 from fs_runtime.robustness import Fingerprints, certify
 from fs_runtime.smoothing import Smoother
+from fs_runtime.spread_sketch import SpreadSketch
 from tests.integration.tiny_llava import build_tiny_llava
 from tests.unit.test_robustness import a_result
 
@@ -129,6 +130,33 @@ def test_a_certificate_that_ended_early_in_shared_batches(
     for other in others:
         other.result(60)
     assert endings == {"reached", "out_of_reach"}
+
+
+@pytest.mark.parametrize("seen", [0, 31])
+def test_an_image_that_lost_its_sketch(
+    smoother: Smoother, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, seen: int
+) -> None:
+    """For want of memory, before anything was read of it, or after an earlier request for the image had its answer."""
+    update = SpreadSketch.update
+
+    def failing(self: SpreadSketch, deviations: Tensor) -> None:
+        if self.count >= 31:  # two batches of 16, of which the first sample has no part
+            raise torch.OutOfMemoryError("too much")
+        update(self, deviations)
+
+    engine = SmoothingEngine(smoother, batch_size=16, cache_bytes=2**26)
+    with monkeypatch.context() as patch:
+        patch.setattr(SpreadSketch, "update", failing)
+        if seen:
+            assert issued(engine, picture, samples=seen + 1).draws.spread_samples is None
+        receipt = issued(engine, picture, samples=64)
+    engine.close()
+    assert receipt.draws.spread_samples == seen
+    found = check(receipt, picture, smoother)
+    assert (found.verdict, found.problems) == ("reproduced", [])
+    document = receipt.model_dump(mode="json")
+    del document["draws"]["spread_samples"]
+    assert check(parse_receipt(json.dumps(document)), picture, smoother).verdict == "not_reproduced"
 
 
 def test_a_receipt_of_another_precision(
