@@ -18,7 +18,7 @@ RUN python3 -m venv /opt/fs-serve \
 COPY pyproject.toml README.md LICENSE ./
 COPY fs_runtime fs_runtime
 COPY server server
-# gpu reads the GPU's memory and sums noise faster; tracing sends OpenTelemetry spans where it is told to.
+# gpu reads the GPU's memory; tracing sends OpenTelemetry spans where it is told to.
 ARG EXTRAS="[gpu,tracing]"
 RUN /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}" \
     && /opt/fs-serve/bin/pip uninstall --yes --quiet pip
@@ -27,6 +27,10 @@ FROM ${BASE_IMAGE}
 RUN (python3 -c 'import ssl' && test -e /etc/ssl/certs/ca-certificates.crt) 2>/dev/null \
     || (apt-get update && apt-get install --yes --no-install-recommends python3 ca-certificates \
         && rm -rf /var/lib/apt/lists/*)
+# What the setting compile needs, for one: PACKAGES=g++, and python3-dev where Python is Debian's.
+ARG PACKAGES=""
+RUN test -z "${PACKAGES}" \
+    || (apt-get update && apt-get install --yes --no-install-recommends ${PACKAGES} && rm -rf /var/lib/apt/lists/*)
 # The folders of weights and audit log are made here: a new volume takes the owner of what it is mounted on.
 RUN useradd --uid 10001 --user-group --create-home --home-dir /home/fs-serve fs-serve \
     && install --directory --owner fs-serve --group fs-serve \

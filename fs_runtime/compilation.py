@@ -125,7 +125,8 @@ class CompiledNetworks:
                 reason = " ".join(str(error).split("\n")[:2])  # the first line names the part of torch that failed
                 raise CompilationError(
                     f"the networks cannot be compiled ({type(error).__name__}: {reason}); torch.compile needs a C++ "
-                    "compiler such as g++; install one, or leave compile out"
+                    "compiler such as g++, and a folder that programs may be loaded from (TORCHINDUCTOR_CACHE_DIR); "
+                    "see to both, or leave compile out"
                 ) from error
             log.info("compiled for batches of %d in %.1f s", size, time.monotonic() - begun)
 
