@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
@@ -33,8 +34,9 @@ def checkpoint_of(model: str) -> str:
     return str(reference_model_path()) if model == "reference" else model
 
 
+@functools.cache
 def add_commands(app: typer.Typer) -> None:
-    """Adds this module's commands to the command line."""
+    """Adds this module's commands to the command line, once."""
     from fs_runtime.bench_bets_command import bench_bets
     from fs_runtime.bench_certify_command import bench_certify
     from fs_runtime.bench_smoothing_command import bench_smoothing
@@ -43,6 +45,7 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.evaluation.certificates_cli import evaluate_certificates
     from fs_runtime.evaluation.cli import robustness
     from fs_runtime.evaluation.denoising_cli import evaluate_purifier
+    from fs_runtime.evaluation.masking_cli import evaluate_masking
     from fs_runtime.feature_survey_command import evaluate_features
     from fs_runtime.models_command import models
     from fs_runtime.psm.cli import train as train_psm
@@ -66,6 +69,7 @@ def add_commands(app: typer.Typer) -> None:
     evaluate.command("features")(evaluate_features)
     evaluate.command("certificate-attack")(certificate_attack)
     evaluate.command("robustness")(robustness)
+    evaluate.command("masking")(evaluate_masking)
     evaluate.command("certificates")(evaluate_certificates)
     evaluate.command("purifier")(evaluate_purifier)
     app.add_typer(train, name="train")

@@ -70,8 +70,8 @@ def robustness(
     if radius is not None and radius <= 0:
         raise typer.BadParameter("radius must be positive")
     plan = Plan(
-        attacks=_choices("attacks", attacks, tuple(ATTACKS)),
-        norms=_choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
+        attacks=choices("attacks", attacks, tuple(ATTACKS)),
+        norms=choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
         sizes=numbers("sizes", sizes, float),
         samples=numbers("samples", samples, int),
         radius=sigma / 2 if radius is None else radius,
@@ -84,7 +84,7 @@ def robustness(
         confidence=confidence,
         seed=seed,
     )
-    asked = _choices("kinds", kinds, KINDS) if kinds else KINDS
+    asked = choices("kinds", kinds, KINDS) if kinds else KINDS
     console = Console(stderr=True)
     if plots:
         require_matplotlib()
@@ -92,14 +92,14 @@ def robustness(
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")
     encoder = smoother.encoder
-    trained = _robust_encoder_folder(robust_encoder, model)
+    trained = robust_encoder_folder(robust_encoder, model)
     robust = load_robust_encoder(trained, encoder) if trained else None
     defences, left_out = defences_for(encoder, sigma, smoother.purifier, smoother.mapper, robust)
     wanted = [name.strip() for name in rows.split(",")] if rows else list(left_out)
     for name in (name for name in left_out if name in wanted):
         console.print(f"row {name!r} is left out: {left_out[name]}", style="yellow")
     if rows:
-        chosen = _choices("rows", rows, tuple(defence.name for defence in defences))
+        chosen = choices("rows", rows, tuple(defence.name for defence in defences))
         defences = [d for d in defences if d is defences[0] or d.name in chosen]
     answerer = Answerer(folder, device)
     try:
@@ -130,14 +130,19 @@ def robustness(
     typer.echo(f"Tables of {len(cells)} cells are in {output}.")
 
 
-def _robust_encoder_folder(option: str, model: str) -> Path | None:
+def robust_encoder_folder(option: str, model: str) -> Path | None:
     """What ``--robust-encoder`` means for a model."""
     if option == "auto":
         return reference_robust_encoder_path() if model == "reference" else None
     return None if option == "none" else Path(option)
 
 
-def _choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The known words that an option lists, separated by commas.
+
+    Raises:
+        typer.BadParameter: Another word is among them.
+    """
     chosen = tuple(part.strip() for part in text.split(","))
     unknown = [part for part in chosen if part not in known]
     if unknown:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fs_runtime.attacks import ATTACKS, Attack, FeaturePipeline, Norm, ThreatModel, run_attack
+from fs_runtime.attacks import ATTACKS, Attack, FeaturePipeline, Norm, run_attack
 from fs_runtime.attacks.similarity import token_cosine
 from fs_runtime.certificate import tight_similarity
 from fs_runtime.evaluation.answers import Answerer
@@ -19,6 +19,7 @@ from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.defences import UNDEFENDED, Defence, ServedImages, serve_images
 from fs_runtime.evaluation.intervals import mean, proportion
 from fs_runtime.evaluation.items import EvaluationItem, with_pixels
+from fs_runtime.evaluation.problem import AttackProblem
 from fs_runtime.psm.files import write_file
 
 _ATTACKED_AT_ONCE = 20  # images: they are kept on disk when their attack is done, so that a kill costs no more
@@ -182,18 +183,20 @@ class _Run:
     def _attack(
         self, source: Defence, attack: Attack, norm: Norm, size: float, items: Sequence[EvaluationItem], seed: int
     ) -> Tensor:
-        device = source.smoother.encoder.device
-        images, targets = (
-            torch.stack([image.pixels for image in images]).to(device)
-            for images in ([item.image for item in items], [item.target for item in items])
+        smoother, draws = source.smoother, self.plan.draws
+        problem = AttackProblem.of(items, attack, norm, size, smoother.encoder, self.answerer)
+        pipeline = FeaturePipeline(
+            smoother, source.sigma, problem.grid, draws=draws, seed=seed, batch_size=self.batch_size
         )
-        grid, draws, batch_size = items[0].image.grid, self.plan.draws, self.batch_size
-        pipeline = FeaturePipeline(source.smoother, source.sigma, grid, draws=draws, seed=seed, batch_size=batch_size)
-        tokens = sum(rows * columns for rows, columns in source.smoother.encoder.token_grids(grid, "projector"))
-        answers = [item.target_answer if attack.targeted else item.answer for item in items]
-        scorer = self.answerer.scorer([item.question for item in items], answers, tokens)
-        threat = ThreatModel.of_size(norm, size / 255, images.shape[1:])
-        return run_attack(attack, [pipeline], images, threat, targets=targets, answers=scorer, seed=seed)
+        return run_attack(
+            attack,
+            [pipeline],
+            problem.images,
+            problem.threat,
+            targets=problem.targets,
+            answers=problem.answers,
+            seed=seed,
+        )
 
     def measure(self, row: Defence, keys: Sequence[CellKey], attacked: Tensor | None) -> None:
         """Measures cells of one row that share their images."""
