@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from .tiny_llava import build_tiny_llava
-from .vllm_process import EMBEDDINGS_ONLY, VllmServer, VllmServers, vllm_python
+from .vllm_process import EMBEDDINGS_ONLY, VllmForks, VllmServer, VllmServers, vllm_python
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -27,9 +27,17 @@ def _vllm_python_or_skip() -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServers]:
+def vllm_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmForks]:
+    """Where real vLLM servers start quickly."""
+    forks = VllmForks(_vllm_python_or_skip(), tmp_path_factory.mktemp("vllm"))
+    yield forks
+    forks.stop()
+
+
+@pytest.fixture(scope="session")
+def vllm_servers(vllm_forks: VllmForks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServers]:
     """Real vLLM servers, by checkpoint and arguments; the same one for the same question."""
-    servers = VllmServers(_vllm_python_or_skip(), tmp_path_factory.mktemp("vllm-logs"))
+    servers = VllmServers(vllm_forks, tmp_path_factory.mktemp("vllm-logs"))
     yield servers
     servers.stop()
 

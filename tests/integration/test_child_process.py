@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from .serve_process import wait_until
+from .vllm_process import VllmForks, VllmServer, vllm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 # A server without vLLM: how it is started and stopped is the same, and `sleep` starts at once.
@@ -51,6 +52,22 @@ def test_a_server_ends_with_the_tests(tmp_path: Path, number: signal.Signals) ->
     finally:
         tests.kill()
         tests.wait()
+
+
+@pytest.mark.vllm
+def test_forked_servers_end_with_the_process_that_forked_them(tiny_llava: Path, tmp_path: Path) -> None:
+    forks = VllmForks(vllm_python(), tmp_path)
+    server = VllmServer(forks, tiny_llava, name="none", log=tmp_path / "log")
+    try:
+        with server:
+            assert server.process is not None
+            family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+            assert len(family) > 1  # the engine is one of them
+            forks.stop()
+            for process in family:
+                wait_until(lambda process=process: ended(process), 60, f"the end of {process}")
+    finally:
+        forks.stop()
 
 
 def ended(process: psutil.Process) -> bool:

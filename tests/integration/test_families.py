@@ -32,7 +32,7 @@ from .gateway import TINY, chat, image_part
 from .serve_process import ServeProcess, serving
 from .test_vllm_embeddings import difference, logprobs_of
 from .tiny_llava import TEXT_WIDTH
-from .vllm_process import EMBEDDINGS_ONLY, VllmServer, vllm_python
+from .vllm_process import EMBEDDINGS_ONLY, VllmForks, VllmServer
 
 pytestmark = pytest.mark.vllm
 
@@ -64,7 +64,9 @@ THROUGH_VLLM = [case for case in CASES if "vllm" in FAMILIES[case.model_type].la
 
 
 @pytest.fixture(scope="module", params=THROUGH_VLLM, ids=lambda case: case.model_type)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, vllm_forks: VllmForks, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     case: FamilyCase = request.param
     folder = tmp_path_factory.mktemp(case.model_type)
     model = folder / "model"
@@ -73,7 +75,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
     def vllm(checkpoint: Path, *arguments: str, plugin: bool = False) -> VllmServer:
         log = folder / f"vllm-{checkpoint.name}.log"
-        return VllmServer(vllm_python(), checkpoint, *arguments, *case.vllm, name=TINY, log=log, plugin=plugin)
+        # One with the plugin starts as it does outside of tests, where vLLM spawns processes that must find it.
+        start = vllm_forks.python if plugin and case is LLAVA_NEXT else vllm_forks
+        return VllmServer(start, checkpoint, *arguments, *case.vllm, name=TINY, log=log, plugin=plugin)
 
     recommended = ("--enable-mm-embeds", "--limit-mm-per-prompt", family.vllm_limit)
     with ExitStack() as stack:
@@ -223,11 +227,11 @@ async def test_what_does_not_fit_is_found_without_harm(served: Served) -> None:
     assert_parity(*ask_both(served, picture(served.case.sizes[0], seed=6)))
 
 
-def test_without_the_plugin_vllm_would_end(tmp_path: Path) -> None:
+def test_without_the_plugin_vllm_would_end(vllm_forks: VllmForks, tmp_path: Path) -> None:
     """Shown by trying, and so is that the gateway does not let it come to that."""
     model = tmp_path / "model"
     LLAVA_NEXT.build(model)
-    server = VllmServer(vllm_python(), model, *EMBEDDINGS_ONLY, name=TINY, log=tmp_path / "vllm.log")
+    server = VllmServer(vllm_forks, model, *EMBEDDINGS_ONLY, name=TINY, log=tmp_path / "vllm.log")
     with server:
         with gateway_of(model, server, tmp_path / "gateway.log") as gateway:
             assert "deploy/vllm-plugin" in (tmp_path / "gateway.log").read_text()
@@ -239,11 +243,11 @@ def test_without_the_plugin_vllm_would_end(tmp_path: Path) -> None:
         assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code == 500
 
 
-def test_qwen3_vl_is_not_served_by_a_vllm_without_tower(tmp_path: Path) -> None:
+def test_qwen3_vl_is_not_served_by_a_vllm_without_tower(vllm_forks: VllmForks, tmp_path: Path) -> None:
     """Its embeddings would end vLLM's engine, which the tower's absence has made narrower."""
     model = tmp_path / "model"
     QWEN3_VL.build(model)
-    server = VllmServer(vllm_python(), model, *EMBEDDINGS_ONLY, name=TINY, log=tmp_path / "vllm.log")
+    server = VllmServer(vllm_forks, model, *EMBEDDINGS_ONLY, name=TINY, log=tmp_path / "vllm.log")
     log = tmp_path / "gateway.log"
     with server, gateway_of(model, server, log) as gateway:
         assert "start it with --enable-mm-embeds --limit-mm-per-prompt" in log.read_text()

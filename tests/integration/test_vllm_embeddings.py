@@ -23,7 +23,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from .conftest import TinyLlavaServers
 from .tiny_llava import IMAGE_SIZE, IMAGE_TOKENS, TEXT_WIDTH
-from .vllm_process import SERVE, VllmServer
+from .vllm_process import SERVE, VllmForks, VllmServer
 
 TOLERANCE = 1e-3
 TOKENS = 12
@@ -299,6 +299,23 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     server = VllmServer(Path(sys.executable), tmp_path, name="none", log=tmp_path / "vllm.log")
 
     with pytest.raises(RuntimeError, match=r"exit status 1(?s:.*)No module named 'vllm'"), server:
+        pass
+
+
+def test_nothing_is_forked_without_vllm(tmp_path: Path) -> None:
+    forks = VllmForks(Path(sys.executable), tmp_path)
+    server = VllmServer(forks, tmp_path, name="none", log=tmp_path / "vllm.log")
+
+    with pytest.raises(RuntimeError, match=r"No module named 'vllm'"), server:
+        pass
+    forks.stop()
+
+
+@pytest.mark.vllm
+def test_a_forked_server_that_cannot_start_says_why(vllm_forks: VllmForks, tmp_path: Path) -> None:
+    server = VllmServer(vllm_forks, tmp_path / "nothing", name="none", log=tmp_path / "vllm.log")
+
+    with pytest.raises(RuntimeError, match=r"exit status 1(?s:.*)nothing"), server:
         pass
 
 

@@ -1,10 +1,14 @@
 """Real vLLM servers on CPU, as child processes of the tests."""
 
+import json
 import os
+import runpy
+import select
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +21,7 @@ from tests.child_process import WITH_PARENT
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "deploy" / "vllm-plugin"
 SERVE = REPOSITORY / "deploy" / "vllm-cpu" / "serve.py"
+FORKS = Path(__file__).with_name("vllm_forks.py")
 
 # Small and quick to start: no compilation, room for short prompts only.
 SMALL_SERVER = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8")
@@ -29,6 +34,80 @@ ENVIRONMENT = {
 }
 
 
+class ForkedProcess:
+    """A server that ``VllmForks`` has forked, with what is used of ``subprocess.Popen``."""
+
+    def __init__(self, answers: socket.socket) -> None:
+        """Read process id and exit status from ``answers``, which is closed when both are known."""
+        with answers:
+            # Without a buffer: what has come and is not read yet can be seen by select.
+            self._lines = answers.makefile("rb", buffering=0)
+        self.pid = int(self._lines.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, or ``None`` while the process runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status when there is one; ``subprocess.TimeoutExpired`` after ``timeout`` seconds."""
+        if self.returncode is None:
+            if not select.select([self._lines], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(FORKS), timeout or 0)
+            with self._lines:  # nothing is said when the process that forks has ended, and its servers with it
+                self.returncode = int(self._lines.readline() or -signal.SIGTERM)
+        return self.returncode
+
+
+class VllmForks:
+    """Servers forked from a process that has imported vLLM once: see ``vllm_forks.py``."""
+
+    def __init__(self, python: Path, folder: Path) -> None:
+        """Fork servers with vLLM's ``python``; the process starts when first needed, and its log goes to ``folder``."""
+        self.python = python
+        self._log = folder / "forks.log"
+        self._address = folder / "forks.socket"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def fork(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> ForkedProcess:
+        """Start a server in a session of its own, as ``serve.py`` would."""
+        if self._process is None:
+            self._start()
+        request = {"arguments": arguments, "environment": self._environment(environment), "log": str(log)}
+        answers = socket.socket(socket.AF_UNIX)
+        answers.connect(str(self._address))
+        answers.sendall(json.dumps(request).encode() + b"\n")
+        return ForkedProcess(answers)
+
+    def stop(self) -> None:
+        """End the process, and with it the servers that still run."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def _start(self, limit: float = 300.0) -> None:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*WITH_PARENT, str(self.python), str(FORKS), str(self._address)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(ENVIRONMENT),
+                start_new_session=True,
+            )
+        end = time.monotonic() + limit
+        while not self._address.exists():
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"vLLM could not be imported.\n{self._log.read_text(errors='replace')}")
+            time.sleep(0.05)
+
+    def _environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        of_serve: dict[str, str] = runpy.run_path(str(SERVE))["server_environment"](os.environ | environment)
+        return of_serve
+
+
 class VllmServer:
     """A vLLM server on a free port of 127.0.0.1, in a process group of its own.
 
@@ -36,19 +115,23 @@ class VllmServer:
     context manager does both, and stops the server in the end.
     """
 
-    def __init__(self, python: Path, model: Path, *arguments: str, name: str, log: Path, plugin: bool = False) -> None:
+    def __init__(
+        self, python: Path | VllmForks, model: Path, *arguments: str, name: str, log: Path, plugin: bool = False
+    ) -> None:
         """Prepare to serve the checkpoint folder ``model`` as ``name``, with vLLM's further ``arguments``.
 
-        With ``plugin``, vLLM has the one of ``deploy/vllm-plugin``.
+        The server starts from nothing with ``python``, or is forked. With ``plugin``, vLLM has the one of
+        ``deploy/vllm-plugin``.
         """
         port = _free_port()
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
+        self._python = python
         self._environment = ENVIRONMENT | ({"PYTHONPATH": str(PLUGIN)} if plugin else {})
-        self._command = [str(python), str(SERVE), "--model", str(model), "--served-model-name", name]
-        self._command += ["--host", "127.0.0.1", "--port", str(port), *SMALL_SERVER, *arguments]
+        self._arguments = ["--model", str(model), "--served-model-name", name]
+        self._arguments += ["--host", "127.0.0.1", "--port", str(port), *SMALL_SERVER, *arguments]
 
     def __enter__(self) -> Self:
         self.start()
@@ -66,9 +149,12 @@ class VllmServer:
 
     def start(self) -> None:
         """Start the process, with everything it prints going to the log file."""
+        if isinstance(self._python, VllmForks):
+            self.process = self._python.fork(self._arguments, self._environment, self.log)
+            return
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*WITH_PARENT, *self._command],
+                [*WITH_PARENT, str(self._python), str(SERVE), *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -111,9 +197,9 @@ class VllmServer:
 class VllmServers:
     """All servers of a test session: each is started when first asked for, shared, and stopped at the end."""
 
-    def __init__(self, python: Path, logs: Path) -> None:
-        """Run servers with ``python``; their logs go into the folder ``logs``."""
-        self._python = python
+    def __init__(self, forks: VllmForks, logs: Path) -> None:
+        """Fork servers; their logs go into the folder ``logs``."""
+        self._forks = forks
         self._logs = logs
         self._servers: dict[tuple[object, ...], VllmServer] = {}
 
@@ -122,7 +208,7 @@ class VllmServers:
         key = (model, arguments, name, plugin)
         if key not in self._servers:
             log = self._logs / f"{len(self._servers)}-{name}.log"
-            self._servers[key] = VllmServer(self._python, model, *arguments, name=name, log=log, plugin=plugin)
+            self._servers[key] = VllmServer(self._forks, model, *arguments, name=name, log=log, plugin=plugin)
             self._servers[key].start()
         return self._servers[key]
 
