@@ -13,17 +13,19 @@ LOCKED := --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
-.PHONY: help serve test lint types format lock clean
+.PHONY: help serve test vllm lint types format lock clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.installed ## start the gateway on 127.0.0.1:8000 with the reference model
 	$(BIN)/fs-serve serve $(ARGS)
 
-# With FS_REQUIRE_VLLM=1 a vLLM that cannot be installed is a failure; without, its tests are skipped and say why.
-test: $(VENV)/.installed-dev ## run all tests, those against a real vLLM included
-	PYTHON=$(PYTHON) deploy/vllm-cpu/setup.sh $(VLLM_VENV) || test -z "$$FS_REQUIRE_VLLM"
+test: $(VENV)/.installed-dev vllm ## run all tests, those against a real vLLM included
 	$(BIN)/pytest $(ARGS)
+
+# With FS_REQUIRE_VLLM=1 a vLLM that cannot be installed is a failure; without, its tests are skipped and say why.
+vllm: ## install the vLLM that tests run against
+	PYTHON=$(PYTHON) deploy/vllm-cpu/setup.sh $(VLLM_VENV) || test -z "$$FS_REQUIRE_VLLM"
 
 lint: $(VENV)/.installed-dev ## check style
 	$(BIN)/ruff check .
