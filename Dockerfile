@@ -18,8 +18,9 @@ RUN python3 -m venv /opt/fs-serve \
 COPY pyproject.toml README.md LICENSE ./
 COPY fs_runtime fs_runtime
 COPY server server
-# gpu reads the GPU's memory; tracing sends OpenTelemetry spans where it is told to.
-ARG EXTRAS="[gpu,tracing]"
+# gpu reads the GPU's memory; redis shares limits and smoothed images between replicas; tracing sends OpenTelemetry
+# spans where it is told to.
+ARG EXTRAS="[gpu,redis,tracing]"
 RUN /opt/fs-serve/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}" \
     && /opt/fs-serve/bin/pip uninstall --yes --quiet pip
 

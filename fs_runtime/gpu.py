@@ -68,11 +68,14 @@ def device_works(device: torch.device) -> bool:
 
 
 def gpu_state(device: torch.device) -> GpuState | None:
-    """Reads the state of a CUDA device; None for any other."""
+    """Reads the state of a CUDA device; None for any other, and for one that is lost and tells nothing more."""
     if device.type != "cuda":
         return None
     index = _index(device)
-    free, total = torch.cuda.mem_get_info(index)
+    try:
+        free, total = torch.cuda.mem_get_info(index)
+    except RuntimeError:
+        return None
     try:
         utilization = torch.cuda.utilization(index) / 100
     except Exception:  # the package is missing, or the driver does not tell (virtual GPUs): one figure fewer

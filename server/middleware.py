@@ -15,7 +15,7 @@ from server.metrics import Metrics
 from server.tracing import UNTRACED
 
 REQUEST_ID_HEADER = "x-request-id"
-_REQUEST_ID = re.compile(r"[\w.\-:]{1,128}")
+_REQUEST_ID = re.compile(r"[\w.\-:]{1,128}", re.ASCII)  # it goes on to the language model as a header
 
 log = structlog.get_logger("server")
 

@@ -105,7 +105,10 @@ class Exchange:
                     raise await _refusal(self._response)
                 if streamed:
                     self._events = _events(self._response)
-                    self.first = await anext(self._events)
+                    begun = await anext(self._events, None)
+                    if begun is None:  # the end, and nothing before it
+                        raise ExchangeError(Outcome.BROKEN_OFF, upstream_errors.broken_off())
+                    self.first = begun
                 else:
                     await self._response.aread()
                     self.first = _object(self._response.content)

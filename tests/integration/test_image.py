@@ -101,7 +101,7 @@ def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
         *("--isolation", "chroot", "--format", "docker", "--pull-never"),
         *("--build-arg", "BASE_IMAGE=localhost/base"),
         *("--build-arg", f"TORCH={cpu_torch()}"),
-        *("--build-arg", "EXTRAS=[tracing]"),
+        *("--build-arg", "EXTRAS=[redis,tracing]"),
         *pip_mounts(tmp_path_factory.mktemp("pip")),
         *("--tag", "localhost/fs-serve"),
         ".",

@@ -7,6 +7,7 @@ import torch
 
 from fs_runtime import memory
 from fs_runtime.encoders import CheckpointError, load_encoder
+from fs_runtime.gpu import gpu_state
 from fs_runtime.memory import MemoryShortError, check_memory, estimate_memory, free_memory
 from fs_runtime.reference import reference_model_path
 from tests.integration.families import CASES
@@ -118,3 +119,11 @@ def test_limits_of_control_groups(tmp_path: Path, own: str, files: dict[str, str
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert memory._available_to_groups(tmp_path / "groups", tmp_path / "own") == rooms
+
+
+def test_a_gpu_that_is_lost_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(index: int) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)  # no such fault can be made on purpose and undone
+    assert gpu_state(torch.device("cuda:0")) is None

@@ -191,6 +191,20 @@ async def test_a_stream_is_repeated_before_its_first_event_and_never_after() -> 
     assert (received, error.code, len(asked)) == (1, "language_model_broken_off", 1)
 
 
+async def test_a_stream_that_ends_before_it_begins_is_repeated_elsewhere() -> None:
+    asked: list[str] = []
+    whole = {"a": sse("[DONE]"), "b": sse('{"choices": [{"index": 0}]}', "[DONE]")}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(200, content=whole[request.url.host])
+
+    chunks = [chunk async for chunk in model_with(handler, **TWO).stream(REQUEST)]
+    assert (len(chunks), asked) == (1, ["a", "b"])
+    error = await error_of(lambda request: httpx.Response(200, content=sse("[DONE]")), stream=True)
+    assert (error.status, error.code) == (502, "language_model_broken_off")
+
+
 async def test_a_request_error_inside_a_stream_is_the_clients() -> None:
     content = sse('{"error": {"message": "bad grammar", "code": 400}}')
     error = await error_of(lambda request: httpx.Response(200, content=content), stream=True)
