@@ -129,9 +129,8 @@ def _contradictions(receipt: Receipt) -> list[str]:
     draws = receipt.draws
     fits = {
         "samples": draws.samples == draws.max_samples,
-        # Null where the minimum was the operator's, at a radius of its own, which a receipt does not name.
-        "reached": satisfied is not False,
-        "out_of_reach": True,
+        "reached": satisfied is True,
+        "out_of_reach": satisfied is not None,
     }
     if not isinstance(ended, str) or ended not in fits:
         return [f"certificate.ended is {ended!r}; it is samples, reached or out_of_reach"]

@@ -159,19 +159,6 @@ def test_an_image_that_lost_its_sketch(
     assert check(parse_receipt(json.dumps(document)), picture, smoother).verdict == "not_reproduced"
 
 
-def test_a_certificate_that_ended_by_a_minimum_of_the_operators_own(
-    engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8]
-) -> None:
-    """At another radius than the request's, so that the answer says nothing about it."""
-    asked = CertificateQuery(radius=0.004)
-    for similarity, ended in ((0.5, "reached"), (0.9999999, "out_of_reach")):
-        minimum = CertificateQuery(radius=0.005, min_similarity=similarity)
-        receipt = issued(engine, picture, asked, samples=200, until=minimum)
-        assert (receipt.certificate["ended"], receipt.certificate["satisfied"]) == (ended, None)
-        found = check(receipt, picture, smoother)
-        assert (found.verdict, found.problems) == ("reproduced", [])
-
-
 def test_a_receipt_of_another_precision(
     tiny_llava: Path, engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8]
 ) -> None:
