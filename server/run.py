@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import math
 import os
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -30,7 +31,7 @@ from server.tracing import TracingError, add_trace_ids, configure_tracing
 log = structlog.get_logger("server")
 
 _STANDARD_OUTPUT = 1
-_TIME_TO_SPEAK = 0.5  # seconds in which a connection just opened must have sent its request
+_TIME_TO_ASK = 1.0  # seconds after the last answer in which a connection must have sent another request
 _TIME_FOR_LAST_WORDS = 5  # seconds for the errors that end what was not finished in time
 
 
@@ -75,7 +76,8 @@ class _Server(uvicorn.Server):
 
     At SIGTERM readiness goes down first, and requests are still taken for ``drain_lead`` seconds; at SIGINT, from a
     person at a terminal, they are not. Then it stops listening, what is under way has ``drain_timeout`` seconds, and
-    what is left gets an error. A second signal ends the process at once.
+    what is left gets an error. A connection stays open for a moment after its last answer, since a client that does
+    not know yet may be asking on it. A second signal ends the process at once.
     """
 
     def __init__(self, config: uvicorn.Config, settings: Settings, models: list[str], drain: Drain) -> None:
@@ -84,6 +86,7 @@ class _Server(uvicorn.Server):
         self._models = models
         self._drain = drain
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._finishing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -109,14 +112,49 @@ class _Server(uvicorn.Server):
         loop.call_later(lead + self._settings.drain_timeout, self._drain.finish)
 
     def _stop_listening(self) -> None:
-        # uvicorn would close all idle connections in the same moment, and with them the requests that arrive on one
-        # just opened.
-        for server in self.servers:
-            server.close()
-        asyncio.get_running_loop().call_later(_TIME_TO_SPEAK, self._close_idle_connections)
+        self._finishing = asyncio.create_task(self._finish())
 
-    def _close_idle_connections(self) -> None:
+    async def _finish(self) -> None:
+        """Serves who has connected, until nobody has asked for a moment; then uvicorn ends."""
+        for server in self.servers:
+            queues = [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets]
+            server.close()
+            for connection in [connection for queue in queues for connection in _accept_waiting(queue)]:
+                # One that is gone already is no reason to leave the others.
+                with suppress(OSError):
+                    await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        quiet_since = time.monotonic()
+        while self.server_state.connections and not self._drain.over:
+            if self.server_state.tasks:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since >= _TIME_TO_ASK:
+                break
+            await asyncio.sleep(0.05)
         self.should_exit = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        """What uvicorn makes of a connection."""
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+def _accept_waiting(queue: socket.socket) -> list[socket.socket]:
+    """The connections that the system has accepted and uvicorn has not: closing the listener would reset them.
+
+    Args:
+        queue: A listening socket; closed afterwards.
+    """
+    accepted: list[socket.socket] = []
+    queue.setblocking(False)
+    with queue, suppress(BlockingIOError):
+        while True:
+            accepted.append(queue.accept()[0])
+    for connection in accepted:
+        connection.setblocking(False)
+    return accepted
 
 
 def greeting(settings: Settings, models: list[str], port: int) -> str:
@@ -188,7 +226,7 @@ def run(settings: Settings) -> int:
         port=settings.port,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout) + _TIME_FOR_LAST_WORDS,
+        timeout_graceful_shutdown=_TIME_FOR_LAST_WORDS,
     )
     server = _Server(config, settings, [model.settings.model_name for model in loaded], app.state.drain)
     server.run()
