@@ -91,7 +91,7 @@ def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smo
         full_budget=samples >= settings.samples or not server.is_binding,
         receipt=settings.receipts if options.receipt is None else options.receipt,
         own_parameters=options.own_parameters,
-        cache=options.cache or server.is_binding,  # nobody may repeat a request until its draws please
+        cache=options.cache or server.is_binding,  # a request sent again keeps its draws
     )
 
 

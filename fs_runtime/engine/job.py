@@ -155,6 +155,7 @@ class Job:
         state: The sums, on the device; None before the first sample.
         started: When the first sample was drawn.
         unseen: Whether there are requests that have not looked at the draws yet.
+        answered: Whether a request has got a result from these draws.
     """
 
     first: SmoothingRequest
@@ -168,6 +169,7 @@ class Job:
     state: SmoothingState | None = None
     started: float | None = None
     unseen: bool = False
+    answered: bool = False
     _mean: tuple[int, Mean] | None = None
 
     def __post_init__(self) -> None:

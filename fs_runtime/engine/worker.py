@@ -135,7 +135,7 @@ class Worker:
             if call is None and not self.queue and not self.closed:
                 self.changed.wait(_IDLE_SECONDS)
                 return
-            gone = self._gone()
+            gone, left = self._gone()
             joined = [job for job in self.queue if job.unseen]
             for job in joined:
                 job.unseen = False
@@ -143,6 +143,12 @@ class Worker:
             _answer(*call)
         for ask, error in gone:
             _fail(ask, error)
+        for job in left:
+            concerned[:] = [job]
+            self._keep(job)
+            with self.changed:
+                if not job.asks:  # nobody has come since
+                    self._leave(job)
         for job in joined:
             concerned[:] = [job]
             self._look(job)
@@ -153,10 +159,15 @@ class Worker:
         if batch:
             self._run_batch(batch)
 
-    def _gone(self) -> list[tuple[Ask, Exception]]:
-        """Takes requests that nobody waits for any more out of the queue; returns those that must be told."""
+    def _gone(self) -> tuple[list[tuple[Ask, Exception]], list[Job]]:
+        """Takes requests that nobody waits for any more out of the queue.
+
+        Returns:
+            Those that must be told, and images that stay until their draws are kept, since somebody has seen them.
+        """
         now = time.monotonic()
         late: list[tuple[Ask, Exception]] = []
+        left: list[Job] = []
         for job in list(self.queue):
             for ask in list(job.asks):
                 if ask.future.cancelled():
@@ -165,9 +176,13 @@ class Worker:
                     job.asks.remove(ask)
                     seconds = ask.request.timeout
                     late.append((ask, DeadlineExceededError(f"smoothing was not done within {seconds:g} s")))
-            if not job.asks:
+            if job.asks:
+                continue
+            if job.answered:
+                left.append(job)
+            else:
                 self._leave(job)
-        return late
+        return late, left
 
     def _run_batch(self, batch: Batch) -> None:
         """Runs one batch. When it fails, each image runs alone, so that only the one at fault fails."""
@@ -227,8 +242,9 @@ class Worker:
                 return
             mean = job.mean(self._smoother)
             results = [(ask, ask.result(job, mean, job.started)) for ask in ended]
-            last = len(ended) == len(asks)
-            stored = self._store(job) if last and job.key is not None else None
+            job.answered = True
+            if len(ended) == len(asks):
+                self._keep(job)
         except Exception as error:
             self._check_device(error)
             self._drop([job], _smoothing_error(error), error)
@@ -236,18 +252,24 @@ class Worker:
         with self.changed:
             for ask in ended:
                 job.asks.remove(ask)
-            if stored is not None and job.key is not None:
-                self._cache.put(job.key, stored)
             if not job.asks:
                 self._leave(job)
-        if self._shared_cache is not None and job.key is not None and stored is not None and stored is not job.stored:
-            self._shared_cache.offer(job.key, stored)
         for ask, result in results:
             if ask.future.set_running_or_notify_cancel():
                 ask.future.set_result(result)
 
+    def _keep(self, job: Job) -> None:
+        """Puts the draws of an image that nobody waits for any more into the caches."""
+        stored = self._store(job) if job.key is not None else None
+        if stored is None or job.key is None:
+            return
+        with self.changed:
+            self._cache.put(job.key, stored)
+        if self._shared_cache is not None and stored is not job.stored:
+            self._shared_cache.offer(job.key, stored)
+
     def _store(self, job: Job) -> StoredImage | None:
-        """What the cache keeps of an image that all who waited for have got."""
+        """What the caches keep of an image."""
         if job.state is None:
             return job.stored
         if job.first.bounds_spread and job.state.sketch is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -187,6 +188,22 @@ def test_a_job_that_all_have_left_ends(cached: SmoothingEngine, smoother: Watche
     other.result(30)
     assert sum(batch.get(0.1, 0) for batch in smoother.batches) <= 8
     assert get(cached, ask(samples=100)).samples == 100
+
+
+def test_draws_that_somebody_saw_are_kept_when_a_longer_request_for_them_is_cancelled(
+    cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask
+) -> None:
+    smoother.gate.clear()
+    short, long = cached.submit(ask(samples=8)), cached.submit(ask(samples=4000))
+    smoother.gate.set()
+    seen = short.result(30)
+    smoother.gate.clear()
+    long.cancel()
+    smoother.gate.set()
+    while cached.queued_samples:
+        time.sleep(0.005)
+    again = cached.submit(ask(samples=8)).result(30)
+    assert (again.cache, again.seed) == ("hit", seen.seed)
 
 
 def test_a_failing_job_fails_for_all_who_share_it_and_is_not_kept(
