@@ -30,7 +30,6 @@ EMBEDDINGS_ONLY = ("--enable-mm-embeds", "--limit-mm-per-prompt", '{"image": 0, 
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # tiny models gain nothing from more, and several servers share the machine
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no worker process beside the engine's: one import of vLLM less to wait for
 }
 
 

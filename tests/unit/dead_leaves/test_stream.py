@@ -6,6 +6,7 @@ from fs_runtime.dead_leaves import LeavesStream
 STREAM = LeavesStream(seed=3, batch_size=2, crop=16, side=32, pool=4, steps_per_picture=2)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one processor
 def test_crops_are_the_same_wherever_one_starts_and_whoever_draws() -> None:
     whole = list(STREAM.batches(0, 9))
     assert len(whole) == 9
