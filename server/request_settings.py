@@ -15,6 +15,12 @@ class RequestSettings(CertificateSettings):
         25_000_000, ge=64, description="Largest image in pixels, checked before it is decoded (decompression bombs)."
     )
     max_images: int = Field(8, ge=1, description="Most images in one request.")
+    max_text_characters: int = Field(
+        4_194_304,
+        ge=1,
+        description="Most characters of text in one request, each ligature or the like counted as what it stands for: "
+        "more than language models read. It bounds the search for the model's own tokens.",
+    )
     max_answer_tokens: int | None = Field(
         None,
         ge=1,

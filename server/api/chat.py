@@ -89,7 +89,8 @@ async def _answer(
     cap_answer_tokens(body, settings.max_answer_tokens, model.settings.default_answer_tokens)
     cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
     sources = _take_images(chat, body)
-    await asyncio.to_thread(model.control_tokens.defuse_body, body)  # of megabytes it takes a while
+    # Of megabytes it takes a while.
+    await asyncio.to_thread(model.control_tokens.defuse_body, body, settings.max_text_characters)
     await model.language_model.admit()
     smoothing = model.smoothing.run(sources, chat.robustness, caller)
     payloads, robustness = await while_connected(request, smoothing)

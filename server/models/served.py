@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from fs_runtime.receipts import SigningKey
-from server.api.passthrough import ControlTokens
+from server.api.control_tokens import ControlTokens
 from server.audit.log import AuditLog
 from server.images.reader import ImageReader
 from server.language_models.base import LanguageModel
