@@ -80,6 +80,7 @@ def certify(
     from fs_runtime.pictures import read_picture
     from fs_runtime.query import MAX_RADIUS, CertificateQuery, sigma_value
     from fs_runtime.receipts.cli import signing_key_of
+    from fs_runtime.receipts.document import ReceiptImage
     from fs_runtime.receipts.issue import issue_receipt
     from fs_runtime.robustness import Fingerprints
     from fs_runtime.robustness import certify as certify_result
@@ -134,7 +135,7 @@ def certify(
     fingerprints = Fingerprints.of(engine.smoother, feature_map)
     certificate = certify_result(result, query, fingerprints, floor, engine.smoother.psm)
     if receipt is not None:
-        issued = issue_receipt(engine, pixels, query, result, certificate, key=signing_key)
+        issued = issue_receipt(engine, ReceiptImage.of(pixels), query, result, certificate, key=signing_key)
         receipt.write_text(issued.to_json(), encoding="utf-8")
     if plot is not None:
         from fs_runtime.plots import plot_certificate

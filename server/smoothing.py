@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import functools
-import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fs_runtime.encoders.base import ImageSizeError
@@ -21,8 +17,6 @@ from fs_runtime.engine import (
     SmoothingRequest,
     SmoothingResult,
 )
-from fs_runtime.engine.request import Pixels
-from fs_runtime.pictures import digest
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import SigningKey
 from fs_runtime.receipts.issue import issue_receipt
@@ -32,6 +26,7 @@ from server.api.schemas import ImageEntry, Judgement, Robustness, RobustnessOpti
 from server.audit.log import AuditLog
 from server.errors import ApiError, invalid
 from server.images.limits import ImageLimits
+from server.images.picture import Picture
 from server.images.reader import ImageReader
 from server.language_models.base import ImagePayload
 from server.limits.limiter import RateLimiter
@@ -155,8 +150,12 @@ class SmoothingService:
     async def _one(self, source: ImageSource, plan: Plan, caller: Caller) -> _Smoothed:
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
         file = await self._images.file(source.url, source.param, limits)
-        decode = self._decoder(file, source.param, limits)
-        result = await self._smooth(decode, await asyncio.to_thread(_digest, file), source, plan, caller.tenant.name)
+        picture = Picture(
+            file,
+            lambda file: self._images.decode(file, source.param, limits),
+            described=plan.receipt or self._audit.enabled,
+        )
+        result = await self._smooth(picture, source, plan, caller.tenant.name)
         record_pass(
             result.queue_seconds,
             result.smoothing_seconds,
@@ -176,7 +175,7 @@ class SmoothingService:
             receipt = await asyncio.to_thread(
                 lambda: issue_receipt(
                     self._engine,
-                    decode(),
+                    picture.description(),
                     plan.query,
                     result,
                     certificate,
@@ -193,28 +192,15 @@ class SmoothingService:
             withheld=decision == "withhold",
             spectral_left_out=plan.bounds_spread and result.spread is None,
         )
-        image_digest = await asyncio.to_thread(lambda: digest(decode())) if self._audit.enabled else ""
+        image_digest = (await asyncio.to_thread(picture.description)).digest if self._audit.enabled else ""
         return _Smoothed(result, entry, decision, image_digest)
 
-    def _decoder(self, file: bytes, param: str, limits: ImageLimits) -> Callable[[], Pixels]:
-        """A function for other threads that decodes the file, once: the engine may not need it, or receipts may too."""
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-
-        @functools.cache
-        def decode() -> Pixels:
-            pixels = self._images.decode(file, param, limits)
-            return context.run(asyncio.run_coroutine_threadsafe, pixels, loop).result()
-
-        return decode
-
-    async def _smooth(
-        self, decode: Callable[[], Pixels], file_digest: str, source: ImageSource, plan: Plan, tenant: str
-    ) -> SmoothingResult:
+    async def _smooth(self, picture: Picture, source: ImageSource, plan: Plan, tenant: str) -> SmoothingResult:
         # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
         # take longer than all the rest.
         request = SmoothingRequest(
-            image=decode,
-            image_id=file_digest,
+            image=picture.pixels,
+            image_id=await asyncio.to_thread(picture.file_digest),
             timeout=self._settings.smoothing_timeout,
             use_cache=plan.cache,
             tenant=tenant,
@@ -260,10 +246,6 @@ class SmoothingService:
             ) from None
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
-
-
-def _digest(file: bytes) -> str:
-    return hashlib.sha256(file).hexdigest()
 
 
 def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: Plan) -> tuple[Judgement, ...]:

@@ -282,7 +282,8 @@ class SmoothingEngine:
 
     def _prepare(self, ask: Ask) -> PreparedImage:
         image = self.encoder.prepare(ask.request.pixels())
-        ask.request = self._sketches.applied(ask.request, self._token_grids(ask.request, image))
+        request = ask.request.without_pixels()
+        ask.request = self._sketches.applied(request, self._token_grids(request, image))
         ask.open(image.spectral_norm, max(1, self._full_batch // cost_of(image)))
         return image
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class SmoothingRequest:
 
     Attributes:
         image: ``(H, W, 3)`` uint8 RGB, or a function that gives it: it is called on a thread, and only if the cache
-            does not have what is asked.
+            does not have what is asked. None once the engine has prepared the image for the encoder.
         sigma: Standard deviation σ of the noise, in pixels of [0, 1]; 0 turns smoothing off.
         samples: Noise samples to draw, at most. Where the cache holds more, all of them count.
         confidence: 1 - α of the certificate, over the server's own draws.
@@ -57,7 +57,7 @@ class SmoothingRequest:
         use_cache: Whether the result may come from the cache and go into it.
     """
 
-    image: Pixels | Callable[[], Pixels]
+    image: Pixels | Callable[[], Pixels] | None
     sigma: float
     samples: int
     confidence: float
@@ -89,8 +89,15 @@ class SmoothingRequest:
         return self.confidence if self.token_map or self.granularity == "token" else None
 
     def pixels(self) -> Pixels:
-        """``(H, W, 3)`` uint8 RGB."""
+        """``(H, W, 3)`` uint8 RGB; ValueError if they are gone."""
+        if self.image is None:
+            raise ValueError("the pixels are gone: the image is prepared")
         return self.image() if callable(self.image) else self.image
+
+    def without_pixels(self) -> Self:
+        """What is left to ask of a prepared image. Its pixels can have a hundred times the bytes of what is prepared,
+        and nobody looks at them again while it waits."""
+        return replace(self, image=None)
 
     def check(self) -> None:
         """Refuses what cannot be computed.

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, NoReturn, Self
 
+import numpy as np
 import rfc8785
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fs_runtime.network_options import CompileMode, Quantization
+from fs_runtime.pictures import digest
 from fs_runtime.query import MAX_RADIUS, sigma_value
 
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -30,6 +33,11 @@ class ReceiptImage(_Part):
     digest: str = Field(pattern=_DIGEST, description="SHA-256 of size and pixels (fs_runtime.pictures.digest).")
     height: int = Field(ge=1)
     width: int = Field(ge=1)
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8]) -> Self:
+        """What a receipt says of ``(H, W, 3)`` uint8 RGB."""
+        return cls(digest=digest(pixels), height=pixels.shape[0], width=pixels.shape[1])
 
 
 class ReceiptPreprocessing(_Part):

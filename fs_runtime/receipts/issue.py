@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, datetime
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fs_runtime.engine import SmoothingEngine, SmoothingResult
-from fs_runtime.pictures import digest
 from fs_runtime.provenance import device_name, library_versions
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts.document import (
@@ -28,7 +24,7 @@ from fs_runtime.smoothing import Smoother
 
 def issue_receipt(
     engine: SmoothingEngine,
-    image: NDArray[np.uint8],
+    image: ReceiptImage,
     query: CertificateQuery,
     result: SmoothingResult,
     certificate: ImageRobustness,
@@ -40,7 +36,7 @@ def issue_receipt(
 
     Args:
         engine: The one that drew the samples.
-        image: ``(H, W, 3)`` uint8 RGB, as it was given to the engine.
+        image: What was given to the engine.
         query: What the certificate was asked about.
         result: Of the engine.
         certificate: Made from ``result`` and ``query``.
@@ -55,7 +51,7 @@ def issue_receipt(
         version=1,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         request_id=request_id,
-        image=ReceiptImage(digest=digest(image), height=image.shape[0], width=image.shape[1]),
+        image=image,
         preprocessing=ReceiptPreprocessing(spectral_norm=result.spectral_norm, steps=engine.encoder.preprocessing),
         draws=ReceiptDraws(
             sigma=result.sigma,

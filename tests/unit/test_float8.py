@@ -13,6 +13,7 @@ from fs_runtime.loading import load_smoother
 from fs_runtime.pictures import read_picture
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import parse_receipt
+from fs_runtime.receipts.document import ReceiptImage
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.receipts.verify import verify
 from fs_runtime.reference import example_images, reference_model_path
@@ -123,7 +124,7 @@ def test_certificate_and_receipt_are_of_the_float8_encoder(smoother: Smoother) -
     certificate = certify(result, query, Fingerprints.of(smoother, ENCODER_FEATURES))
     assert certificate.fingerprints.model == smoother.encoder.fingerprint
     assert (certificate.smoothed.best or 0) > 0.8
-    receipt = issue_receipt(engine, PICTURE, query, result, certificate)
+    receipt = issue_receipt(engine, ReceiptImage.of(PICTURE), query, result, certificate)
     assert receipt.arithmetic.quantization == "fp8"
     receipt = parse_receipt(receipt.to_json())
     again = verify(receipt, PICTURE, lambda: smoother)

@@ -1,12 +1,20 @@
 import asyncio
 import threading
+import weakref
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fs_runtime.certificate import tight_similarity
 from fs_runtime.encoders import VisionEncoder
-from fs_runtime.engine import DeadlineExceededError, DeadlineUnreachableError, EngineOverloadedError, SmoothingEngine
+from fs_runtime.engine import (
+    DeadlineExceededError,
+    DeadlineUnreachableError,
+    EngineOverloadedError,
+    SmoothingEngine,
+    SmoothingRequest,
+)
 from fs_runtime.query import CertificateQuery
 from fs_runtime.smoothing import FeatureMap
 
@@ -212,3 +220,26 @@ def test_adaptive_sampling_looks_when_it_may_end_and_leaves_the_rest_of_the_batc
     finally:
         smoother.gate.set()
         engine.close()
+
+
+@pytest.mark.parametrize("given", ["pixels", "function"])
+def test_pixels_are_let_go_before_the_first_sample(
+    engine: SmoothingEngine, smoother: WatchedSmoother, given: str
+) -> None:
+    def draw() -> NDArray[np.uint8]:
+        made = np.random.default_rng(3).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+        alive.append(weakref.ref(made))
+        return made
+
+    alive: list[weakref.ref[NDArray[np.uint8]]] = []
+    smoother.gate.clear()
+    futures = [
+        engine.submit(SmoothingRequest(draw if given == "function" else draw(), 0.1, 8, 0.95, seed=seed))
+        for seed in range(3)
+    ]
+    assert engine.queued_images == 3
+    assert [reference() for reference in alive] == [None] * 3
+    smoother.gate.set()
+    bounds = [future.result(30).norm_lower for future in futures]
+    again = [engine.submit(SmoothingRequest(draw(), 0.1, 8, 0.95, seed=seed)).result(30) for seed in range(3)]
+    assert bounds == [result.norm_lower for result in again]

@@ -19,6 +19,7 @@ from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import Receipt, SigningKey, parse_receipt
+from fs_runtime.receipts.document import ReceiptImage
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.receipts.replay import _shifted
 from fs_runtime.receipts.verify import CannotReplayError, Verification, verify
@@ -57,7 +58,7 @@ def issued(
     request = SmoothingRequest(**{"image": picture, "sigma": 0.1, "samples": 32, "confidence": 0.95} | FULL | options)
     result = engine.submit(request).result(60)
     certificate = certify(result, query, Fingerprints.of(engine.smoother, request.feature_map))
-    return parse_receipt(issue_receipt(engine, picture, query, result, certificate, key=key).to_json())
+    return parse_receipt(issue_receipt(engine, ReceiptImage.of(picture), query, result, certificate, key=key).to_json())
 
 
 @pytest.fixture(scope="module")
