@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fs_runtime.embedded import EmbeddedModel, Generation, Piece, Prompt, PromptError
-from server.errors import ApiError, from_validation, invalid
-from server.language_models.base import IMAGE_PART, ChatRequest
+from fs_runtime.embedded import EmbeddedModel, Generation, Piece, PromptError
+from server.errors import from_validation, invalid
+from server.language_models.answer_thread import AnswerThread
+from server.language_models.base import IMAGE_PART, ChatRequest, ImagePayload
 from server.settings import Settings
-
-T = TypeVar("T")
 
 
 class _Options(BaseModel):
@@ -65,69 +63,70 @@ class EmbeddedLanguageModel:
         self._model = model
         self._model_name = model_name
         self._default_length = settings.max_new_tokens
-        self._most_answers = 1 + settings.max_waiting
-        self._answers = 0  # under way, or waiting for the thread
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="language-model")
+        self._thread = AnswerThread(1 + settings.max_waiting)
 
     async def start(self) -> None:
         """Nothing to do: it was loaded at start."""
 
     async def admit(self) -> None:
         """See :class:`LanguageModel`."""
-        if self._answers >= self._most_answers:
-            raise ApiError(
-                429,
-                "the language model has as many answers to make as may wait for it; try again later",
-                code="overloaded",
-                headers={"retry-after": "1"},
-            )
+        self._thread.admit()
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
         """See :class:`LanguageModel`."""
-        prompt, options = await self._prepare(request)
-        texts: list[str] = []
-        async for piece in self._pieces(prompt, options):
-            texts.append(piece.text)
+        async with aclosing(self._pieces(request)) as pieces:
+            made = [pair async for pair in pieces]
+        prompt_length, last = made[-1]
         return {
             **self._frame("chat.completion"),
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
-                    "finish_reason": piece.finish_reason,
+                    "message": {
+                        "role": "assistant",
+                        "content": "".join(piece.text for _, piece in made),
+                        "refusal": None,
+                    },
+                    "finish_reason": last.finish_reason,
                     "logprobs": None,
                 }
             ],
-            "usage": _usage(prompt, piece),
+            "usage": _usage(prompt_length, last),
         }
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """See :class:`LanguageModel`."""
-        prompt, options = await self._prepare(request)
         frame = self._frame("chat.completion.chunk")
 
         def chunk(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
             choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
             return {**frame, "choices": [choice]}
 
-        yield chunk({"role": "assistant", "content": ""})
-        async for piece in self._pieces(prompt, options):
-            if piece.text:
-                yield chunk({"content": piece.text})
+        async with aclosing(self._pieces(request)) as pieces:
+            prompt_length, piece = await anext(pieces)  # nothing may leave before it is known that there is an answer
+            yield chunk({"role": "assistant", "content": ""})
+            async for _, piece in pieces:
+                if piece.text:
+                    yield chunk({"content": piece.text})
         yield chunk({}, piece.finish_reason)
         if (request.body.get("stream_options") or {}).get("include_usage"):
-            yield {**frame, "choices": [], "usage": _usage(prompt, piece)}
+            yield {**frame, "choices": [], "usage": _usage(prompt_length, piece)}
 
     async def ready(self) -> bool:
         """Always: it was loaded at start."""
         return True
 
     async def close(self) -> None:
-        """Waits for the answer in progress."""
-        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+        """Ends the answer in progress and those that wait."""
+        await self._thread.close()
 
-    async def _prepare(self, request: ChatRequest) -> tuple[Prompt, Generation]:
-        await self.admit()  # once more: smoothing took its time
+    def _pieces(self, request: ChatRequest) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Tokens of the prompt, with each piece: an empty one as soon as the prompt is made, then those of the answer.
+
+        Raises:
+            ApiError: The request has what the model does not know; in the course of it as :meth:`_make` and
+                :meth:`AnswerThread.pieces`.
+        """
         body = {key: value for key, value in request.body.items() if key not in ("model", "messages")}
         try:
             options = _Options.model_validate(body).generation(self._default_length)
@@ -135,8 +134,19 @@ class EmbeddedLanguageModel:
             api_error = from_validation(error)
             api_error.message += "; the embedded language model knows " + ", ".join(_Options.model_fields)
             raise api_error from None
+        messages = _template_messages(request)
+        return self._thread.pieces(lambda ended: self._make(messages, request.images, options, ended))
+
+    def _make(
+        self, messages: list[dict[str, Any]], images: list[ImagePayload], options: Generation, ended: threading.Event
+    ) -> Iterator[tuple[int, Piece]]:
+        """On the thread.
+
+        Raises:
+            ApiError: The prompt cannot be made, or is too long.
+        """
         try:
-            prompt = await self._on_thread(lambda: self._model.prompt(_template_messages(request), request.images))
+            prompt = self._model.prompt(messages, images)
         except PromptError as error:
             raise invalid(str(error), "messages") from error
         if prompt.length >= self._model.context_length:
@@ -146,22 +156,9 @@ class EmbeddedLanguageModel:
                 "messages",
                 "context_length_exceeded",
             )
-        return prompt, options
-
-    async def _pieces(self, prompt: Prompt, options: Generation) -> AsyncIterator[Piece]:
-        """Pieces as they are made; leaving the loop stops the model."""
-        cancelled = threading.Event()
-        pieces = self._model.generate(prompt, options, cancelled)
-        self._answers += 1
-        try:
-            while (piece := await self._on_thread(lambda: next(pieces, None))) is not None:
-                yield piece
-        finally:
-            self._answers -= 1
-            cancelled.set()
-
-    async def _on_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        yield prompt.length, Piece("", 0)
+        for piece in self._model.generate(prompt, options, ended):
+            yield prompt.length, piece
 
     def _frame(self, kind: str) -> dict[str, Any]:
         return {
@@ -172,11 +169,11 @@ class EmbeddedLanguageModel:
         }
 
 
-def _usage(prompt: Prompt, last: Piece) -> dict[str, int]:
+def _usage(prompt_length: int, last: Piece) -> dict[str, int]:
     return {
-        "prompt_tokens": prompt.length,
+        "prompt_tokens": prompt_length,
         "completion_tokens": last.tokens,
-        "total_tokens": prompt.length + last.tokens,
+        "total_tokens": prompt_length + last.tokens,
     }
 
 
