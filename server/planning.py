@@ -21,8 +21,8 @@ class Plan:
     """How the images of one request are smoothed, certified and judged.
 
     Attributes:
-        query: What the certificates are asked about; its ``min_similarity`` is the largest that is required at its
-            radius.
+        query: What the certificates are asked about; its ``min_similarity`` is the request's own. A request without one
+            is told about the largest that is required at its radius.
         full_budget: Whether no image gets fewer samples than the server gives by default, where its minimum binds.
     """
 
@@ -74,7 +74,6 @@ def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smo
     confidence = settings.confidence if options.confidence is None else options.confidence
     if server.is_binding:
         confidence = max(confidence, settings.confidence)  # whatever holds with more confidence holds with less
-    here = [item.similarity for item in required if (item.radius, item.space) == (radius, options.space)]
     adaptive = settings.adaptive if options.adaptive is None else options.adaptive
     return Plan(
         sigma=sigma,
@@ -85,7 +84,7 @@ def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smo
         spectral=settings.spectral if options.spectral is None else options.spectral,
         token_map=options.token_map,
         seed=options.seed,
-        query=CertificateQuery(radius, options.space, max(here, default=None), options.curve),
+        query=CertificateQuery(radius, options.space, _asked_similarity(options, radius, required), options.curve),
         until=_until(required) if adaptive else None,
         requirements=required,
         full_budget=samples >= settings.samples or not server.is_binding,
@@ -93,6 +92,15 @@ def plan_of(options: RobustnessOptions, settings: RequestSettings, smoother: Smo
         own_parameters=options.own_parameters,
         cache=options.cache or server.is_binding,  # a request sent again keeps its draws
     )
+
+
+def _asked_similarity(options: RobustnessOptions, radius: float, required: list[Requirement]) -> float | None:
+    """Whoever asks about a similarity is told about it, also where it is not among the requirements, since another one
+    implies it."""
+    if options.min_similarity is not None:
+        return options.min_similarity
+    here = [item.similarity for item in required if (item.radius, item.space) == (radius, options.space)]
+    return max(here, default=None)
 
 
 def _server_policy(settings: RequestSettings, default_sigma: float) -> ServerPolicy:

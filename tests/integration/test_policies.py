@@ -143,6 +143,22 @@ def test_a_request_may_ask_for_more_than_is_required(gateway: Gateway) -> None:
     assert (rejected.status_code, rejected.json()["robustness"]["decision"]) == (422, "reject")
 
 
+@pytest.mark.parametrize("radius", [0.04, 0.05])
+@pytest.mark.parametrize(
+    ("tenant", "similarity", "satisfied", "met"),
+    [("passing", 0.4, True, True), ("flagging", MET, True, False), ("flagging", 0.9998, False, False)],
+)
+def test_what_is_asked_is_answered_where_the_operator_requires_more(
+    gateway: Gateway, tenant: str, similarity: float, satisfied: bool, met: bool, radius: float
+) -> None:
+    robustness = ask(gateway, tenant, min_similarity=similarity, radius=radius, on_failure="flag").json()["robustness"]
+    assert [item["source"] for item in robustness["requirements"]] == ["server"]
+    (image,) = robustness["images"]
+    assert image["satisfied"] is satisfied is (image["smoothed"]["best"] >= similarity)
+    assert image["certified_radius"][-1]["similarity"] == similarity
+    assert robustness["satisfied"] is met
+
+
 def test_a_default_gives_way_to_the_request(gateway: Gateway) -> None:
     assert ask(gateway, "default", min_similarity=0.1, radius=0.01).json()["robustness"]["decision"] == "pass"
     assert ask(gateway, "default", on_failure="flag").json()["robustness"]["decision"] == "flag"

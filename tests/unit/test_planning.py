@@ -47,6 +47,29 @@ def test_the_radius_that_binds_does_not_follow_the_requests_sigma() -> None:
     assert plan(BINDING | {"radius": 0.15}).requirements[0].radius == 0.15
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"min_similarity": 0.7, "radius": 0.05},  # the operator's implies it
+        {"min_similarity": 0.7, "radius": 0.1},
+        {"min_similarity": 0.0, "radius": 0.1},
+        {"min_similarity": 0.9, "radius": 0.05},  # neither implies the other
+        {"min_similarity": 0.9, "radius": 0.2, "on_failure": "reject"},  # it implies the operator's
+        {"min_similarity": 0.7, "radius": 0.05, "space": "client"},
+    ],
+)
+def test_the_certificate_answers_what_the_request_asks(asked: dict[str, Any]) -> None:
+    for adaptive in (False, True):
+        query = plan(BINDING, adaptive=adaptive, **asked).query
+        assert query == CertificateQuery(asked["radius"], asked.get("space", "model"), asked["min_similarity"])
+
+
+def test_what_the_operator_requires_at_another_radius_ends_the_sampling_for_what_it_implies() -> None:
+    made = plan(BINDING, adaptive=True, min_similarity=0.7, radius=0.05)
+    assert [item.source for item in made.requirements] == ["server"]
+    assert made.until == CertificateQuery(0.1, "model", 0.8)
+
+
 def test_a_minimum_that_does_not_bind_holds_at_the_asked_radius() -> None:
     (requirement,) = plan(BINDING | {"policy_binds": False}, radius=0.03).requirements
     assert (requirement.radius, requirement.source) == (0.03, "server")
