@@ -136,6 +136,7 @@ class Ask:
             smoothing_seconds=0.0 if started is None else time.monotonic() - max(started, self.submitted),
             cache=self.cache,
             drawn=max(0, draws.count - self.had),
+            until=None if self.rule is None else request.until,
         )
 
 

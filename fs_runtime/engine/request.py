@@ -144,6 +144,7 @@ class SmoothingResult:
         cache: ``miss``: nothing was there to go on with; ``hit``: all had been asked for before; ``extended``:
             further ones were added to what was there. None if the cache was not used.
         drawn: Samples drawn for this request, those left out that were there or that others had asked for.
+        until: What ended the sampling, or would have; None where nothing but the number of samples could.
     """
 
     payload: dict[str, NDArray[np.generic]]
@@ -169,3 +170,4 @@ class SmoothingResult:
     smoothing_seconds: float
     cache: CacheOutcome | None = None
     drawn: int = 0
+    until: CertificateQuery | None = None

@@ -47,6 +47,17 @@ class ReceiptPreprocessing(_Part):
     steps: dict[str, Any] = Field(description="The encoder's own statement; empty where it makes none.")
 
 
+class ReceiptUntil(_Part):
+    """The similarity that ends the sampling early: once it is certified, or most likely will not be by ``max_samples``.
+
+    It need not be the one that the certificate was asked about.
+    """
+
+    radius: float = Field(ge=0, le=MAX_RADIUS)
+    space: Literal["model", "client"]
+    min_similarity: float = Field(gt=0, le=1)
+
+
 class ReceiptDraws(_Part):
     """The noise samples. The seed is a string: 64 bits do not fit into the numbers of JSON, which are exact to 53."""
 
@@ -67,6 +78,11 @@ class ReceiptDraws(_Part):
         description="Samples whose spread was seen; left out where those are all but the first, as they should be.",
     )
     token_map: bool
+    until: ReceiptUntil | None = Field(
+        default=None,
+        exclude_if=lambda until: until is None,
+        description="What could end the sampling early; left out where nothing could.",
+    )
 
     @model_validator(mode="after")
     def _within_limits(self) -> Self:
@@ -76,6 +92,8 @@ class ReceiptDraws(_Part):
             raise ValueError(f"samples {self.samples} is above max_samples {self.max_samples}")
         if self.spread_samples is not None and not (self.spectral and self.spread_samples < self.samples - 1):
             raise ValueError("spread_samples is for a spread that fewer samples were seen of than there are")
+        if self.until is not None and self.sigma == 0:
+            raise ValueError("until is for more than one sample, and without noise one is all")
         return self
 
 

@@ -16,6 +16,7 @@ from fs_runtime.receipts.document import (
     ReceiptImage,
     ReceiptPreprocessing,
     ReceiptQuery,
+    ReceiptUntil,
 )
 from fs_runtime.receipts.signing import SigningKey
 from fs_runtime.robustness import ImageRobustness
@@ -66,6 +67,7 @@ def issue_receipt(
             spectral=result.spread is not None,
             spread_samples=_spread_samples(result),
             token_map=result.token_norm_lower is not None,
+            until=_until(result),
         ),
         query=ReceiptQuery(
             radius=query.radius, space=query.space, min_similarity=query.min_similarity, curve=query.curve
@@ -84,6 +86,13 @@ def _spread_samples(result: SmoothingResult) -> int | None:
     """The samples whose spread was seen, where a lack of memory made them fewer than there are."""
     all_seen = result.spread is None or result.spread_samples == result.samples - 1
     return None if all_seen else result.spread_samples
+
+
+def _until(result: SmoothingResult) -> ReceiptUntil | None:
+    until = result.until
+    if until is None or until.min_similarity is None:
+        return None
+    return ReceiptUntil(radius=until.radius, space=until.space, min_similarity=until.min_similarity)
 
 
 def arithmetic_of(smoother: Smoother, batch_size: int) -> ReceiptArithmetic:

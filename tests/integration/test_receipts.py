@@ -148,6 +148,24 @@ def test_an_adaptive_end_in_shared_batches_is_replayed(gateway: Gateway, engine:
     assert (found.verdict, found.problems) == ("reproduced", [])
 
 
+@pytest.mark.parametrize("asked", [{}, {"min_similarity": 0.2}], ids=str)
+@pytest.mark.parametrize(("similarity", "ended"), [(0.5, "reached"), (0.9999999, "out_of_reach")])
+def test_an_adaptive_end_by_the_operators_minimum_at_another_radius(
+    tiny_llava: Path, engine: SmoothingEngine, similarity: float, ended: str, asked: dict[str, Any]
+) -> None:
+    operator = {"min_similarity": similarity, "min_similarity_radius": 0.005, "adaptive": True, "confidence": 0.95}
+    with running_gateway(tiny_llava, engine, receipts=True, samples=512, max_samples=512, **operator) as gateway:
+        body = {"image": data_url(picture(1)), "robustness": {"radius": 0.004, **asked}}
+        (entry,) = gateway.post("/v1/certify", body).json()["robustness"]["images"]
+    receipt = entry["receipt"]
+    assert (entry["satisfied"] is None) == (not asked)
+    assert receipt["certificate"]["ended"] == ended
+    assert receipt["draws"]["samples"] < receipt["draws"]["max_samples"]
+    assert receipt["draws"]["until"] == {"radius": 0.005, "space": "model", "min_similarity": similarity}
+    found = check(receipt, picture(1), engine, None)
+    assert (found.verdict, found.problems) == ("reproduced", [])
+
+
 def test_a_lossless_copy_of_the_image_is_the_same_image(gateway: Gateway, engine: SmoothingEngine) -> None:
     file = io.BytesIO()
     picture(3).save(file, "BMP")

@@ -85,6 +85,23 @@ def test_a_spread_of_fewer_samples_is_signed_and_that_of_all_is_not_named() -> N
             parse_receipt(json.dumps(document | {"draws": document["draws"] | wrong}))
 
 
+def test_what_could_end_the_sampling_early_is_signed_and_its_absence_is_not_named() -> None:
+    ordinary = parse_receipt(json.dumps(DOCUMENT))
+    assert "until" not in json.loads(ordinary.to_json())["draws"]
+    assert parse_receipt(changed("draws.until", None)).signed_bytes() == ordinary.signed_bytes()
+    until = {"radius": 0.5, "space": "client", "min_similarity": 0.75}
+    read = parse_receipt(changed("draws.until", until))
+    assert '"until":{"min_similarity":0.75,"radius":0.5,"space":"client"}' in read.signed_bytes().decode()
+    assert parse_receipt(read.to_json()) == read
+    for wrong in ({"min_similarity": 0.0}, {"min_similarity": None}, {"radius": -1.0}, {"space": "both"}, {"more": 1}):
+        with pytest.raises(ReceiptError, match=r"draws\.until"):
+            parse_receipt(changed("draws.until", until | wrong))
+    document = copy.deepcopy(DOCUMENT)
+    document["draws"] |= {"sigma": 0.0, "until": until}
+    with pytest.raises(ReceiptError, match="without noise"):
+        parse_receipt(json.dumps(document))
+
+
 def test_a_program_that_knows_only_doubles_may_pass_it_on(receipt: Receipt) -> None:
     # JavaScript writes 1.0 as 1 and would round an integer seed of 64 bits.
     document = json.loads(changed("certificate.whole", 1.0), parse_int=float)

@@ -19,7 +19,7 @@ from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest
 from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import Receipt, SigningKey, parse_receipt
-from fs_runtime.receipts.document import ReceiptImage
+from fs_runtime.receipts.document import ReceiptImage, ReceiptUntil
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.receipts.replay import _shifted
 from fs_runtime.receipts.verify import CannotReplayError, Verification, verify
@@ -131,6 +131,130 @@ def test_a_certificate_that_ended_early_in_shared_batches(
     for other in others:
         other.result(60)
     assert endings == {"reached", "out_of_reach"}
+
+
+# The similarity that is wanted at another radius than the request's, and why sampling ends then.
+ENDINGS = [(0.5, "reached"), (0.9999999, "out_of_reach")]
+
+
+@pytest.mark.parametrize("asked", [None, 0.3])
+@pytest.mark.parametrize("space", ["model", "client"])
+@pytest.mark.parametrize("options", [{}, {"granularity": "token"}, {"spectral": False}], ids=str)
+def test_a_certificate_that_ended_by_a_minimum_at_another_radius(
+    engine: SmoothingEngine,
+    smoother: Smoother,
+    picture: NDArray[np.uint8],
+    options: dict[str, Any],
+    space: Literal["model", "client"],
+    asked: float | None,
+) -> None:
+    for similarity, ended in ENDINGS:
+        until = CertificateQuery(0.005, space, similarity)
+        receipt = issued(engine, picture, CertificateQuery(0.004, "model", asked), samples=200, until=until, **options)
+        assert receipt.certificate["ended"] == ended
+        assert receipt.draws.samples < receipt.draws.max_samples
+        assert receipt.draws.until == ReceiptUntil(radius=0.005, space=space, min_similarity=similarity)
+        found = check(receipt, picture, smoother)
+        assert (found.verdict, found.problems) == ("reproduced", [])
+
+
+def test_an_end_that_is_seen_in_the_samples_of_others(smoother: Smoother, picture: NDArray[np.uint8]) -> None:
+    """More samples than the request may draw itself are there, and with them its minimum is certified."""
+    engine = SmoothingEngine(smoother, batch_size=16, cache_bytes=2**26)
+    try:
+        issued(engine, picture, samples=200)
+        for similarity, ended in ((0.5, "reached"), (0.9999999, "samples")):
+            until = CertificateQuery(0.005, "model", similarity)
+            receipt = issued(engine, picture, CertificateQuery(0.004), samples=20, until=until)
+            assert (receipt.certificate["ended"], receipt.draws.samples) == (ended, 200)
+            assert check(receipt, picture, smoother).verdict == "reproduced"
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def early(engine: SmoothingEngine, picture: NDArray[np.uint8]) -> dict[str, Receipt]:
+    """Receipts by what ended the sampling, a minimum at another radius than the request's."""
+    best = issued(engine, picture, CertificateQuery(0.005), samples=40, seed=1).certificate["smoothed"]["best"]
+    made = {}
+    for similarity, ended, samples in (
+        (0.5, "reached", 200),
+        (0.9999999, "out_of_reach", 200),
+        (best + 1e-5, "samples", 40),
+    ):
+        until = CertificateQuery(0.005, min_similarity=similarity)
+        made[ended] = issued(engine, picture, CertificateQuery(0.004), samples=samples, until=until, seed=1)
+        assert made[ended].certificate["ended"] == ended
+    return made
+
+
+@pytest.mark.parametrize(
+    ("ended", "values"),
+    [
+        ("reached", {"certificate__ended": "out_of_reach"}),
+        ("reached", {"certificate__ended": "samples"}),
+        ("reached", {"draws__until__min_similarity": 0.9999999}),
+        ("reached", {"draws__until__radius": 0.5}),
+        ("reached", {"draws__until": None}),
+        ("out_of_reach", {"certificate__ended": "reached"}),
+        ("out_of_reach", {"certificate__ended": "samples"}),
+        ("out_of_reach", {"draws__until": None}),
+        ("samples", {"certificate__ended": "reached"}),
+        ("samples", {"certificate__ended": "out_of_reach"}),
+        ("samples", {"draws__until__min_similarity": 0.3}),
+        ("samples", {"draws__max_samples": 41}),
+    ],
+    ids=str,
+)
+def test_an_ending_that_the_numbers_do_not_support(
+    early: dict[str, Receipt], smoother: Smoother, picture: NDArray[np.uint8], ended: str, values: dict[str, Any]
+) -> None:
+    found = check(early[ended], picture, smoother)
+    assert (found.verdict, found.problems) == ("reproduced", [])
+    found = check(changed(early[ended], **values), picture, smoother)
+    assert found.verdict == "not_reproduced"
+    assert any("certificate.ended" in problem for problem in found.problems)
+
+
+def test_an_ending_is_compared_with_the_bounds_to_nine_digits(
+    early: dict[str, Receipt], smoother: Smoother, picture: NDArray[np.uint8]
+) -> None:
+    """Not within the tolerance of the draws: it must fit the receipt's own numbers."""
+    receipt = early["samples"]
+    best = receipt.certificate["smoothed"]["best"]
+    at = {"draws__until__radius": receipt.certificate["radius"]["model"]}
+    for similarity, fitting in ((best * (1 - 1e-7), "reached"), (best * (1 + 1e-7), "samples")):
+        for ended in ("reached", "samples"):
+            tried = changed(receipt, draws__until__min_similarity=similarity, **at)
+            tried = tried if ended == "samples" else changed(tried, certificate__ended=ended)
+            verdict = check(tried, picture, smoother).verdict
+            assert verdict == ("reproduced" if ended == fitting else "not_reproduced")
+
+
+def test_a_forecast_is_not_checked(early: dict[str, Receipt], smoother: Smoother, picture: NDArray[np.uint8]) -> None:
+    """More samples may certify it, but there must have been more: docs/receipts.md says what is not found out."""
+    receipt = early["out_of_reach"]
+    within_reach = changed(receipt, draws__until__min_similarity=0.999)
+    assert check(within_reach, picture, smoother).verdict == "reproduced"
+    found = check(changed(receipt, draws__max_samples=receipt.draws.samples), picture, smoother)
+    assert found.verdict == "not_reproduced"
+    assert "certificate.ended" in found.problems[0]
+
+
+def test_receipts_from_before_the_end_was_recorded(
+    engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8], key: SigningKey
+) -> None:
+    """They are read, and held to their query, as before."""
+    for similarity, other in ((0.5, None), (0.9999999, "reached")):
+        query = CertificateQuery(radius=0.005, min_similarity=similarity)
+        document = issued(engine, picture, query, samples=200, until=query).model_dump(mode="json")
+        del document["draws"]["until"]
+        receipt = key.sign(parse_receipt(json.dumps(document)))
+        assert "until" not in json.loads(receipt.to_json())["draws"]
+        assert check(parse_receipt(receipt.to_json()), picture, smoother, key.public_key).verdict == "reproduced"
+        if other is not None:
+            found = check(changed(parse_receipt(json.dumps(document)), certificate__ended=other), picture, smoother)
+            assert found.verdict == "not_reproduced"
 
 
 @pytest.mark.parametrize("seen", [0, 31])
