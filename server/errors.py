@@ -66,6 +66,13 @@ class ApiError(Exception):
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
 
 
+def shutting_down() -> ApiError:
+    """The 503 of a server that takes no more work."""
+    return ApiError(
+        503, "the server is shutting down; try another one", code="shutting_down", headers={"retry-after": "5"}
+    )
+
+
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A 400 that names the field."""
     return ApiError(400, message, code=code, param=param)

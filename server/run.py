@@ -115,14 +115,29 @@ class _Server(uvicorn.Server):
         self._finishing = asyncio.create_task(self._finish())
 
     async def _finish(self) -> None:
-        """Serves who has connected, until nobody has asked for a moment; then uvicorn ends."""
-        for server in self.servers:
-            queues = [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets]
-            server.close()
-            for connection in [connection for queue in queues for connection in _accept_waiting(queue)]:
+        """Serves who has connected, until nobody has asked for a moment; then uvicorn ends, whatever happens here."""
+        try:
+            for connection in self._close_listeners():
                 # One that is gone already is no reason to leave the others.
                 with suppress(OSError):
                     await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+            await self._wait_until_quiet()
+        finally:
+            self.should_exit = True
+
+    def _close_listeners(self) -> list[socket.socket]:
+        """Stops listening. Returns the connections that waited to be accepted."""
+        waiting: list[socket.socket] = []
+        for server in self.servers:
+            queues: list[socket.socket] = []
+            with suppress(OSError):  # the process may have as many files as it can have
+                queues += [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets]
+            server.close()
+            for queue in queues:
+                waiting += _accept_waiting(queue, self.config.backlog)
+        return waiting
+
+    async def _wait_until_quiet(self) -> None:
         quiet_since = time.monotonic()
         while self.server_state.connections and not self._drain.over:
             if self.server_state.tasks:
@@ -130,7 +145,6 @@ class _Server(uvicorn.Server):
             elif time.monotonic() - quiet_since >= _TIME_TO_ASK:
                 break
             await asyncio.sleep(0.05)
-        self.should_exit = True
 
     def _protocol(self) -> asyncio.Protocol:
         """What uvicorn makes of a connection."""
@@ -141,16 +155,17 @@ class _Server(uvicorn.Server):
         return protocol
 
 
-def _accept_waiting(queue: socket.socket) -> list[socket.socket]:
+def _accept_waiting(queue: socket.socket, most: int) -> list[socket.socket]:
     """The connections that the system has accepted and uvicorn has not: closing the listener would reset them.
 
     Args:
         queue: A listening socket; closed afterwards.
+        most: How many can have waited; those that come meanwhile must not hold up the end.
     """
     accepted: list[socket.socket] = []
     queue.setblocking(False)
-    with queue, suppress(BlockingIOError):
-        while True:
+    with queue, suppress(OSError):  # none is left, or no further file can be opened
+        while len(accepted) < most:
             accepted.append(queue.accept()[0])
     for connection in accepted:
         connection.setblocking(False)

@@ -24,7 +24,7 @@ from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from server.access.tenants import Tenant
 from server.api.schemas import ImageEntry, Judgement, Robustness, RobustnessOptions
 from server.audit.log import AuditLog
-from server.errors import ApiError, invalid
+from server.errors import ApiError, invalid, shutting_down
 from server.images.limits import ImageLimits
 from server.images.picture import Picture
 from server.images.reader import ImageReader
@@ -241,9 +241,7 @@ class SmoothingService:
                 headers={"retry-after": "30"},
             ) from None
         except EngineClosedError:
-            raise ApiError(
-                503, "the server is shutting down; try another one", code="shutting_down", headers={"retry-after": "5"}
-            ) from None
+            raise shutting_down() from None
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
 

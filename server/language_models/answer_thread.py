@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from server.errors import ApiError
+from server.errors import ApiError, shutting_down
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class AnswerThread:
             ApiError: 429 if there is none, 503 after :meth:`close`.
         """
         if self._closed:
-            raise _closed()
+            raise shutting_down()
         if len(self._places) >= self._most:
             raise ApiError(
                 429,
@@ -87,7 +87,7 @@ class AnswerThread:
                     raise piece
                 yield piece
             if ended.is_set():
-                raise _closed()
+                raise shutting_down()
         finally:
             ended.set()
             job.cancel()  # where it still waits
@@ -98,12 +98,3 @@ class AnswerThread:
         for ended in self._places:
             ended.set()
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
-
-
-def _closed() -> ApiError:
-    return ApiError(
-        503,
-        "the server is shutting down; try another one",
-        code="shutting_down",
-        headers={"retry-after": "5"},
-    )

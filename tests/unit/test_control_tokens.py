@@ -103,7 +103,7 @@ def test_arguments_of_tool_calls_are_read_as_vllm_reads_them() -> None:
     def call(arguments: str) -> dict[str, Any]:
         made = {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": arguments}}]}]}
         CONTROL.defuse_body(made, MOST)
-        return str(made["messages"][0]["tool_calls"][0]["function"]["arguments"])  # type: ignore[index]
+        return str(made["messages"][0]["tool_calls"][0]["function"]["arguments"])
 
     assert json.loads(call('{"a": "\\u003cimage\\u003e", "\\u003cimage>": ["<ima\\u0067e>"]}')) == {
         "a": "< image>",

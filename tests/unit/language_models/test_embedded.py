@@ -99,7 +99,7 @@ async def test_who_leaves_makes_room(served: EmbeddedLanguageModel) -> None:
     assert await outcome(served.complete(ask())) == "overloaded"
     waiting[0].cancel()
     await has_room(served)
-    await under_way.aclose()  # type: ignore[attr-defined]
+    await under_way.aclose()
     waiting[1].cancel()
     await has_room(served)
     assert await outcome(served.complete(ask())) == "answered"
