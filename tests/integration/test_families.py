@@ -103,6 +103,7 @@ def gateway_of(model: Path, vllm: VllmServer, log: Path) -> AbstractContextManag
         "--language-model": "vllm",
         "--vllm-url": vllm.url,
         "--samples": "16",
+        "--psm": "none",
         "--min-image-side": "1",  # nothing is refused that the model itself would read
     }
     return serving(*(word for flag in flags.items() for word in flag), stderr=log)
