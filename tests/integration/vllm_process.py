@@ -1,9 +1,7 @@
 """Real vLLM servers on CPU, as child processes of the tests."""
 
-import json
 import os
 import runpy
-import select
 import signal
 import socket
 import subprocess
@@ -12,16 +10,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import httpx
 
 from tests.child_process import WITH_PARENT
+from tests.forked_process import ForkedProcess, Forks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "deploy" / "vllm-plugin"
 SERVE = REPOSITORY / "deploy" / "vllm-cpu" / "serve.py"
-FORKS = Path(__file__).with_name("vllm_forks.py")
+FORKED = Path(__file__).with_name("vllm_forked.py")
+# What a server imports sooner or later.
+IMPORTS = (
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llava",
+)
 
 # Small and quick to start: no compilation, room for short prompts only.
 SMALL_SERVER = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8")
@@ -33,78 +40,26 @@ ENVIRONMENT = {
 }
 
 
-class ForkedProcess:
-    """A server that ``VllmForks`` has forked, with what is used of ``subprocess.Popen``."""
-
-    def __init__(self, answers: socket.socket) -> None:
-        """Read process id and exit status from ``answers``, which is closed when both are known."""
-        with answers:
-            # Without a buffer: what has come and is not read yet can be seen by select.
-            self._lines = answers.makefile("rb", buffering=0)
-        self.pid = int(self._lines.readline())
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Return the exit status, or ``None`` while the process runs."""
-        with suppress(subprocess.TimeoutExpired):
-            self.wait(0)
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status when there is one; ``subprocess.TimeoutExpired`` after ``timeout`` seconds."""
-        if self.returncode is None:
-            if not select.select([self._lines], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(str(FORKS), timeout or 0)
-            with self._lines:  # nothing is said when the process that forks has ended, and its servers with it
-                self.returncode = int(self._lines.readline() or -signal.SIGTERM)
-        return self.returncode
-
-
 class VllmForks:
-    """Servers forked from a process that has imported vLLM once: see ``vllm_forks.py``."""
+    """vLLM servers forked from a process that has imported vLLM once, when first asked for one."""
 
     def __init__(self, python: Path, folder: Path) -> None:
-        """Fork servers with vLLM's ``python``; the process starts when first needed, and its log goes to ``folder``."""
+        """Fork servers with vLLM's ``python``, from a process that keeps its socket and its log in ``folder``."""
         self.python = python
-        self._log = folder / "forks.log"
-        self._address = folder / "forks.socket"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._forks = Forks(python, IMPORTS, folder, _serve_environment(ENVIRONMENT))
 
-    def fork(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> ForkedProcess:
-        """Start a server in a session of its own, as ``serve.py`` would."""
-        if self._process is None:
-            self._start()
-        request = {"arguments": arguments, "environment": self._environment(environment), "log": str(log)}
-        answers = socket.socket(socket.AF_UNIX)
-        answers.connect(str(self._address))
-        answers.sendall(json.dumps(request).encode() + b"\n")
-        return ForkedProcess(answers)
+    def fork(self, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> ForkedProcess:
+        """Start a server as ``serve.py`` would."""
+        return self._forks.fork(file=FORKED, arguments=arguments, environment=_serve_environment(environment), log=log)
 
     def stop(self) -> None:
         """End the process, and with it the servers that still run."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        self._forks.stop()
 
-    def _start(self, limit: float = 300.0) -> None:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*WITH_PARENT, str(self.python), str(FORKS), str(self._address)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(ENVIRONMENT),
-                start_new_session=True,
-            )
-        end = time.monotonic() + limit
-        while not self._address.exists():
-            if self._process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"vLLM could not be imported.\n{self._log.read_text(errors='replace')}")
-            time.sleep(0.05)
 
-    def _environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        of_serve: dict[str, str] = runpy.run_path(str(SERVE))["server_environment"](os.environ | environment)
-        return of_serve
+def _serve_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    of_serve: dict[str, str] = runpy.run_path(str(SERVE))["server_environment"](os.environ | environment)
+    return of_serve
 
 
 class VllmServer:
@@ -148,10 +103,10 @@ class VllmServer:
 
     def start(self) -> None:
         """Start the process, with everything it prints going to the log file."""
-        if isinstance(self._python, VllmForks):
-            self.process = self._python.fork(self._arguments, self._environment, self.log)
-            return
         with self.log.open("wb") as log:
+            if isinstance(self._python, VllmForks):
+                self.process = self._python.fork(self._arguments, self._environment, log)
+                return
             self.process = subprocess.Popen(
                 [*WITH_PARENT, str(self._python), str(SERVE), *self._arguments],
                 stdin=subprocess.DEVNULL,
