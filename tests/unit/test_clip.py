@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 from fs_runtime.encoders import FAMILIES, CheckpointError, load_encoder, load_family
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.smoothing import FeatureMap, Smoother
-from server.cli import add_commands, app
 from server.models.loading import load_model
 from server.settings import Settings
+from tests.commands import app
 from tests.integration.gateway import chat, data_url, picture, running_gateway
 
 SIZES: dict[str, Any] = {
@@ -138,8 +138,6 @@ def test_known_families_without_adapter_are_refused_with_the_reason(tmp_path: Pa
 
 def test_the_command_lists_families() -> None:
     runner = CliRunner()
-    if not any(command.name == "models" for command in app.registered_commands):
-        add_commands(app)
     listed = json.loads(runner.invoke(app, ["models", "--json"]).stdout)
     assert {row["model_type"]: row["served"] for row in listed} == {
         name: family.served for name, family in FAMILIES.items()

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from fs_runtime.attacks import FeaturePipeline, attack_certificate
 from fs_runtime.attacks.certificate_attack import smoothed_similarity
-from server.cli import add_commands, app
+from tests.commands import app
 
 SIGMA = 0.25
 
@@ -71,7 +71,6 @@ def test_bad_input_is_named(smoother, prepared, change, field):
 
 
 def test_command():
-    add_commands(app)
     options = "--images 1 --ratios 0.5 --draws 8 --steps 3 --restarts 1 --samples 128 --device cpu"
     runner = CliRunner()
     done = runner.invoke(app, ["evaluate", "certificate-attack", *options.split(), "--json"])
@@ -85,7 +84,6 @@ def test_command():
 
 @pytest.mark.parametrize("options", ["--ratios a,b", "--ratios 0", "--sigma 0", "--confidence 1"])
 def test_command_names_bad_options(options):
-    add_commands(app)
     done = CliRunner().invoke(app, ["evaluate", "certificate-attack", *options.split()])
     assert done.exit_code == 2
     assert options.split()[0].lstrip("-") in done.output

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
 from fs_runtime.certificate import fcsb, score_from_norm, spectral_similarity
-from fs_runtime.cli import add_commands
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest
 from fs_runtime.evaluation.certificates import (
     BOUNDS,
@@ -26,9 +24,7 @@ from fs_runtime.evaluation.certificates import (
 )
 from fs_runtime.loading import load_smoother
 from fs_runtime.reference import reference_model_path
-
-app = typer.Typer()
-add_commands(app)
+from tests.commands import app
 
 
 def test_ours_is_what_the_server_certifies(picture: NDArray[np.uint8]) -> None:

@@ -11,10 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from typer import Typer
 from typer.testing import CliRunner
 
-from fs_runtime.cli import add_commands
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.evaluation.denoisers import BM3D, NOISY, Denoiser, baselines, purifier_denoiser
 from fs_runtime.evaluation.denoising import Score, ScoreFile, cases, clean_image, measure, noisy_image
@@ -24,6 +22,7 @@ from fs_runtime.evaluation.intervals import mean
 from fs_runtime.evaluation.photographs import named_pictures, photographs
 from fs_runtime.psm.storage import save_purifier
 from fs_runtime.psm.unet import UNetConfig, UNetPurifier
+from tests.commands import app
 
 SIDE = 32
 
@@ -198,8 +197,6 @@ def test_the_command_measures_a_folder(pictures: dict[str, NDArray[np.uint8]], t
     )
     arguments = ["evaluate", "purifier", str(tmp_path / "out"), "--pictures", str(tmp_path / "pictures")]
     arguments += ["--purifier", str(tmp_path / "mine"), "--no-baselines", "--sides", "32", "--rounds", "0"]
-    app = Typer()
-    add_commands(app)
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -12,7 +12,7 @@ from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.intervals import mean, proportion
 from fs_runtime.evaluation.report import as_csv, markdown
 from fs_runtime.evaluation.robustness import Plan, evaluate_robustness
-from server.cli import add_commands, app
+from tests.commands import app
 
 SETTINGS = {"images": 4}
 PLAN = Plan(attacks=("pgd", "attackvlm"), norms=("l2",), sizes=(16.0,), samples=(1, 4), radius=0.05, steps=6, draws=2)
@@ -150,7 +150,6 @@ def test_plots(evaluated, tmp_path):
 
 def test_missing_matplotlib_is_explained(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    add_commands(app)
     done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path)], terminal_width=200)
     assert done.exit_code == 2
     assert "fs-serve[plots]" in done.output
@@ -203,7 +202,6 @@ def test_the_undefended_row_comes_first(defences, items, answerer, tmp_path):
 
 
 def test_command(tmp_path):
-    add_commands(app)
     options = "--images 4 --samples 2 --attacks apgd --norms linf --sizes 8 --steps 2 --draws 2 --no-plots --device cpu"
     options += " --psm none --robust-encoder none"
     done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path), *options.split()])
@@ -230,7 +228,6 @@ def test_command(tmp_path):
     ],
 )
 def test_command_names_bad_options(options, message, tmp_path):
-    add_commands(app)
     done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path), "--no-plots", *options.split()])
     assert done.exit_code == 2
     assert message in done.output

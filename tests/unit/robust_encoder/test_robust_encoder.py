@@ -21,7 +21,7 @@ from fs_runtime.psm.loop import Progress, StageSettings
 from fs_runtime.robust_encoder.storage import RobustEncoderError, load_robust_encoder
 from fs_runtime.robust_encoder.train import RobustEncoderSettings, train_robust_encoder
 from fs_runtime.smoothing import Smoother
-from server.cli import add_commands, app
+from tests.commands import app
 
 SETTINGS = RobustEncoderSettings(
     attack_steps=2, optimisation=StageSettings(epochs=2, learning_rate=1e-3), batch_size=4, seed=1
@@ -153,7 +153,6 @@ def test_command(tiny_llava: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for number, picture in enumerate(pictures(8)):
         Image.fromarray(picture).save(folder / f"{number}.png")
-    add_commands(app)
     output = tmp_path / "robust"
     options = f"--model {tiny_llava} --images {folder} --output {output} --batch-size 4 --epochs 2 --device cpu"
     done = CliRunner().invoke(app, ["train", "robust-encoder", *options.split(), "--epsilon", "4"])

@@ -1,0 +1,11 @@
+"""The command line with its commands added once, as the process that people start adds them.
+
+Its groups are the module's own: added again, each command would be there once more, and twice more the time after.
+"""
+
+from fs_runtime.cli import add_commands
+from server.cli import app
+
+__all__ = ["app"]
+
+add_commands(app)
