@@ -1,21 +1,35 @@
 """Programs forked from one process that has imported what they need: see ``forks.py``."""
 
+import atexit
+import functools
 import json
 import os
 import select
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .child_process import WITH_PARENT
 
 SCRIPT = Path(__file__).with_name("forks.py")
+# What takes most of the time in which a command of this project imports others' code.
+LIBRARIES = (
+    "fastapi",
+    "openai",
+    "prometheus_client",
+    "scipy.stats",
+    "torch",
+    "torch.distributed.tensor",
+    "transformers.activations",
+    "transformers.modeling_utils",
+)
 
 
 class ForkedProcess:
@@ -26,6 +40,15 @@ class ForkedProcess:
         self._answers = answers
         self.pid = int(answers.recv(64))
         self.returncode: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless the process has ended."""
+        self.send_signal(signal.SIGKILL)
 
     def poll(self) -> int | None:
         """Return the exit status, or ``None`` while the process runs."""
@@ -64,8 +87,8 @@ class Forks:
         file: Path | None = None,
         arguments: Sequence[str],
         environment: Mapping[str, str],
-        log: IO[bytes],
-        errors: IO[bytes] | None = None,
+        log: IO[Any],
+        errors: IO[Any] | None = None,
     ) -> ForkedProcess:
         """Run a module or a file in a session of its own, with output and ``errors`` going to files, or both to one."""
         if self._process is None:
@@ -116,3 +139,13 @@ class Forks:
             if self._process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"nothing can be forked\n{self._log.read_text(errors='replace')}")
             time.sleep(0.05)
+
+
+@functools.cache
+def forks_with_libraries() -> Forks:
+    """Forks of a process that has imported ``LIBRARIES``, with one thread; it ends with this process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    forks = Forks(Path(sys.executable), LIBRARIES, Path(folder.name), os.environ | {"OMP_NUM_THREADS": "1"})
+    atexit.register(forks.stop)
+    return forks

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ from typing import IO, Any
 import httpx
 
 from tests.child_process import WITH_PARENT
+from tests.forked_process import ForkedProcess, forks_with_libraries
 
 
 @dataclass
@@ -24,7 +25,7 @@ class ServeProcess:
     """A running gateway."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProcess
 
     def post(self, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, **{"timeout": 120, **options})
@@ -37,40 +38,43 @@ class ServeProcess:
 
 @contextmanager
 def serving(
-    *arguments: str, stderr: Path | IO[bytes] | int, shell: str = "", **environment: str
+    *arguments: str, stderr: Path | IO[bytes] | int, fork: bool = True, shell: str = "", **environment: str
 ) -> Iterator[ServeProcess]:
     """Starts the gateway on a free port and waits until it listens.
 
     Args:
         arguments: Flags.
         stderr: Where standard error goes.
-        shell: Redirections in the words of a shell.
+        fork: Start it sooner, from a process that has imported the largest libraries, where one thread computes.
+        shell: Redirections in the words of a shell, which starts it then.
         environment: Further variables.
     """
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *arguments]
-    if shell:
-        command = ["bash", "-c", f'exec "$@" {shell}', "bash", *command]
-    errors = stderr.open("wb") if isinstance(stderr, Path) else stderr
-    process = subprocess.Popen(
-        [*WITH_PARENT, *command],
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    try:
-        while (address := re.search(r"http://127\.0\.0\.1:\d+", line := process.stdout.readline())) is None:
-            assert line or process.poll() is None, f"the server ended early: {process.wait()}"
-        yield ServeProcess(address.group(), process)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stdout.close()
-        if isinstance(stderr, Path):
-            errors.close()  # type: ignore[union-attr]
+    arguments = ("serve", "--port", "0", *arguments)
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    with ExitStack() as stack:
+        errors = stack.enter_context(stderr.open("wb")) if isinstance(stderr, Path) else stderr
+        reader, writer = (stack.enter_context(os.fdopen(end, mode)) for end, mode in zip(os.pipe(), "rw", strict=True))
+        process: subprocess.Popen[str] | ForkedProcess
+        if fork and not shell:
+            process = forks_with_libraries().fork(
+                module="server.cli", arguments=arguments, environment=variables, log=writer, errors=errors
+            )
+        else:
+            command = [sys.executable, "-m", "server.cli", *arguments]
+            if shell:
+                command = ["bash", "-c", f'exec "$@" {shell}', "bash", *command]
+            process = subprocess.Popen(
+                [*WITH_PARENT, *command], stdout=writer, stderr=errors, env=variables, start_new_session=True
+            )
+        writer.close()
+        try:
+            while (address := re.search(r"http://127\.0\.0\.1:\d+", line := reader.readline())) is None:
+                assert line or process.poll() is None, f"the server ended early: {process.wait()}"
+            yield ServeProcess(address.group(), process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
 
 
 def wait_until(condition: Any, limit: float = 10.0, what: str = "it") -> None:

@@ -8,31 +8,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 import pytest
 
 from fs_runtime.reference import example_images
 from tests.child_process import WITH_PARENT
-from tests.forked_process import Forks
+from tests.forked_process import forks_with_libraries
 
 COMMAND = [sys.executable, "-m", "server.cli"]
-LIBRARIES = ("scipy.stats", "torch", "transformers.activations", "transformers.modeling_utils")
 IMAGE = str(example_images()["red-circle"])
 
 
-class Run(Protocol):
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]: ...
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process of its own, which imports everything but the largest libraries anew."""
     environment = os.environ | {"COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
-    forks = Forks(Path(sys.executable), LIBRARIES, tmp_path_factory.mktemp("forks"), environment)
-    yield lambda *arguments: forks.run("server.cli", *arguments, environment=environment)
-    forks.stop()
+    return forks_with_libraries().run("server.cli", *arguments, environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +68,7 @@ def test_the_request_that_serve_prints_works_when_pasted(served: tuple[str, str]
 
 
 @pytest.mark.parametrize("remote", [True, False])
-def test_ask(run: Run, served: tuple[str, str], remote: bool) -> None:
+def test_ask(served: tuple[str, str], remote: bool) -> None:
     arguments = ["ask", IMAGE, "What colour is the circle?"] + (["--url", served[0]] if remote else [])
     people = run(*arguments)
     assert people.returncode == 0, people.stderr
@@ -87,7 +79,7 @@ def test_ask(run: Run, served: tuple[str, str], remote: bool) -> None:
     assert answer["robustness"]["images"][0]["samples"] == 288
 
 
-def test_ask_reports_errors(run: Run, served: tuple[str, str], tmp_path: Path) -> None:
+def test_ask_reports_errors(served: tuple[str, str], tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("not a picture")
     failed = run("ask", str(text), "What?", "--url", served[0])
@@ -98,7 +90,7 @@ def test_ask_reports_errors(run: Run, served: tuple[str, str], tmp_path: Path) -
     assert "no gateway answers" in nobody.stderr
 
 
-def test_certify(run: Run) -> None:
+def test_certify() -> None:
     people = run("certify", IMAGE, "--samples", "64")
     assert people.returncode == 0, people.stderr
     assert "cosine similarity at that radius" in people.stdout
@@ -109,7 +101,7 @@ def test_certify(run: Run) -> None:
     assert certificate["radius"]["model"] == 0.05
 
 
-def test_certify_says_whether_the_asked_similarity_was_reached(run: Run) -> None:
+def test_certify_says_whether_the_asked_similarity_was_reached() -> None:
     missed = run("certify", IMAGE, "--min-similarity", "0.9999")
     assert missed.returncode == 1
     assert "NOT reached" in missed.stdout
@@ -118,7 +110,7 @@ def test_certify_says_whether_the_asked_similarity_was_reached(run: Run) -> None
     assert "reached; sampling ended there" in reached.stdout
 
 
-def test_certify_shows_all_bounds_and_draws_them(run: Run, tmp_path: Path) -> None:
+def test_certify_shows_all_bounds_and_draws_them(tmp_path: Path) -> None:
     done = run("certify", IMAGE, "--samples", "64", "--radius", "0.02", "--plot", str(tmp_path / "plot.png"))
     assert done.returncode == 0, done.stderr
     for word in ("spectral", "tight", "FCSB", "ρ, lower bound", "floor", "99.8"):
@@ -127,7 +119,7 @@ def test_certify_shows_all_bounds_and_draws_them(run: Run, tmp_path: Path) -> No
     assert "plot.svg" in done.stderr
 
 
-def test_evaluate_features(run: Run, tmp_path: Path) -> None:
+def test_evaluate_features(tmp_path: Path) -> None:
     small = ("evaluate", "features", "--count", "6", "--samples", "2", "--sigma", "0.1")
     done = run(*small, "--json", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -169,14 +161,14 @@ def test_evaluate_features(run: Run, tmp_path: Path) -> None:
         (["nonsense"], "nonsense"),
     ],
 )
-def test_mistakes_are_explained(run: Run, arguments: list[str], word: str) -> None:
+def test_mistakes_are_explained(arguments: list[str], word: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert word in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_help_is_for_people(run: Run) -> None:
+def test_help_is_for_people() -> None:
     text = run("--help").stdout
     for command in ("serve", "ask", "certify", "bench", "train", "evaluate"):
         assert command in text
@@ -196,7 +188,7 @@ def test_help_loads_no_torch() -> None:
     assert not {"torch", "scipy", "transformers", "fastapi"} & set(done.stdout.split())
 
 
-def test_bench_smoothing(run: Run, tmp_path: Path) -> None:
+def test_bench_smoothing(tmp_path: Path) -> None:
     small = ("bench", "smoothing", "--samples", "32", "--batch-sizes", "8,16", "--rounds", "1", "--psm", "auto")
     done = run(*small, "--image-samples", "20,33", "--json", "--output", str(tmp_path / "pass"))
     assert done.returncode == 0, done.stderr
@@ -211,7 +203,7 @@ def test_bench_smoothing(run: Run, tmp_path: Path) -> None:
     assert found["flop_utilisation"] == pytest.approx(found["sample_flops"] * found["smoothing"] / found["peak_flops"])
 
 
-def test_bench_smoothing_in_several_ways(run: Run, tmp_path: Path) -> None:
+def test_bench_smoothing_in_several_ways(tmp_path: Path) -> None:
     small = ("bench", "smoothing", "--samples", "8", "--batch-sizes", "8", "--rounds", "1")
     done = run(*small, "--quantization", "none,fp8", "--json", "--output", str(tmp_path / "ways"))
     assert done.returncode == 0, done.stderr
@@ -226,7 +218,7 @@ def test_bench_smoothing_in_several_ways(run: Run, tmp_path: Path) -> None:
     assert "max-autotune-no-cudagraphs" in wrong.stderr.replace("\n", "")
 
 
-def test_bench_bets(run: Run) -> None:
+def test_bench_bets() -> None:
     small = ("bench", "bets", "--samples", "64", "--alphas", "0.05", "--sigmas", "0.25", "--streams", "2")
     people = run(*small)
     assert people.returncode == 0, people.stderr
@@ -237,16 +229,14 @@ def test_bench_bets(run: Run) -> None:
     assert all(row["state_bytes"] > 0 for row in program["costs"])
 
 
-def test_two_gateways_cannot_share_a_port(run: Run, served: tuple[str, str]) -> None:
+def test_two_gateways_cannot_share_a_port(served: tuple[str, str]) -> None:
     port = httpx.URL(served[0]).port
     done = run("serve", "--port", str(port))
     assert done.returncode != 0
     assert "in use" in done.stderr
 
 
-def test_bench_serve_against_a_running_gateway_and_one_of_its_own(
-    run: Run, served: tuple[str, str], tmp_path: Path
-) -> None:
+def test_bench_serve_against_a_running_gateway_and_one_of_its_own(served: tuple[str, str], tmp_path: Path) -> None:
     small = ("--clients", "3", "--samples", "4", "--large-samples", "64", "--repeats", "2", "--rounds", "2")
     there = run("bench", "serve", "--url", served[0], *small)
     assert there.returncode == 0, there.stderr
@@ -263,7 +253,7 @@ def test_bench_serve_against_a_running_gateway_and_one_of_its_own(
     assert "no gateway answers" in gone.stderr
 
 
-def test_bench_certify(run: Run, tmp_path: Path) -> None:
+def test_bench_certify(tmp_path: Path) -> None:
     small = ("bench", "certify", "--psm", "none", "--similarities", "0.3,0.999999", "--samples", "16,64")
     done = run(*small, "--confidence", "0.9", "--json", "--output", str(tmp_path / "certify"))
     assert done.returncode == 0, done.stderr

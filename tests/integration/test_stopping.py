@@ -50,7 +50,7 @@ def test_stopping_under_load_loses_nothing(vllm: list[VllmServer], tmp_path: Pat
     urls = ",".join(server.url for server in vllm)
     flags = ["--language-model", "vllm", "--vllm-urls", urls, "--drain-lead", "2", "--drain-timeout", "20"]
     long = STREAM | {"max_tokens": 300, "ignore_eos": True, "temperature": 1.0}
-    with serving(*flags, stderr=tmp_path / "log") as server:
+    with serving(*flags, stderr=tmp_path / "log", fork=False) as server:
         load = Load(server.url, [BODY, STREAM, long], clients=6)
         wait_until(lambda: len(load.seen) >= 6, limit=60)
         assert ready(server) == 200
@@ -73,7 +73,7 @@ def test_stopping_under_load_loses_nothing(vllm: list[VllmServer], tmp_path: Pat
 
 def test_what_does_not_end_in_time_ends_with_an_error(tmp_path: Path) -> None:
     flags = ["--drain-lead", "0", "--drain-timeout", "1"]
-    with serving(*flags, stderr=tmp_path / "log") as server, ThreadPoolExecutor() as clients:
+    with serving(*flags, stderr=tmp_path / "log", fork=False) as server, ThreadPoolExecutor() as clients:
         answers = [clients.submit(ask, server.url, ENDLESS) for _ in range(3)]
         whole = clients.submit(ask, server.url, BODY | {"robustness": {"samples": 4096}})
         wait_until(lambda: "fs_requests_in_flight 5.0" in httpx.get(f"{server.url}/metrics").text)
@@ -88,7 +88,7 @@ def test_what_does_not_end_in_time_ends_with_an_error(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    with serving("--drain-lead", "60", stderr=tmp_path / "log") as server:
+    with serving("--drain-lead", "60", stderr=tmp_path / "log", fork=False) as server:
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: ready(server) == 503)
         server.process.send_signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ def test_jumps_of_the_wall_clock_change_nothing(vllm: list[VllmServer], tmp_path
     }
     urls = ",".join(server.url for server in vllm)
     flags = ["--language-model", "vllm", "--vllm-urls", urls, "--vllm-health-interval", "0.2", "--drain-lead", "0"]
-    with serving(*flags, stderr=tmp_path / "log", **faked) as server:
+    with serving(*flags, stderr=tmp_path / "log", fork=False, **faked) as server:
         load = Load(server.url, [BODY, STREAM], clients=2)
         for days in (365, -365, 0):
             clock.write_text(f"{days:+d}d")

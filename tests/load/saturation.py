@@ -190,7 +190,8 @@ def main() -> None:
         file = Path(folder) / "access.yaml"
         file.write_text(yaml.safe_dump(access))
         flags = ("--access-file", str(file), "--max-queued-samples", "4096", "--log-level", "warning")
-        with serving(*flags, "--cache-bytes", str(2**26), stderr=subprocess.DEVNULL, OMP_NUM_THREADS="2") as server:
+        more = ("--cache-bytes", str(2**26))
+        with serving(*flags, *more, stderr=subprocess.DEVNULL, fork=False, OMP_NUM_THREADS="2") as server:
             process = psutil.Process(server.process.pid)
             records = asyncio.run(measure(server.url, keys, process, chosen.minutes))
             status = server.stop(120)
