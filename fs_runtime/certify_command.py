@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, MaxPixelsOption, ModelOption, PsmOption, checkpoint_of
 from fs_runtime.resolution import DEFAULT_MAX_PIXELS
+from fs_runtime.statements import at_least, at_most, percent
 
 if TYPE_CHECKING:
     from fs_runtime.robustness import ImageRobustness
@@ -161,16 +162,14 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
         note = "" if certificate.psm.sigma_in_range else f"; trained for {range_}, not for this one"
         facts.add_row("purifier", f"{certificate.psm.name}{note}")
     facts.add_row("samples", str(certificate.samples))
-    facts.add_row("confidence", f"{certificate.confidence:.4%}")
-    facts.add_row("ρ, lower bound", _number(certificate.norm.lower))
+    facts.add_row("confidence", percent(certificate.confidence))
+    facts.add_row("ρ, lower bound", _certified(certificate.norm.lower))
     facts.add_row("ρ, estimate (not certified)", _number(certificate.norm.estimate))
     if certificate.spread is not None:
-        facts.add_row(
-            "variance across / along, upper bounds", f"{certificate.spread.across:.4f} / {certificate.spread.along:.4f}"
-        )
-    facts.add_row(
-        "ℓ2 radius asked (model / client)", f"{certificate.radius.model:.4f} / {certificate.radius.client:.4f}"
-    )
+        spread = certificate.spread
+        facts.add_row("variance across / along, upper bounds", f"{at_most(spread.across)} / {at_most(spread.along)}")
+    asked = certificate.radius
+    facts.add_row("ℓ2 radius asked (model / client)", f"{at_least(asked.model)} / {at_least(asked.client)}")
     if certificate.floor is not None:
         facts.add_row(
             "floor: similarity of different images", f"{certificate.floor.mean:.4f} (95%: {certificate.floor.high:.4f})"
@@ -188,14 +187,14 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
     for title, field in _BOUNDS:
         certified, estimate = getattr(certificate.smoothed, field), getattr(certificate.estimate, field)
         if field != "spectral" or certificate.spread is not None:
-            bounds.add_row(title, _number(certified), _number(estimate))
-    served = f"of the means that are served, with {certificate.served.confidence:.2%} confidence"
-    bounds.add_row(served, _number(certificate.served.best), "")
+            bounds.add_row(title, _certified(certified), _number(estimate))
+    served = f"of the means that are served, with {percent(certificate.served.confidence)} confidence"
+    bounds.add_row(served, _certified(certificate.served.best), "")
     console.print(bounds)
     half = certificate.certified_radius[0]
     radii = Table(f"radius for similarity {half.similarity:g}", "model", "client")
     for title, radius in (("best", half.best), ("tight", half.tight), ("FCSB", half.fcsb)):
-        radii.add_row(title, f"{radius.model:.4f}", f"{radius.client:.4f}")
+        radii.add_row(title, at_least(radius.model), at_least(radius.client))
     console.print(radii)
 
 
@@ -206,6 +205,10 @@ _BOUNDS = (
     ("χ²", "chi_squared"),
     ("FCSB of the paper", "fcsb"),
 )
+
+
+def _certified(bound: float | None) -> str:
+    return "none" if bound is None else at_least(bound)
 
 
 def _number(value: float | None) -> str:

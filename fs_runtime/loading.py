@@ -95,6 +95,8 @@ def load_smoother(
             :func:`fs_runtime.encoders.load_encoder` and :func:`fs_runtime.psm.storage.load_psm`.
     """
     device = resolve_device(device)
+    # Inner products and norms are float32. TF32, which an environment variable can switch on, errs by up to 1e-3.
+    torch.set_float32_matmul_precision("highest")
     encoder = load_encoder(model, revision=revision, device=device, dtype=resolve_dtype(dtype, device))
     if max_pixels:
         try:

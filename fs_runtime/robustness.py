@@ -272,7 +272,7 @@ def _served(result: SmoothingResult, norm: float, smoothed: float | None, radius
         statements = np.size(result.norm_lower)  # one, or one for each token
         limit, share = continued(result.planned, result.max_samples)
         best = served_similarity(
-            norm, radius, result.sigma, result.samples, 1 - alpha * share / statements, limit, smoothed
+            norm, radius, result.sigma, result.samples, result.confidence, limit, smoothed, share / statements
         )
     return Served(best or None, max(0.0, 1 - 2 * alpha))
 

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 _ROWS = 32
-# Share of the trace added to the bound: single precision errs by less (2⁻²⁴ for each of the sketch's few sums).
+# Share of the trace added to the bound, for the deviations' own rounding and for double precision: both err by less.
 _MARGIN = 1e-5
+# Vectors are kept in single precision. Rounding B to it makes ‖B v‖ smaller by at most 2⁻²⁴ ‖B‖ (Frobenius), and
+# ‖B v‖² by at most this share of the trace of BᵀB, each time that the sketch shrinks.
+_ROUNDED = 2.0**-23
+_COLUMNS = 2**16  # that are in double precision at once
 
 
 class SpreadSketch:
@@ -96,8 +100,9 @@ class SpreadSketch:
         threshold = values[dropped - 1]
         kept = (values[dropped:] - threshold).clamp_min(0)
         scale = (kept / values[dropped:].clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
-        self._stack = [(vectors[:, dropped:] * scale).mT.to(stack) @ stack]
-        self._shrunk += float(threshold)
+        rotation = (vectors[:, dropped:] * scale).mT.to(stack.device)
+        self._stack = [torch.cat([(rotation @ part.double()).float() for part in _pieces(stack)], dim=1)]
+        self._shrunk += float(threshold) + _ROUNDED * float(kept.sum())
 
     def _joined(self) -> Tensor:
         """B in one piece, which is kept in place of its parts: the two together are the most that it takes."""
@@ -108,8 +113,15 @@ class SpreadSketch:
     def _eigen(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of B Bᵀ the eigenvalues, ascending, the eigenvectors and the diagonal, on the host: quicker for few rows."""
         stack = self._joined()
-        gram = torch.nan_to_num(
-            (stack @ stack.mT).double().cpu(), posinf=0.0, neginf=0.0
-        )  # NaN is reported when the image is finished
+        gram = stack.new_zeros((len(stack), len(stack)), dtype=torch.float64)
+        for part in _pieces(stack):
+            double = part.double()
+            gram.addmm_(double, double.mT)
+        gram = torch.nan_to_num(gram.cpu(), posinf=0.0, neginf=0.0)  # NaN is reported when the image is finished
         values, vectors = torch.linalg.eigh(gram)
         return values.clamp_min(0), vectors, gram.diagonal()
+
+
+def _pieces(stack: Tensor) -> tuple[Tensor, ...]:
+    """Its columns, as many at a time as may be in double precision at once."""
+    return torch.tensor_split(stack, max(1, -(-stack.shape[1] // _COLUMNS)), dim=1)

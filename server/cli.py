@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fs_runtime import __version__
 from fs_runtime.cli import JsonOption, ModelOption, add_commands, bench
+from fs_runtime.statements import at_least, percent
 from server.access.cli import api_key
 from server.bench_serve_command import bench_serve
 from server.log_output import open_missing_streams
@@ -149,11 +150,12 @@ def _show(answer: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(answer["choices"][0]["message"]["content"])
     for certificate in answer["robustness"]["images"]:
-        radius = f"within an ℓ2 radius of {certificate['radius']['model']:.4g} (pixels in [0, 1])"
+        radius = f"within an ℓ2 radius of {at_least(certificate['radius']['model'], 6)} (pixels in [0, 1])"
         if certificate["certified"]:
+            confidence, similarity = percent(certificate["confidence"]), at_least(certificate["smoothed"]["best"])
             console.print(
-                f"[dim]With {certificate['confidence']:.1%} confidence the smoothed features of every image {radius} "
-                f"have a cosine similarity of at least {certificate['smoothed']['best']:.4f} to those of this one "
+                f"[dim]With {confidence} confidence the smoothed features of every image {radius} "
+                f"have a cosine similarity of at least {similarity} to those of this one "
                 f"(σ = {certificate['sigma']:g}, {certificate['samples']} samples).[/dim]"
             )
         else:

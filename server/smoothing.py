@@ -21,6 +21,7 @@ from fs_runtime.query import CertificateQuery
 from fs_runtime.receipts import SigningKey
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
+from fs_runtime.statements import at_least
 from server.access.tenants import Tenant
 from server.api.schemas import ImageEntry, Judgement, Robustness, RobustnessOptions
 from server.audit.log import AuditLog
@@ -270,7 +271,7 @@ def _rejected(robustness: Robustness) -> ApiError:
     requirement, judgement = min(failed, key=lambda pair: (pair[1].verdict == "undecided", pair[1].certified or 0.0))
     whose = "this server's" if requirement.source == "server" else "the"
     message = (
-        f"the certified similarity {judgement.certified or 0.0:.4f} is below {whose} min_similarity "
+        f"the certified similarity {at_least(judgement.certified or 0.0)} is below {whose} min_similarity "
         f"{requirement.similarity:g} at {requirement.space} radius {requirement.radius:g}"
     )
     if judgement.verdict == "undecided":

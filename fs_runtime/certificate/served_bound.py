@@ -14,8 +14,9 @@ noise of its own, where ‖g(x')‖ ≥ ⟨u, g(x')⟩ ≥ 2 Φ(Φ⁻¹((1 + ρ)
 g(x'), g(x') to ĝ(x').
 
 **Draws that are gone on with.** Let N₀ be the number planned before any draw. An answer that draws at most N₀ samples
-takes N = N₀ and α'. Whoever asks for more may have seen answers from these draws, so the number is no longer fixed
-beforehand; the numbers N₀ 2, N₀ 4, N₀ 8, … are, and with α'/2, α'/4, α'/8, … all of them together hold with 1 - α'.
+takes N = N₀. Whoever asks for more may have seen answers from these draws, so the number is no longer fixed beforehand;
+the numbers N₀ 2, N₀ 4, N₀ 8, … are. With 3/4 of α' for N₀, which nearly all answers have, and α'/8, α'/16, α'/32, … for
+the others, all of them together hold with 1 - α', so whoever picks one among them may.
 
 Source: docs/guarantee.md sections 5 and 7; Pinelis, "Optimum bounds for the distributions of martingales in Banach
 spaces", Annals of Probability 1994, Theorem 3.4 with D = 1.
@@ -41,6 +42,7 @@ from fs_runtime.certificate.tight_bound import tight_values
 _LARGEST_DIFFERENCE = 2.0  # a
 _SMALLEST_VARIANCE = 1e-12  # in place of v = 0, where h(a ε / v) is not defined; larger is safe
 _NEWTON_STEPS = 6
+_FIRST_SHARE = 0.75  # of α', for N₀; half of the rest for N₀ 2, half of what is left then for N₀ 4, and so on
 
 
 def continued(planned: int, max_samples: int) -> tuple[int, float]:
@@ -51,20 +53,21 @@ def continued(planned: int, max_samples: int) -> tuple[int, float]:
         max_samples: The most that would be drawn now.
 
     Returns:
-        The ``max_samples`` to use, N₀ 2^j, and the share of α' that goes to it: 1 for j = 0, else 2^-j.
+        The ``max_samples`` to use, N₀ 2^j, and the share of α' that goes to it: 3/4 for j = 0, else 2^-(j + 2).
 
     Raises:
         ValueError: A number is below 1.
 
     Example:
         >>> continued(planned=256, max_samples=200), continued(planned=256, max_samples=1000)
-        ((256, 1.0), (1024, 0.25))
+        ((256, 0.75), (1024, 0.0625))
     """
     if planned < 1 or max_samples < 1:
         raise ValueError(f"planned and max_samples must be at least 1; got {planned} and {max_samples}")
-    limit, share = planned, 1.0
+    limit, share, left = planned, _FIRST_SHARE, 1 - _FIRST_SHARE
     while limit < max_samples:
-        limit, share = 2 * limit, share / 2
+        left /= 2
+        limit, share = 2 * limit, left
     return limit, share
 
 
@@ -77,6 +80,7 @@ def served_similarity(  # type: ignore[overload-overlap]
     confidence: float,
     max_samples: int | None = None,
     smoothed: float | None = None,
+    share: float = 1.0,
 ) -> float: ...
 @overload
 def served_similarity(
@@ -87,6 +91,7 @@ def served_similarity(
     confidence: float,
     max_samples: int | None = None,
     smoothed: float | Array | None = None,
+    share: float = 1.0,
 ) -> Array: ...
 def served_similarity(
     norm: float | Array,
@@ -96,6 +101,7 @@ def served_similarity(
     confidence: float,
     max_samples: int | None = None,
     smoothed: float | Array | None = None,
+    share: float = 1.0,
 ) -> float | Array:
     """Lower bound of cos(ĝ(x), ĝ(x')), the means over the samples that were drawn and over fresh ones at x'.
 
@@ -113,6 +119,8 @@ def served_similarity(
             ``samples`` if None.
         smoothed: A bound of cos(g(x), g(x')) that holds together with ``norm``, for example ``spectral_similarity``;
             ``tight_similarity`` if None.
+        share: Of α' that goes to this bound, in (0, 1], where several are to hold together with ``confidence``. It is
+            given by itself, since 1 - α' share would be rounded.
 
     Returns:
         The bound, a float for floats; 0.0 for no certificate.
@@ -129,7 +137,10 @@ def served_similarity(
         raise ValueError(
             f"samples must be at least 1 and at most max_samples; got samples {samples}, max_samples {max_samples}"
         )
-    log_term = np.log(4 / (1 - confidence_value(confidence)))  # two events, each 2 exp(-…) ≤ (1 - confidence) / 2
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1, got {share}")
+    # Two events, each 2 exp(-…) ≤ share (1 - confidence) / 2.
+    log_term = np.log(4 / (1 - confidence_value(confidence))) - np.log(share)
 
     def values(norm: Array, ratio: Array, smoothed: Array) -> Array:
         angle = np.arccos(np.where(np.isnan(smoothed), tight_values(norm, ratio), smoothed))

@@ -9,6 +9,7 @@ instead, and with it the one confidence that it was made for.
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -156,4 +157,6 @@ class Draws:
 
 def _token_confidence(confidence: float, tokens: int) -> float:
     """Of each token by itself, so that all hold together with ``confidence`` (Bonferroni)."""
-    return 1 - (1 - confidence) / tokens
+    alpha = (1 - confidence) / tokens
+    single = 1 - alpha
+    return single if 1 - single <= alpha else math.nextafter(single, 1)  # rounded up: a little less α than there is

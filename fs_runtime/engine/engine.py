@@ -15,6 +15,7 @@ from fs_runtime.engine.cache import CacheKey, ImageCache
 from fs_runtime.engine.capacity import BatchBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
 from fs_runtime.engine.job import Ask, Job, cost_of
+from fs_runtime.engine.origins import Origins, draws_name
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
 from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.engine.sketch_limit import SketchLimit
@@ -76,6 +77,7 @@ class SmoothingEngine:
         self._max_queued_tokens = max_queued_samples * usual
         self._max_queued_images = max_queued_images
         self._cache = ImageCache(cache_bytes)
+        self._origins = Origins()  # guarded as the cache is
         self.shared_cache = shared_cache
         self._worker = Worker(smoother, BatchBudget(self._full_batch), self._cache, shared_cache)
         # Of its own, so that images being prepared do not keep others from being found in the cache.
@@ -249,8 +251,9 @@ class SmoothingEngine:
         result = self._answer(ask, stored)
         if result is not None or self.shared_cache is None or in_flight:
             return result
-        keeps = stored is not None and self.shared_cache.takes(stored.origin)
-        ask.proposal = stored.origin if stored is not None and keeps else Origin.fresh(ask.request.samples)
+        mine = stored.origin if stored is not None else self._remembered(draws_name(key))
+        keeps = mine is not None and self.shared_cache.takes(mine)
+        ask.proposal = mine if mine is not None and keeps else Origin.fresh(ask.request.samples)
         ask.known = self.shared_cache.find(key, ask.proposal)
         found = ask.known.image if ask.known else None
         if found is None or not found.is_better_than(stored):
@@ -289,6 +292,7 @@ class SmoothingEngine:
 
     def _enqueue(self, ask: Ask, key: CacheKey | None, image: PreparedImage) -> None:
         request = ask.request
+        name = None if key is None else draws_name(key)
         with self._worker.changed:
             if self._worker.closed:
                 raise self._closed()
@@ -301,10 +305,11 @@ class SmoothingEngine:
                 job.unseen = True
                 self._worker.changed.notify_all()
                 return
-            origin, stored = self._begin(ask, key)
+            origin, stored = self._begin(ask, key, name)
             count = ask.had = stored.draws.count if stored else 0
             self._admit(ask, max(0, request.samples - count), count, cost_of(image))
-            if key is not None:
+            if name is not None:
+                self._origins.put(name, origin)
                 ask.cache = "extended" if stored else "miss"
             job = Job(
                 request,
@@ -318,7 +323,7 @@ class SmoothingEngine:
             )
             self._worker.add(job)
 
-    def _begin(self, ask: Ask, key: CacheKey | None) -> tuple[Origin, StoredImage | None]:
+    def _begin(self, ask: Ask, key: CacheKey | None, name: bytes | None) -> tuple[Origin, StoredImage | None]:
         """Which draws the request gets, and what to go on with; with ``changed`` held."""
         stored = self._cache.get(key) if key is not None else None
         if ask.known is not None:  # what replicas share comes before what this one has
@@ -331,10 +336,19 @@ class SmoothingEngine:
         elif stored is not None:
             origin = stored.origin
         else:  # the proposal may have reached others, even where no answer came back
-            origin = ask.proposal or Origin.fresh(ask.request.samples, ask.request.seed)
+            mine = None if name is None else self._remembered(name)
+            origin = mine or ask.proposal or Origin.fresh(ask.request.samples, ask.request.seed)
         if stored is not None and stored.sums is None:
             stored = None  # it was too large to go on with: the same draws are made again
         return origin, stored
+
+    def _remembered(self, name: bytes) -> Origin | None:
+        """Which draws the image had, unless replicas are past sharing them."""
+        with self._worker.changed:
+            origin = self._origins.get(name)
+        if origin is not None and self.shared_cache is not None and not self.shared_cache.takes(origin):
+            return None
+        return origin
 
     def _admit(self, ask: Ask, further: int, count: int, cost: int) -> None:
         """Refuses a request that there is no room or no time for.

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from fs_runtime.cli import JsonOption, ModelOption, PsmOption, checkpoint_of
 from fs_runtime.receipts import ReceiptError, ReceiptKeyError, parse_receipt, read_public_key, read_signing_key
 from fs_runtime.receipts.signing import SigningKey, write_new_key
+from fs_runtime.statements import at_least, percent
 
 if TYPE_CHECKING:
     from fs_runtime.receipts.document import Receipt
@@ -131,7 +132,7 @@ def signing_key_of(receipt: Path | None, key: Path | None) -> SigningKey | None:
 
 
 def _similarity(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+    return "none" if value is None else at_least(value)
 
 
 def _report(found: Verification, receipt: Receipt | None, as_json: bool) -> None:
@@ -147,13 +148,13 @@ def _report(found: Verification, receipt: Receipt | None, as_json: bool) -> None
         table.add_row("draws", f"{receipt.draws.samples}, σ = {receipt.draws.sigma:g}, seed {receipt.draws.seed}")
         if found.verdict == "reproduced":  # before that, nothing is known of what the certificate holds
             certificate = receipt.certificate
-            table.add_row("ρ, lower bound", f"{certificate['norm']['lower']:.4f}")
+            table.add_row("ρ, lower bound", at_least(certificate["norm"]["lower"]))
             table.add_row("certified similarity", _similarity(certificate["smoothed"]["best"]))
             if found.replayed is not None:
                 low, middle, high = map(_similarity, found.replayed)
                 table.add_row("  as replayed", f"{middle}; the tolerance allows {low} to {high}")
-            table.add_row("within an ℓ2 radius of (model)", f"{certificate['radius']['model']:.4g}")
-            table.add_row("confidence", f"{certificate['confidence']:g}")
+            table.add_row("within an ℓ2 radius of (model)", at_least(certificate["radius"]["model"], 6))
+            table.add_row("confidence", percent(certificate["confidence"]))
     if found.tolerance is not None:
         table.add_row("tolerance of ρ", f"{found.tolerance:g}")
     for problem in found.problems:

@@ -12,6 +12,7 @@ import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from fs_runtime.statements import at_least
 from server.api.dependencies import (
     ClientGoneError,
     Gateway,
@@ -182,11 +183,11 @@ def _headers(robustness: Robustness) -> dict[str, str]:
     worst = min(robustness.images, key=lambda image: image.smoothed.best or 0.0)
     return {
         "x-robustness-certified": str(robustness.certified).lower(),
-        "x-robustness-similarity": f"{worst.smoothed.best or 0.0:.6f}",
-        "x-robustness-radius": f"{worst.radius.model:.6g}",
-        "x-robustness-sigma": f"{worst.sigma:g}",
+        "x-robustness-similarity": at_least(worst.smoothed.best or 0.0, 6),
+        "x-robustness-radius": str(worst.radius.model),
+        "x-robustness-sigma": str(worst.sigma),
         "x-robustness-samples": str(worst.samples),
-        "x-robustness-confidence": f"{worst.confidence:g}",
+        "x-robustness-confidence": str(worst.confidence),
         **({"x-robustness-decision": robustness.decision} if robustness.decision else {}),
     }
 

@@ -1,11 +1,12 @@
-"""What is refused before anything is loaded."""
+"""What is refused before anything is loaded, and what loading fixes for the process."""
 
 import pytest
 import torch
 
 from fs_runtime.encoders import CheckpointError
 from fs_runtime.gpu import limit_memory
-from fs_runtime.loading import load_engine
+from fs_runtime.loading import load_engine, load_smoother
+from fs_runtime.reference import reference_model_path
 
 
 def test_a_share_of_gpu_memory_without_a_gpu_is_refused() -> None:
@@ -17,3 +18,12 @@ def test_a_share_of_gpu_memory_without_a_gpu_is_refused() -> None:
 def test_a_share_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="lies in"):
         limit_memory(torch.device("cuda", 0), fraction)
+
+
+def test_float32_products_are_not_rounded_to_tf32() -> None:
+    torch.set_float32_matmul_precision("high")  # what TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 comes to
+    try:
+        load_smoother(str(reference_model_path()), psm="none", device="cpu")
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -60,7 +60,7 @@ def test_without_spread_the_best_bound_is_tight() -> None:
     assert found.smoothed.best == found.smoothed.tight == tight_similarity(0.9, 0.125, 0.25)
     assert found.smoothed.spectral is found.spread is None
     assert found.smoothed.fcsb == fcsb(0.95, 0.125, 0.25)
-    assert found.served.best == served_similarity(0.9, 0.125, 0.25, 256, 1 - 0.001, 512)
+    assert found.served.best == served_similarity(0.9, 0.125, 0.25, 256, 0.999, 512, share=0.75)
     assert found.certified_radius[0].best.model == certified_radius(0.9, 0.25, 0.5)
     assert (found.stage, found.centred, found.curve, found.token_map) == ("projector", True, None, None)
 
@@ -71,7 +71,7 @@ def test_with_spread_everything_rests_on_the_spectral_bound() -> None:
     assert found.smoothed.best == found.smoothed.spectral == spectral_similarity(0.9, spread, 0.125, 0.25)
     assert found.smoothed.best > (found.smoothed.tight or 0)
     assert found.certified_radius[0].best.model == spectral_radius(0.9, spread, 0.25, 0.5)
-    assert found.served.best == served_similarity(0.9, 0.125, 0.25, 256, 0.999, 512, found.smoothed.best)
+    assert found.served.best == served_similarity(0.9, 0.125, 0.25, 256, 0.999, 512, found.smoothed.best, 0.75)
     assert found.estimate.best > found.smoothed.best
 
 

@@ -70,3 +70,13 @@ def test_a_copy_goes_on_by_itself() -> None:
     assert copied.largest == pytest.approx(whole.largest, rel=1e-5)
     assert (sketch.largest, sketch.count) == (before, 70)
     assert 32 * 400 * 4 <= copied.nbytes < 64 * 400 * 4
+
+
+def test_rounding_does_not_add_up() -> None:
+    """Deviations along one direction are all that is kept, and rounded every time that the sketch shrinks."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.linalg.qr(torch.randn(64, 1, generator=generator))[0]
+    deviations = 0.3 * torch.randn(100_000, 1, generator=generator) @ direction.T
+    sketch = SpreadSketch()
+    sketch.update(deviations)
+    assert exact(deviations) <= sketch.largest < 1.001 * exact(deviations)

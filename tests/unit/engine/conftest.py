@@ -2,28 +2,34 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from fs_runtime.encoders import VisionEncoder
+from fs_runtime.encoders import PreparedImage, VisionEncoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest
 from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
 
 
 class WatchedSmoother(Smoother):
-    """Records who was in which batch, by σ; can be held up, and told to fail."""
+    """Records who was in which batch, by σ, and the seeds of all draws that begin; can be held up, and told to fail."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
         super().__init__(encoder)
         self.batches: list[dict[float, int]] = []
+        self.seeds: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.at_gate = threading.Event()
         self.failing_sigma: float | None = None
         self.memory: int | None = None
+
+    def start(self, image: PreparedImage, sigma: float, seed: int, *rest: Any, **options: Any) -> SmoothingState:
+        self.seeds.append(seed)
+        return super().start(image, sigma, seed, *rest, **options)
 
     def step(self, parts: Sequence[tuple[SmoothingState, int]]) -> list[InnerProducts]:
         self.at_gate.set()

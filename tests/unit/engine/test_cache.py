@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.engine import SmoothingEngine, SmoothingError, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.cache import CacheKey
+from fs_runtime.engine.origins import Origins, draws_name
+from fs_runtime.engine.stored import Origin
 from fs_runtime.query import CertificateQuery
 from fs_runtime.smoothing import FeatureMap
 
@@ -114,9 +117,6 @@ def test_adaptive_sampling_goes_on_from_the_cache(cached: SmoothingEngine, smoot
     [
         {"tenant": "other"},
         {"sigma": 0.2},
-        {"spectral": True},
-        {"granularity": "token"},
-        {"token_map": True},
         {"feature_map": FeatureMap("projector")},
         {"use_cache": False},
         {"seed": 7},
@@ -134,9 +134,21 @@ def test_draws_of_something_else_are_not_shared(
     assert get(cached, ask()).seed == first.seed
 
 
-def test_token_bounds_of_another_confidence_have_draws_of_their_own(cached: SmoothingEngine, ask: Ask) -> None:
+@pytest.mark.parametrize("other", [{"spectral": True}, {"granularity": "token"}, {"token_map": True}])
+def test_what_else_is_computed_from_the_draws_is_so_from_the_same_ones(
+    cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask, other: dict[str, object]
+) -> None:
+    first, found = get(cached, ask()), get(cached, ask(**other))
+    assert (found.cache, found.seed, found.planned) == ("miss", first.seed, first.planned)
+    assert smoother.drawn == 40
+    assert [get(cached, ask(**options)).cache for options in ({}, other)] == ["hit", "hit"]
+
+
+def test_token_bounds_of_another_confidence_are_of_the_same_draws(cached: SmoothingEngine, ask: Ask) -> None:
     first = get(cached, ask(granularity="token"))
-    assert get(cached, ask(granularity="token", confidence=0.9)).seed != first.seed
+    other = get(cached, ask(granularity="token", confidence=0.9))
+    assert (other.cache, other.seed) == ("miss", first.seed)
+    assert np.all(np.asarray(other.norm_lower) > first.norm_lower)
     assert get(cached, ask(granularity="token")).cache == "hit"
 
 
@@ -190,6 +202,21 @@ def test_a_job_that_all_have_left_ends(cached: SmoothingEngine, smoother: Watche
     assert get(cached, ask(samples=100)).samples == 100
 
 
+def test_nobody_gets_other_draws_by_leaving(cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:
+    """Adaptive sampling answers soon where draws are lucky: who leaves when it does not must not try his luck again."""
+    for left in range(3):
+        smoother.gate.clear()
+        future = cached.submit(ask(samples=4000))
+        smoother.gate.set()
+        while smoother.drawn < 16 * (left + 1):
+            time.sleep(0.001)
+        future.cancel()
+        while cached.queued_images:
+            time.sleep(0.001)
+    assert {get(cached, ask()).seed} == set(smoother.seeds)
+    assert len(smoother.seeds) == 4
+
+
 def test_draws_that_somebody_saw_are_kept_when_a_longer_request_for_them_is_cancelled(
     cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask
 ) -> None:
@@ -217,7 +244,9 @@ def test_a_failing_job_fails_for_all_who_share_it_and_is_not_kept(
         with pytest.raises(SmoothingError):
             future.result(30)
     smoother.failing_sigma = None
-    assert get(cached, ask()).cache == "miss"
+    again = get(cached, ask())
+    assert again.cache == "miss"
+    assert set(smoother.seeds) == {again.seed}  # values that are not finite are no reason for other draws
 
 
 def test_many_tasks_at_once_get_one_answer(cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:
@@ -241,16 +270,27 @@ def test_the_least_recently_used_image_goes_first(tight: SmoothingEngine, pictur
     def of(number: int) -> SmoothingResult:
         return get(tight, SmoothingRequest(picture + np.uint8(number), 0.1, 2, 0.95))
 
-    first = of(0)
-    kept = 1
+    first, second = of(0), of(1)
+    kept = 2
     while tight.cached_images == kept:
         assert of(0).seed == first.seed
         of(kept)
         kept += 1
         assert kept < 200
     assert of(0).cache == "hit"
-    assert of(1).cache == "miss"
+    again = of(1)
+    assert (again.cache, again.seed) == ("miss", second.seed)  # pushing an image out is no way to other draws
     assert tight.cache_bytes <= 16 * 100_000
+
+
+def test_origins_are_remembered_up_to_a_number(smoother: WatchedSmoother, ask: Ask) -> None:
+    names = [draws_name(CacheKey.of(ask(sigma), smoother)) for sigma in (0.1, 0.2, 0.3)]
+    origins, fresh = Origins(most=2), [Origin.fresh(8) for _ in names]
+    for name, origin in zip(names[:2], fresh, strict=False):
+        origins.put(name, origin)
+    assert origins.get(names[0]) == fresh[0]
+    origins.put(names[2], fresh[2])
+    assert [origins.get(name) for name in names] == [fresh[0], None, fresh[2]]
 
 
 def test_an_image_too_large_to_go_on_with_still_answers_and_starts_over_for_more(
