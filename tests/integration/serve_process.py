@@ -44,9 +44,9 @@ def serving(
 
     Args:
         arguments: Flags.
-        stderr: Where standard error goes.
+        stderr: Where standard error goes; a descriptor or a constant of ``subprocess`` only without ``fork``.
         fork: Start it sooner, from a process that has imported the largest libraries, where one thread computes.
-        shell: Redirections in the words of a shell, which starts it then.
+        shell: Redirections in the words of a shell; only without ``fork``.
         environment: Further variables.
     """
     arguments = ("serve", "--port", "0", *arguments)
@@ -55,7 +55,9 @@ def serving(
         errors = stack.enter_context(stderr.open("wb")) if isinstance(stderr, Path) else stderr
         reader, writer = (stack.enter_context(os.fdopen(end, mode)) for end, mode in zip(os.pipe(), "rw", strict=True))
         process: subprocess.Popen[str] | ForkedProcess
-        if fork and not shell:
+        if fork:
+            assert not shell
+            assert not isinstance(errors, int)
             process = forks_with_libraries().fork(
                 module="server.cli", arguments=arguments, environment=variables, log=writer, errors=errors
             )

@@ -125,7 +125,7 @@ def test_logs_that_cannot_be_written_stop_nothing(fault: str, request: pytest.Fi
     else:
         reader, stderr = os.pipe()
         os.close(reader)
-    with serving("--drain-lead", "0", "--log-level", "debug", stderr=stderr, shell=shell) as server:
+    with serving("--drain-lead", "0", "--log-level", "debug", stderr=stderr, fork=False, shell=shell) as server:
         for _ in range(3):
             answer = ask(server.url, BODY)
             assert answer.good
