@@ -14,6 +14,7 @@ from fs_runtime.encoders import PreparedImage, VisionEncoder
 from fs_runtime.engine.cache import CacheKey, ImageCache
 from fs_runtime.engine.capacity import BatchBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
+from fs_runtime.engine.fair_gate import FairGate
 from fs_runtime.engine.job import Ask, Job, cost_of
 from fs_runtime.engine.origins import Origins, draws_name
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
@@ -81,7 +82,9 @@ class SmoothingEngine:
         self.shared_cache = shared_cache
         self._worker = Worker(smoother, BatchBudget(self._full_batch), self._cache, shared_cache)
         # Of its own, so that images being prepared do not keep others from being found in the cache.
-        self._preparers = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)), thread_name_prefix="prepare")
+        places = max(1, min(4, os.cpu_count() or 1))
+        self._preparers = ThreadPoolExecutor(places, thread_name_prefix="prepare")
+        self._gate = FairGate(places)  # an executor's own queue knows no tenants
         self._preparing = 0
 
     @property
@@ -202,7 +205,8 @@ class SmoothingEngine:
         self._check_room()
         self._preparing += 1
         try:
-            image = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, ask)
+            async with self._gate.place(request.tenant):
+                image = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, ask)
         finally:
             self._preparing -= 1
         self._enqueue(ask, key, image)
