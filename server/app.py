@@ -84,7 +84,12 @@ def create_app(settings: Settings, loaded: Iterable[LoadedModel] = (), images: R
     install_handlers(app)
     install_openapi(app)
     # The last one added sees a request first.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.body_timeout,
+        max_bytes_together=settings.max_body_bytes_together,
+    )
     app.add_middleware(LimitHeadersMiddleware)
     app.add_middleware(AccessMiddleware, metrics=metrics)
     app.add_middleware(TracingMiddleware)

@@ -1,4 +1,7 @@
-"""Limits of the request body: bytes and time, whatever the headers say, and an orderly end for what is refused."""
+"""Limits of request bodies: bytes, of one and of all under way, and time, whatever the headers say.
+
+What is refused comes to an orderly end.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _LINGER_BYTES = 16 * 2**20
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body with too many bytes and 408 to one that takes too long.
+    """Answers 413 to a body with too many bytes, 408 to one that takes too long, and 429 where all have too many.
 
     A connection whose request body was not read to its end is never used again.
 
@@ -24,12 +27,15 @@ class BodyLimitMiddleware:
         app: The application inside.
         max_bytes: Of the body, counted as it arrives, in chunks or not.
         seconds: From the first byte that is waited for to the last one.
+        max_bytes_together: Of the bodies of all requests that are not answered yet, arrived so far.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, max_bytes_together: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
+        self.max_bytes_together = max(max_bytes, max_bytes_together)
+        self.bytes_together = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -41,8 +47,11 @@ class BodyLimitMiddleware:
         if declared.isascii() and declared.isdigit() and int(declared) > self.max_bytes:
             scope["state"]["error"] = self.too_large()
             await self.too_large().response()(scope, body.receive, body.send)
-        else:
+            return
+        try:
             await self.app(scope, body.receive, body.send)
+        finally:
+            self.bytes_together -= body.kept
 
     def too_large(self) -> ApiError:
         """The answer to too many bytes."""
@@ -50,6 +59,15 @@ class BodyLimitMiddleware:
             413,
             f"the request body has more than {self.max_bytes} bytes; send smaller or fewer images",
             code="request_too_large",
+        )
+
+    def too_many(self) -> ApiError:
+        """The answer where this body would be one too many."""
+        return ApiError(
+            429,
+            "the requests that the server is answering are as large as it can hold; try again later",
+            code="overloaded",
+            headers={"retry-after": "1"},
         )
 
     def too_slow(self) -> ApiError:
@@ -71,6 +89,7 @@ class _Body:
         headers = Headers(scope=scope)
         self._complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
         self._read = 0
+        self.kept = 0
         self._deadline: float | None = None
         self._refused: ApiError | None = None
         self._closing = False
@@ -88,10 +107,17 @@ class _Body:
         except TimeoutError:
             self._refused = self._limit.too_slow()
             raise self._refused from None
+        before = self._read
         self._count(message)
+        size = self._read - before
         if self._read > self._limit.max_bytes:
             self._refused = self._limit.too_large()
+        elif self._limit.bytes_together + size > self._limit.max_bytes_together:
+            self._refused = self._limit.too_many()
+        if self._refused is not None:
             raise self._refused
+        self.kept += size
+        self._limit.bytes_together += size
         return message
 
     async def send(self, message: Message) -> None:

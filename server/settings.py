@@ -150,6 +150,12 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
     )
 
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body; larger ones are answered 413.")
+    max_body_bytes_together: int = Field(
+        512 * 2**20,
+        ge=1024,
+        description="Most bytes that the bodies of all requests under way may have together, and at least that of the "
+        "largest one; whoever sends more is answered 429. Memory has to hold some two times as much.",
+    )
     min_image_side: int = Field(4, ge=1, description="Smallest side of an image in pixels; less carries no picture.")
     body_timeout: float = Field(
         60.0, gt=0, description="Seconds in which a whole request body must arrive; slower ones are answered 408."
