@@ -34,7 +34,12 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="FS_", extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True
+        env_prefix="FS_",
+        env_ignore_empty=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 inside a container.")

@@ -18,8 +18,8 @@ from server.settings import Settings  # noqa: E402 (found by the line above)
 
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = Path(__file__).parent / "settings.yml"
-# The image and docker-compose.yml decide these.
-FIXED = {"host", "port", "model", "language_model", "vllm_url"}
+# The image and docker-compose.yml decide these; the latter takes vllm_urls, of one server too.
+FIXED = {"host", "port", "model", "language_model", "vllm_url", "vllm_urls"}
 MARK = "# --- Settings of the gateway, as fs-serve serve --help lists them; a # in front leaves the default ---\n"
 TRACING = """
 # OpenTelemetry: where to send traces, for example http://collector:4318; none are sent without it.
@@ -66,9 +66,11 @@ def env_example() -> str:
 
 
 def _written(default: Any) -> str:
-    if default is None or default == []:
+    if default is None:
         return ""
-    return json.dumps(default) if isinstance(default, bool | list | dict) else str(default)
+    if isinstance(default, list):
+        return ",".join(map(str, default))
+    return json.dumps(default) if isinstance(default, bool | dict) else str(default)
 
 
 if __name__ == "__main__":

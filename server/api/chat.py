@@ -173,7 +173,7 @@ async def _chain(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> 
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data)}\n\n"  # in ASCII: some clients end lines at U+2028 and the like
 
 
 def _headers(robustness: Robustness) -> dict[str, str]:

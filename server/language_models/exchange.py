@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from server.errors import ApiError
 from server.language_models import upstream_errors
 from server.language_models.pool import Server
 from server.language_models.retries import Outcome
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +157,11 @@ class Exchange:
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The server-sent events of an answer up to ``[DONE]``."""
-    async for line in response.aiter_lines():
-        if not line.startswith("data:"):
+    async for line in _lines(response.aiter_bytes()):
+        if not line.startswith(b"data:"):
             continue
         data = line[5:].strip()
-        if data == "[DONE]":
+        if data == b"[DONE]":
             return
         event = _object(data)
         if "error" in event:
@@ -166,6 +169,16 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             raise _failure(event, code if isinstance(code, int) else 502)
         yield event
     raise ExchangeError(Outcome.BROKEN_OFF, upstream_errors.broken_off())
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines as event streams have them: texts may hold what ends a line elsewhere, such as U+2028."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = _LINE_END.split(rest + piece)  # between the two halves of CR LF it finds an empty line more
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _object(data: str | bytes) -> dict[str, Any]:

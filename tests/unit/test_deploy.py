@@ -78,7 +78,8 @@ def test_every_setting_reaches_the_container_or_is_fixed(compose: dict[str, Any]
     image = set(re.findall(r"\b(FS_[A-Z_]+)=", (ROOT / "Dockerfile").read_text()))
     assert not set(passed) & (fixed | image)
     settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
-    assert {name for name in {*passed, *fixed, *image} if name.startswith("FS_")} == settings
+    # vllm_urls does for one server what vllm_url does, and both at once are refused.
+    assert {name for name in {*passed, *fixed, *image} if name.startswith("FS_")} == settings - {"FS_VLLM_URL"}
     assert set(passed) <= env_example.keys()
 
 
@@ -92,6 +93,21 @@ def test_env_example_has_every_knob_with_its_default(env_example: dict[str, str]
     }
     for knob, default in used.items():
         assert env_example[knob] == ("" if knob == "GRAFANA_PASSWORD" else default), knob
+
+
+def test_what_env_example_offers_is_accepted_and_is_the_default(
+    env_example: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Settings()
+    for name, value in env_example.items():
+        field = name.removeprefix("FS_").lower()
+        if field not in Settings.model_fields:  # docker-compose.yml's own
+            continue
+        with monkeypatch.context() as alone:
+            alone.setenv(name, value)
+            found = Settings()
+        if field != "vllm_urls":  # which docker-compose.yml has a default of its own for
+            assert getattr(found, field) == getattr(usual, field), name
 
 
 def test_env_itself_is_not_committed() -> None:
@@ -124,7 +140,7 @@ def test_vllm_takes_embeddings_only_as_in_the_tests(compose: dict[str, Any]) -> 
 def test_vllm_is_reached_by_the_gateway_alone(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert "ports" not in services["vllm"]
-    assert services["gateway"]["environment"]["FS_VLLM_URL"] == "http://vllm:8000"
+    assert services["gateway"]["environment"]["FS_VLLM_URLS"] == "${FS_VLLM_URLS:-http://vllm:8000}"
     assert compose["networks"]["internal"]["internal"] is True
     assert "internal" in services["gateway"]["networks"]
     assert services["gateway"]["depends_on"]["vllm"]["condition"] == "service_healthy"

@@ -88,3 +88,9 @@ def test_scaling_reads_a_metric_that_there_is() -> None:
     assert f'"{metric}"' in (FOLDER.parents[1] / "server" / "engine_metrics.py").read_text()
     assert scaler["minReplicas"] > named("PodDisruptionBudget", "gateway")["spec"]["minAvailable"]
     assert int(scaler["metrics"][0]["pods"]["target"]["averageValue"]) < Settings().max_queued_samples
+
+
+@pytest.mark.parametrize("deployment", ["gateway", "vllm"])
+def test_services_set_no_variables(deployment: str) -> None:
+    """That of the Service vllm would be VLLM_PORT, an address where vLLM expects a number, and it would not start."""
+    assert named("Deployment", deployment)["spec"]["template"]["spec"]["enableServiceLinks"] is False

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -375,3 +375,19 @@ def test_payload_format() -> None:
     assert sent["messages"][0]["content"] == [image_part(plain)]
     assert (sent["model"], sent["n"]) == ("theirs", 3)
     assert body["messages"][0]["content"] == [{"type": IMAGE_PART, "index": 0}]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+async def test_a_text_may_hold_what_ends_lines_elsewhere(size: int, end: str) -> None:
+    """vLLM writes such characters as they are; pieces may end within one, and within the end of a line."""
+    texts = ["one\u2028two", "\u2029", "\x85", "é\U0001f600"]
+    events = [*(json.dumps({"text": text}, ensure_ascii=False) for text in texts), "[DONE]"]
+    raw = "".join(f"data: {event}{end}{end}" for event in events).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(raw), size):
+            yield raw[start : start + size]
+
+    model = model_with(lambda request: httpx.Response(200, content=pieces()))
+    assert [chunk["text"] async for chunk in model.stream(REQUEST)] == texts
