@@ -351,7 +351,7 @@ def test_numbers_that_are_not_numbers(gateway: Gateway, field: str, constant: st
     assert (response.status_code, response.json()["error"]["param"]) == (400, f"robustness.{field}")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 50_000])
 def test_bodies_that_are_not_json_objects(gateway: Gateway, body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/certify"):
         response = httpx.post(gateway.url + path, content=body)
