@@ -145,12 +145,15 @@ class EmbeddedLanguageModel:
             ApiError: The request has what the model does not know; in the course of it as :meth:`_make` and
                 :meth:`AnswerThread.pieces`.
         """
-        body = {key: value for key, value in request.body.items() if key not in ("model", "messages")}
+        known = _Options.model_fields
+        others = (name for name in request.body if name not in known and name not in ("model", "messages"))
+        first = next(others, None)  # reporting all of very many would hold up the event loop
+        body = {name: value for name, value in request.body.items() if name in known or name == first}
         try:
             options = _Options.model_validate(body).generation(self._default_length)
         except ValidationError as error:
             api_error = from_validation(error)
-            api_error.message += "; the embedded language model knows " + ", ".join(_Options.model_fields)
+            api_error.message += "; the embedded language model knows " + ", ".join(known)
             raise api_error from None
         messages = _template_messages(request)
         return self._thread.pieces(lambda ended: self._make(messages, request.images, options, ended))
