@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,8 @@ _TYPES = {
     422: "certificate_error",
     429: "rate_limit_error",
 }
+_MAX_PROBLEMS = 20
+_MAX_NAME = 80
 
 
 class ApiError(Exception):
@@ -79,12 +82,12 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """A 400 that names the first field at fault, and how many others there are."""
-    problems = error.errors(include_url=False, include_input=False)
+    """A 400 that names the first field at fault, and how many others of the first few problems there are."""
+    problems = error.errors(include_url=False, include_input=False)[:_MAX_PROBLEMS]
     # Where a value may be one of several types, the alternative that came furthest tells most.
     worst = max(problems, key=lambda problem: len(problem["loc"]))
     path = _path(worst["loc"])
-    others = {other for other in map(_path, (problem["loc"] for problem in problems)) if not path.startswith(other)}
+    others = {other for problem in problems if not path.startswith(other := _path(problem["loc"]))}
     message = worst["msg"].removeprefix("Value error, ")
     if worst["type"] == "extra_forbidden":
         message = "unknown or unsupported field; check its spelling, or leave it out"
@@ -95,7 +98,18 @@ def from_validation(error: ValidationError) -> ApiError:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """The field as a caller would write it: `str` and `list[…]` name alternatives of a union, not fields."""
-    return ".".join(str(part) for part in location if part != "str" and "[" not in str(part))
+    return field_path(part for part in location if part != "str" and "[" not in str(part))
+
+
+def field_path(keys: Iterable[int | str]) -> str:
+    """``messages.0.content``: where a field is in a request; names that are very long are cut short."""
+    return ".".join(map(short_name, keys))
+
+
+def short_name(name: int | str) -> str:
+    """A name from a request as paths show it."""
+    name = str(name)
+    return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…"
 
 
 def internal_error() -> ApiError:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import importlib
 
 from fs_runtime.embedded.answer import Generation, Piece
-from fs_runtime.embedded.model import EmbeddedModel, Prompt, PromptError
+from fs_runtime.embedded.model import ContextLengthError, EmbeddedModel, Prompt, PromptError
 from fs_runtime.encoders import load_family
 
-__all__ = ["EmbeddedModel", "Generation", "Piece", "Prompt", "PromptError", "load_embedded_model"]
+__all__ = [
+    "ContextLengthError",
+    "EmbeddedModel",
+    "Generation",
+    "Piece",
+    "Prompt",
+    "PromptError",
+    "load_embedded_model",
+]
 
 # Families whose prompts or inputs are not LLaVA's.
 _MODELS = {

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+# Below it the likeliest token is taken, as in vLLM (its `_SAMPLING_EPS`): of two tokens whose logits differ by 1e-3 the
+# second has a probability of e^-100 there, and quotients of logits that leave the range of float32 are no numbers.
+MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +20,10 @@ class Generation:
 
     Attributes:
         max_new_tokens: Most tokens of the answer.
-        temperature: 0 takes the likeliest token each time.
+        temperature: Below :data:`MIN_TEMPERATURE` the likeliest token is taken each time.
         top_p: Smallest set of tokens with this probability is drawn from.
         stop: Texts that end the answer; they are not part of it.
-        seed: Of the draws; None takes a fresh one.
+        seed: Of the draws, from -2^63 to 2^64 - 1; None takes a fresh one.
     """
 
     max_new_tokens: int
@@ -82,7 +85,7 @@ def _overlap(text: str, stop: str) -> int:
 
 def draw(logits: Tensor, options: Generation, generator: torch.Generator) -> int:
     """One token: the likeliest, or drawn from the nucleus (Holtzman et al. 2020)."""
-    if options.temperature == 0:
+    if options.temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
     probabilities = torch.softmax(logits / options.temperature, dim=-1)
     if options.top_p < 1:

@@ -30,6 +30,10 @@ class PromptError(ValueError):
     """The prompt cannot be answered; the message says why."""
 
 
+class ContextLengthError(PromptError):
+    """The prompt leaves no room for an answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A conversation, ready for the model.
@@ -119,6 +123,7 @@ class EmbeddedModel:
 
         Raises:
             PromptError: The chat template refuses the conversation, or the number of image tokens is off.
+            ContextLengthError: It has as many tokens as the context, or more.
         """
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -134,6 +139,11 @@ class EmbeddedModel:
         begin = self._tokenizer.bos_token_id
         if begin is not None and self._tokenizer("")["input_ids"][:1] == [begin] and ids[:1] != [begin]:
             ids = [begin, *ids]
+        if len(ids) >= self.context_length:  # before embeddings are made, which take thousands of bytes for each
+            raise ContextLengthError(
+                f"the conversation has {len(ids)} tokens, the model reads {self.context_length - 1}: "
+                "send fewer images or less text"
+            )
         embeddings = self._embeddings(ids, images)
         return Prompt(embeddings, len(ids), self._inputs(ids, embeddings, images))
 

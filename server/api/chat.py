@@ -209,6 +209,9 @@ def _take_images(chat: ChatCompletionRequest, body: dict[str, Any]) -> list[Imag
                 sources.append(ImageSource(_url_of(part, path), f"{path}.image_url.url"))
                 raw["content"][p] = {"type": IMAGE_PART, "index": len(sources) - 1}
             elif part.type in TEXT_PARTS:
+                if not isinstance(raw["content"][p].get(part.type), str):
+                    name = f"{path}.{part.type}"
+                    raise invalid(f"{name} is missing; a part of type {part.type} must have it", name)
                 if unknown := sorted(raw["content"][p].keys() - TEXT_PART_FIELDS):
                     raise invalid(f"{path}.{unknown[0]} does not belong to a text part", f"{path}.{unknown[0]}")
             else:

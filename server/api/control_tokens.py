@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.folding import MOST_MARKS, TooManyMarksError, characters_that_hold, fold
-from server.errors import invalid
+from server.errors import invalid, short_name
 
 # Never part of the prompt; `stop` and `bad_words` must match the answer as it is.
 _NOT_PROMPT = frozenset({"model", "stop", "bad_words", "logit_bias", "user", "metadata"})
@@ -51,7 +51,7 @@ class ControlTokens:
         room = _Room(most_characters)
         for name, value in body.items():
             if name not in _NOT_PROMPT:
-                body[name] = self._walk(value, name, name, room)
+                body[name] = self._walk(value, name, short_name(name), room)
         joined = "".join(text.strip() for message in body["messages"] for text in _texts(message))
         if self._openings.search(joined) and self._found_in(_folded(joined, "messages")):
             raise invalid(
@@ -84,7 +84,7 @@ class ControlTokens:
             return [self._walk(item, name, f"{path}.{index}", room) for index, item in enumerate(value)]
         if isinstance(value, dict):
             return {
-                self._defuse(key, path, room): self._walk(item, key, f"{path}.{key}", room)
+                self._defuse(key, path, room): self._walk(item, key, f"{path}.{short_name(key)}", room)
                 for key, item in value.items()
             }
         return value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from fastapi import Request
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from fs_runtime.receipts import SigningKey
 from server.access.directory import AccessDirectory
-from server.api.json_values import check_json
+from server.api.json_values import parse_json
 from server.drain import Drain
 from server.errors import from_validation, invalid
 from server.limits.limiter import RateLimiter
@@ -27,6 +27,10 @@ from server.smoothing import Caller
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+
+_LARGE_BODY = 65_536
+# Large bodies wait for each other here, and the work of other requests does not wait behind them.
+_LARGE_BODIES = ThreadPoolExecutor(2, "large-body")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +113,16 @@ async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any
         raw = await request.body()
 
     def parse() -> tuple[M, dict[str, Any]]:  # off the event loop: bodies can have megabytes
-        try:
-            data = json.loads(raw, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise invalid(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        data = parse_json(raw)
         if not isinstance(data, dict):
             raise invalid("the body must be a JSON object", code="invalid_json")
-        check_json(data)
         try:
             return schema.model_validate(data), data
         except ValidationError as error:
             raise from_validation(error) from None
 
-    return await asyncio.to_thread(parse)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    pool = _LARGE_BODIES if len(raw) > _LARGE_BODY else None
+    return await asyncio.get_running_loop().run_in_executor(pool, parse)
 
 
 class ClientGoneError(Exception):

@@ -1,13 +1,35 @@
-"""Values of a JSON body that cannot be sent on: no form in JSON or UTF-8, or nested without end."""
+"""JSON bodies: how many values they may hold, and values that cannot be sent on."""
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+import re
+from typing import Any, NoReturn
 
-from server.errors import invalid
+from server.errors import field_path, invalid
 
 MAX_DEPTH = 64
+# An ordinary request has some hundreds. Each takes memory and time out of all proportion to its one or two bytes.
+MAX_VALUES = 100_000
+_DECODER = json.JSONDecoder()
+_MARK = re.compile(r'["\[{,]')
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parses and checks a body.
+
+    Raises:
+        ApiError: 400: not JSON, more than 100,000 values, or as :func:`check_json`.
+    """
+    try:
+        text = raw.decode(json.detect_encoding(raw), "surrogatepass")
+        _check_count(text)
+        data = json.loads(text.removeprefix("\ufeff"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    check_json(data)
+    return data
 
 
 def check_json(data: Any) -> None:
@@ -16,24 +38,25 @@ def check_json(data: Any) -> None:
     Raises:
         ApiError: 400: nesting beyond 64, a number beyond the range of floats, half of a surrogate pair.
     """
-    level: list[tuple[str, Any]] = [("", data)]
-    for _ in range(MAX_DEPTH):
-        below: list[tuple[str, Any]] = []
-        for path, value in level:
-            if isinstance(value, dict):
-                for key, item in value.items():
-                    _check_text(key)
-                    below.append((f"{path}.{key}" if path else key, item))
-            elif isinstance(value, list):
-                below += [(f"{path}.{index}", item) for index, item in enumerate(value)]
-            elif isinstance(value, str):
-                _check_text(value)
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise invalid(f"{path}: the number is beyond the range of numbers", path)
-        if not below:
-            return
-        level = below
-    raise invalid(f"the body is nested more than {MAX_DEPTH} deep", code="invalid_json")
+    _check(data, [])
+
+
+def _check(value: Any, way: list[int | str]) -> None:
+    """Checks a value and all below it; ``way`` leads to it, and is spelled out for an error alone."""
+    if isinstance(value, (dict, list)):
+        if len(way) == MAX_DEPTH:
+            raise invalid(f"the body is nested more than {MAX_DEPTH} deep", code="invalid_json")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(key, str):
+                _check_text(key)
+            way.append(key)
+            _check(item, way)
+            way.pop()
+    elif isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        path = field_path(way)
+        raise invalid(f"{path}: the number is beyond the range of numbers", path)
 
 
 def _check_text(text: str) -> None:
@@ -43,3 +66,31 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise invalid("the body holds half of a surrogate pair, which is no character", code="invalid_json") from None
+
+
+def _check_count(text: str) -> None:
+    """Refuses a body of too many values before any of them is made.
+
+    A value stands at the beginning, behind an opening bracket or behind a comma (an empty list or object counts
+    twice), and at most two texts belong to each.
+    """
+    if sum(map(text.count, "[{,")) < MAX_VALUES:  # those in texts are counted too
+        return
+    place, values, texts = 0, 1, 0
+    while mark := _MARK.search(text, place):
+        if mark[0] == '"':
+            texts += 1
+            _, place = _DECODER.raw_decode(text, mark.start())
+        else:
+            place = mark.end()
+            values += 1
+        if values > MAX_VALUES or texts > 2 * MAX_VALUES:
+            raise invalid(
+                f"the body holds more than {MAX_VALUES} values (texts, numbers, lists and objects); "
+                "send fewer messages, parts or list elements",
+                code="too_many_values",
+            )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

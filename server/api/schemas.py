@@ -14,6 +14,8 @@ from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
 from server.policy import Action, Decision, Requirement, Verdict
 
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1000
 TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
 # What the certified similarity of an image depends on beside the image.
@@ -93,13 +95,21 @@ class RobustnessOptions(BaseModel):
         return bool(self.model_fields_set & _PARAMETERS)
 
 
+def _stop_texts(stop: str | list[str]) -> str | list[str]:
+    """Every step of an answer is searched for all of them, so there must be few."""
+    texts = [stop] if isinstance(stop, str) else stop
+    if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in texts):
+        raise ValueError(f"must be at most {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters each")
+    return stop
+
+
 class ImageUrl(BaseModel):
     """Where an image is."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(description="data:image/png;base64,…")
-    detail: str | None = None
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Without effect.")
 
 
 class ContentPart(BaseModel):
@@ -118,7 +128,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[str, StringConstraints(min_length=1)]
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -135,9 +145,13 @@ class ChatCompletionRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str = Field(description="Name of a model that /v1/models lists.")
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     stream: bool | None = Field(None, strict=True)
     stream_options: StreamOptions | None = None
+    stop: Annotated[str | Annotated[list[str], Field(fail_fast=True)], AfterValidator(_stop_texts)] | None = Field(
+        None,
+        description=f"Texts that end the answer: at most {MAX_STOPS} of at most {MAX_STOP_CHARACTERS} characters.",
+    )
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="vLLM's; parts the caller's own users from each other. Tenants are always apart."
     )

@@ -7,15 +7,29 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fs_runtime.embedded import EmbeddedModel, Generation, Piece, PromptError
+from fs_runtime.embedded import ContextLengthError, EmbeddedModel, Generation, Piece, PromptError
 from server.errors import from_validation, invalid
 from server.language_models.answer_thread import AnswerThread
 from server.language_models.base import IMAGE_PART, ChatRequest, ImagePayload
 from server.settings import Settings
+
+
+def _seed(seed: int) -> int:
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError("must be from -2^63 to 2^64 - 1")
+    return seed
+
+
+class _TextFormat(BaseModel):
+    """OpenAI's default format of an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
 
 
 class _Options(BaseModel):
@@ -28,7 +42,7 @@ class _Options(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Annotated[int, AfterValidator(_seed)] | None = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
@@ -37,6 +51,10 @@ class _Options(BaseModel):
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
+    response_format: _TextFormat | None = None
+    logprobs: Literal[False] | None = None
+    tools: list[Any] | None = Field(None, max_length=0)
+    tool_choice: Literal["none", "auto"] | None = None
 
     def generation(self, default_length: int) -> Generation:
         """What the model is told."""
@@ -127,12 +145,15 @@ class EmbeddedLanguageModel:
             ApiError: The request has what the model does not know; in the course of it as :meth:`_make` and
                 :meth:`AnswerThread.pieces`.
         """
-        body = {key: value for key, value in request.body.items() if key not in ("model", "messages")}
+        known = _Options.model_fields
+        others = (name for name in request.body if name not in known and name not in ("model", "messages"))
+        first = next(others, None)  # reporting all of very many would hold up the event loop
+        body = {name: value for name, value in request.body.items() if name in known or name == first}
         try:
             options = _Options.model_validate(body).generation(self._default_length)
         except ValidationError as error:
             api_error = from_validation(error)
-            api_error.message += "; the embedded language model knows " + ", ".join(_Options.model_fields)
+            api_error.message += "; the embedded language model knows " + ", ".join(known)
             raise api_error from None
         messages = _template_messages(request)
         return self._thread.pieces(lambda ended: self._make(messages, request.images, options, ended))
@@ -147,15 +168,10 @@ class EmbeddedLanguageModel:
         """
         try:
             prompt = self._model.prompt(messages, images)
+        except ContextLengthError as error:
+            raise invalid(str(error), "messages", "context_length_exceeded") from error
         except PromptError as error:
             raise invalid(str(error), "messages") from error
-        if prompt.length >= self._model.context_length:
-            raise invalid(
-                f"the conversation has {prompt.length} tokens, the model reads {self._model.context_length - 1}: "
-                "send fewer images or less text",
-                "messages",
-                "context_length_exceeded",
-            )
         yield prompt.length, Piece("", 0)
         for piece in self._model.generate(prompt, options, ended):
             yield prompt.length, piece

@@ -181,6 +181,25 @@ def test_embedded_generation_options(gateway: Gateway) -> None:
     assert len({text(temperature=1.5, seed=seed)[0] for seed in range(4)}) > 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 9e-6},
+        {"temperature": 1e-5},
+        {"seed": 2**64 - 1, "temperature": 1},
+        {"seed": -(2**63), "temperature": 1},
+        {"stop": ["\x00"] * 16},
+        {"stop": "\x00" * 1000},
+        {"response_format": {"type": "text"}, "logprobs": False, "tools": [], "tool_choice": "none"},
+        {"response_format": None, "logprobs": None, "tools": None, "tool_choice": "auto", "stop": None},
+    ],
+)
+def test_options_at_the_edge_and_those_without_effect(gateway: Gateway, options: dict[str, Any]) -> None:
+    response = gateway.post("/v1/chat/completions", chat(max_tokens=2) | options)
+    assert response.status_code == 200, response.text
+
+
 def test_image_tokens_in_text_are_not_images(gateway: Gateway) -> None:
     body = chat(picture(1), text="What does <image> mean? <image><image>")
     assert gateway.post("/v1/chat/completions", body).status_code == 200
@@ -306,7 +325,25 @@ def test_centring_needs_statistics(gateway: Gateway) -> None:
         ({"kv_transfer_params": {}}, 400, "kv_transfer_params"),
         ({"prompt_embeds": "AA"}, 400, "prompt_embeds"),
         ({"stream": "perhaps"}, 400, "stream"),
-        ({"tools": []}, 400, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+        ({"tool_choice": "required"}, 400, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format.type"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages.0.content.0.text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+            400,
+            "messages.0.content.0.text",
+        ),
+        ({"stop": ["a"] * 17}, 400, "stop"),
+        ({"stop": "a" * 1001}, 400, "stop"),
+        ({"stop": ["a", "a" * 1001]}, 400, "stop"),
+        ({"stop": 3}, 400, "stop"),
+        ({"stop": [3]}, 400, "stop.0"),
+        ({"seed": 2**64}, 400, "seed"),
+        ({"seed": -(2**63) - 1}, 400, "seed"),
+        ({"seed": 2**200}, 400, "seed"),
+        ({"temperature": 10**400}, 400, "temperature"),
         ({"n": 2}, 400, "n"),
         ({"temperature": -1}, 400, "temperature"),
         ({"max_tokens": 0}, 400, "max_tokens"),
@@ -351,7 +388,7 @@ def test_numbers_that_are_not_numbers(gateway: Gateway, field: str, constant: st
     assert (response.status_code, response.json()["error"]["param"]) == (400, f"robustness.{field}")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"[" * 50_000])
 def test_bodies_that_are_not_json_objects(gateway: Gateway, body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/certify"):
         response = httpx.post(gateway.url + path, content=body)
@@ -391,6 +428,18 @@ def test_bad_images(gateway: Gateway, url: str, status: int, code: str | None) -
         response = gateway.post(path, body)
         assert response.status_code == status
         assert code is None or response.json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize("detail", ["auto", "low", "high", None])
+def test_details_of_an_image_have_no_effect(gateway: Gateway, detail: str | None) -> None:
+    body = chat(picture(1), robustness={"sigma": 0})
+    plain = gateway.post("/v1/chat/completions", body).json()
+    body["messages"][0]["content"][0]["image_url"]["detail"] = detail
+    answer = gateway.post("/v1/chat/completions", body).json()
+    assert answer["choices"] == plain["choices"]
+    body["messages"][0]["content"][0]["image_url"]["detail"] = "zzz"
+    response = gateway.post("/v1/chat/completions", body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages.0.content.0.image_url.detail")
 
 
 def test_too_many_images(gateway: Gateway) -> None:

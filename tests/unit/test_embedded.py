@@ -1,13 +1,14 @@
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from fs_runtime.embedded import EmbeddedModel, Generation, PromptError
-from fs_runtime.embedded.answer import StopText
+from fs_runtime.embedded import ContextLengthError, EmbeddedModel, Generation, PromptError
+from fs_runtime.embedded.answer import MIN_TEMPERATURE, StopText, draw
 from fs_runtime.encoders import VisionEncoder
 
 
@@ -51,6 +52,34 @@ def test_number_of_images_must_fit_the_prompt(model: EmbeddedModel) -> None:
     message = [{"role": "user", "content": [{"type": "image"}]}]
     with pytest.raises(PromptError, match="1 image tokens for 0 images"):
         model.prompt(message, [])
+
+
+def test_prompts_that_are_too_long_are_refused_before_they_are_embedded(model: EmbeddedModel) -> None:
+    def conversation(text: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+    embedded: list[int] = []
+    hook = model._embed.register_forward_hook(lambda _, arguments, __: embedded.append(arguments[0].numel()))
+    try:
+        lengths = {characters: model.prompt(conversation("x" * characters), []).length for characters in (1, 2)}
+        per_character = lengths[2] - lengths[1]
+        longest = 1 + (model.context_length - 1 - lengths[1]) // per_character
+        assert model.prompt(conversation("x" * longest), []).length < model.context_length
+        embedded.clear()
+        with pytest.raises(ContextLengthError, match=f"the model reads {model.context_length - 1}"):
+            model.prompt(conversation("x" * (longest + 1)), [])
+    finally:
+        hook.remove()
+    assert not embedded
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-40, MIN_TEMPERATURE])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_the_smallest_temperatures_take_the_likeliest_token(temperature: float, scale: float) -> None:
+    logits = torch.tensor([-1.0, 0.999, 1.0, 0.5]) * scale
+    generator = torch.Generator().manual_seed(0)
+    options = Generation(1, temperature=temperature, top_p=0.9)
+    assert {draw(logits, options, generator) for _ in range(20)} == {2}
 
 
 def test_rotary_frequencies_keep_their_precision(tiny_llava: Path) -> None:

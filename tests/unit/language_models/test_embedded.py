@@ -118,3 +118,10 @@ async def test_closing_ends_answers_under_way_and_waiting(served: EmbeddedLangua
     await served.close()
     assert await asyncio.gather(*answers) == ["shutting_down"] * 3
     assert await outcome(served.complete(ask())) == "shutting_down"
+
+
+async def test_of_many_unknown_fields_the_first_is_reported(served: EmbeddedLanguageModel) -> None:
+    with pytest.raises(ApiError) as caught:
+        await served.complete(ask(**{f"x{index}": 1 for index in range(1000)}))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "unknown_parameter", "x0")
+    assert "further" not in caught.value.message
