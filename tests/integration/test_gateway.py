@@ -456,6 +456,10 @@ def test_unknown_urls_and_methods(gateway: Gateway) -> None:
     assert httpx.get(f"{gateway.url}/v1/nothing").json()["error"]["code"] == "unknown_url"
     response = httpx.get(f"{gateway.url}/v1/chat/completions")
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
+    # No redirect: it would lead to wherever the Host header says.
+    slash = httpx.post(f"{gateway.url}/v1/chat/completions/", json={}, headers={"host": "evil.example"})
+    assert (slash.status_code, slash.json()["error"]["code"]) == (404, "unknown_url")
+    assert "location" not in slash.headers
 
 
 def test_keys(tiny_llava: Path, engine: SmoothingEngine) -> None:
