@@ -121,6 +121,20 @@ async def test_no_process_is_left(limits: ImageLimits) -> None:
     assert not any(map(psutil.pid_exists, pids))
 
 
+async def test_closing_does_not_wait_for_what_is_under_way(limits: ImageLimits) -> None:
+    pool = DecodePool(processes=2, seconds=600)
+    await asyncio.gather(*(pool.decode(encoded(noise(500, 500)), limits) for _ in range(8)))
+    pids = pool.pids
+    slow = [asyncio.ensure_future(pool.decode(jpeg_of_many_scans(SLOW, side=5000), limits)) for _ in range(3)]
+    while pool.pids:  # noqa: ASYNC110 (until both are busy; the third picture waits)
+        await asyncio.sleep(0.01)
+    await pool.close()
+    ends = await asyncio.gather(*slow, return_exceptions=True)
+    assert [type(end) for end in ends] == [DecoderDiedError, DecoderDiedError, asyncio.CancelledError]
+    assert pool.replaced == 0
+    assert not any(map(psutil.pid_exists, pids))
+
+
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderProcess]:
     monkeypatch.setenv("FS_API_KEYS", "canary-key")
