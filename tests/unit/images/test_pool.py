@@ -154,6 +154,13 @@ async def test_processes_have_no_keys_and_few_rights(process: DecoderProcess, li
     assert not [file for file in child.open_files() if file.path != os.devnull]
 
 
+async def test_an_inherited_memory_limit_is_kept(process: DecoderProcess, limits: ImageLimits) -> None:
+    least = 2**30  # less than a picture of the most pixels may take, and enough for this one
+    psutil.Process(process.pid).rlimit(psutil.RLIMIT_AS, (least, least))
+    assert process.decode(encoded(noise()), limits, 10).shape == (20, 30, 3)
+    assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_AS) == (least, least)
+
+
 async def test_a_process_that_says_what_it_may_not_say_is_not_believed(
     process: DecoderProcess, limits: ImageLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
