@@ -21,6 +21,7 @@ from fs_runtime.encoders import CheckpointError
 from fs_runtime.reference import example_images
 from server.app import create_app
 from server.drain import Drain
+from server.http_protocol import HttpProtocol
 from server.log_output import STANDARD_ERROR, LogOutput
 from server.model_settings import OF_ONE_CHECKPOINT
 from server.models.file import read_models
@@ -239,6 +240,7 @@ def run(settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=HttpProtocol,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=_TIME_FOR_LAST_WORDS,

@@ -13,6 +13,7 @@ from server.access.tenants import Tenant
 from server.api.dependencies import authenticate, caller_of, gateway_of
 from server.api.schemas import ErrorBody, Model, ModelList, ReceiptKey
 from server.errors import ApiError
+from server.models.served import ServedModel
 
 router = APIRouter()
 
@@ -26,17 +27,27 @@ _KEY: dict[int | str, dict[str, Any]] = {401: {"model": ErrorBody}}
 async def models(request: Request) -> ModelList:
     """OpenAI's list of the models that the caller may use, with the fingerprints that certificates name."""
     served = gateway_of(request).models.allowed(caller_of(request).tenant)
-    return ModelList(
-        data=[
-            Model(
-                id=model.name,
-                created=model.created,
-                fingerprint=model.engine.encoder.fingerprint,
-                family=model.engine.encoder.family,
-                psm=model.engine.smoother.psm,
-            )
-            for model in served
-        ]
+    return ModelList(data=[_described(model) for model in served])
+
+
+@router.get(
+    "/v1/models/{name:path}",
+    dependencies=[Depends(authenticate)],
+    responses={**_KEY, 404: {"model": ErrorBody}, 503: {"model": ErrorBody}},
+    summary="One of these models.",
+)
+async def model(request: Request, name: str) -> Model:
+    """What the list has of it; 404 for one that the caller may not use, 503 for one that is not loaded."""
+    return _described(gateway_of(request).models.find(name, caller_of(request).tenant))
+
+
+def _described(model: ServedModel) -> Model:
+    return Model(
+        id=model.name,
+        created=model.created,
+        fingerprint=model.engine.encoder.fingerprint,
+        family=model.engine.encoder.family,
+        psm=model.engine.smoother.psm,
     )
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import structlog
@@ -46,6 +49,9 @@ class DecodePool:
         self._idle: queue.LifoQueue[DecoderProcess | None] = queue.LifoQueue()
         for _ in range(processes):
             self._idle.put(None)
+        self._busy: set[DecoderProcess] = set()
+        self._closing = False
+        self._lock = threading.Lock()  # over the two above
         self.replaced = 0
 
     @property
@@ -67,7 +73,7 @@ class DecodePool:
         Raises:
             ImageFaultError: It cannot be decoded, or not in time.
             DecodersBusyError: Too many images are waiting.
-            DecoderDiedError: No process can be started.
+            DecoderDiedError: No process can be started, or the pool is closed.
         """
         if len(data) > limits.max_bytes:
             raise ImageFaultError(Fault.TOO_MANY_BYTES)
@@ -80,7 +86,11 @@ class DecodePool:
             self._under_way -= 1
 
     async def close(self) -> None:
-        """Ends all processes; decodes that are under way finish first."""
+        """Ends all processes, whatever they are doing."""
+        with self._lock:
+            self._closing = True
+            for busy in self._busy:
+                busy.kill()
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         while not self._idle.empty():
             if (process := self._idle.get()) is not None:
@@ -98,17 +108,35 @@ class DecodePool:
                 if process is None:
                     process = DecoderProcess()
                 try:
-                    return process.decode(data, limits, self._seconds)
+                    with self._marked_busy(process):
+                        return process.decode(data, limits, self._seconds)
                 except TimeoutError:
                     self._end(process, "timeout")
                     process = None
                     raise ImageFaultError(Fault.TOO_SLOW) from None
                 except DecoderDiedError:
+                    if self._closing:
+                        process.close()
+                        process = None
+                        raise
                     self._end(process, "died")
                     process = None
             raise ImageFaultError(Fault.DAMAGED)
         finally:
             self._idle.put(process)
+
+    @contextmanager
+    def _marked_busy(self, process: DecoderProcess) -> Iterator[None]:
+        """Lets :meth:`close` end it meanwhile."""
+        with self._lock:
+            if self._closing:
+                raise DecoderDiedError("the pool is closed")
+            self._busy.add(process)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.remove(process)
 
     def _end(self, process: DecoderProcess, reason: str) -> None:
         process.close()

@@ -23,7 +23,7 @@ class DecoderDiedError(Exception):
 
 
 class DecoderProcess:
-    """A running ``server.images.worker``; used by one thread at a time.
+    """A running ``server.images.worker``; used by one thread at a time, but for :meth:`kill`.
 
     Raises:
         DecoderDiedError: It did not start.
@@ -82,6 +82,10 @@ class DecoderProcess:
         except (OSError, ValueError) as error:
             raise DecoderDiedError("the image decoder died") from error
         return pixels
+
+    def kill(self) -> None:
+        """Ends the process, also while another thread waits for it; that one then closes it."""
+        self._process.kill()
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""

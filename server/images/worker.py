@@ -79,7 +79,10 @@ def _limit_memory(used: int | None, limits: ImageLimits) -> None:
     """Leaves room for one image; elsewhere than on Linux the system does not keep such a limit."""
     if used is not None:
         most = used + _SPARE_BYTES + 3 * limits.max_bytes + _BYTES_PER_PIXEL * limits.max_pixels
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+        _, inherited = resource.getrlimit(resource.RLIMIT_AS)  # nobody may raise it
+        if inherited != resource.RLIM_INFINITY:
+            most = min(most, inherited)
+        resource.setrlimit(resource.RLIMIT_AS, (most, inherited))
 
 
 if __name__ == "__main__":

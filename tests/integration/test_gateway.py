@@ -234,6 +234,19 @@ def test_models_health_metrics_and_openapi(gateway: Gateway) -> None:
     ].keys()
 
 
+def test_one_model_is_described_as_in_the_list(tiny_llava: Path, engine: SmoothingEngine) -> None:
+    with running_gateway(tiny_llava, engine, served_model_name="org/tiny/1", api_keys=["secret"]) as gateway:
+        client = gateway.client("secret")
+        assert client.models.retrieve("org/tiny/1") == client.models.list().data[0]
+        key = {"authorization": "Bearer secret"}
+        assert httpx.get(f"{gateway.url}/v1/models/org/tiny/1", headers=key).json()["id"] == "org/tiny/1"
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.models.retrieve("org/tiny")
+        assert caught.value.code == "model_not_found"
+        with pytest.raises(openai.AuthenticationError):
+            gateway.client().models.retrieve("org/tiny/1")
+
+
 def test_request_ids(gateway: Gateway) -> None:
     given = httpx.get(f"{gateway.url}/livez", headers={"x-request-id": "abc-1"}).headers["x-request-id"]
     assert given == "abc-1"
@@ -456,6 +469,10 @@ def test_unknown_urls_and_methods(gateway: Gateway) -> None:
     assert httpx.get(f"{gateway.url}/v1/nothing").json()["error"]["code"] == "unknown_url"
     response = httpx.get(f"{gateway.url}/v1/chat/completions")
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
+    # No redirect: it would lead to wherever the Host header says.
+    slash = httpx.post(f"{gateway.url}/v1/chat/completions/", json={}, headers={"host": "evil.example"})
+    assert (slash.status_code, slash.json()["error"]["code"]) == (404, "unknown_url")
+    assert "location" not in slash.headers
 
 
 def test_keys(tiny_llava: Path, engine: SmoothingEngine) -> None:

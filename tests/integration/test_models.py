@@ -186,6 +186,8 @@ def test_unknown_and_missing_names(two: Models) -> None:
 def test_a_tenant_sees_and_uses_its_models_only(two: Models) -> None:
     assert list(two.listed(headers=bearer("one"))) == ["llava"]
     assert two.listed(headers=bearer("none")) == {}
+    assert two.get("/v1/models/llava", headers=bearer("one")).json() == two.listed(headers=bearer("one"))["llava"]
+    assert two.get("/v1/models/onevision", headers=bearer("one")).status_code == 404
     refused = two.chat("onevision", headers=bearer("one"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
     assert "use 'llava'" in refused.json()["error"]["message"]

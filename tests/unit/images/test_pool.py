@@ -121,6 +121,20 @@ async def test_no_process_is_left(limits: ImageLimits) -> None:
     assert not any(map(psutil.pid_exists, pids))
 
 
+async def test_closing_does_not_wait_for_what_is_under_way(limits: ImageLimits) -> None:
+    pool = DecodePool(processes=2, seconds=600)
+    await asyncio.gather(*(pool.decode(encoded(noise(500, 500)), limits) for _ in range(8)))
+    pids = pool.pids
+    slow = [asyncio.ensure_future(pool.decode(jpeg_of_many_scans(SLOW, side=5000), limits)) for _ in range(3)]
+    while pool.pids:  # noqa: ASYNC110 (until both are busy; the third picture waits)
+        await asyncio.sleep(0.01)
+    await pool.close()
+    ends = await asyncio.gather(*slow, return_exceptions=True)
+    assert [type(end) for end in ends] == [DecoderDiedError, DecoderDiedError, asyncio.CancelledError]
+    assert pool.replaced == 0
+    assert not any(map(psutil.pid_exists, pids))
+
+
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderProcess]:
     monkeypatch.setenv("FS_API_KEYS", "canary-key")
@@ -138,6 +152,13 @@ async def test_processes_have_no_keys_and_few_rights(process: DecoderProcess, li
     assert 0 < child.rlimit(psutil.RLIMIT_AS)[0] < 4 * 2**30
     assert len(child.net_connections(kind="inet")) == 0
     assert not [file for file in child.open_files() if file.path != os.devnull]
+
+
+async def test_an_inherited_memory_limit_is_kept(process: DecoderProcess, limits: ImageLimits) -> None:
+    least = 2**30  # less than a picture of the most pixels may take, and enough for this one
+    psutil.Process(process.pid).rlimit(psutil.RLIMIT_AS, (least, least))
+    assert process.decode(encoded(noise()), limits, 10).shape == (20, 30, 3)
+    assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_AS) == (least, least)
 
 
 async def test_a_process_that_says_what_it_may_not_say_is_not_believed(
