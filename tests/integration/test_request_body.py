@@ -14,7 +14,6 @@ from fs_runtime.engine import SmoothingEngine
 from fs_runtime.smoothing import Smoother
 
 from .gateway import Gateway, data_url, picture, running_gateway
-from .serve_process import wait_until
 
 LIMIT = 300_000
 
@@ -130,26 +129,3 @@ def test_lengths_that_are_no_numbers(gateway: Gateway) -> None:
                 f"POST /v1/certify HTTP/1.1\r\nHost: x\r\nContent-Length: {value}\r\n\r\n".encode("latin-1")
             )
             assert connection.recv(100).startswith(b"HTTP/1.1 400")
-
-
-def test_bodies_under_way_are_limited_together(tiny_llava: Path) -> None:
-    engine = SmoothingEngine(Smoother(load_encoder(str(tiny_llava))), batch_size=16)
-    limits = {"max_body_bytes": LIMIT, "max_body_bytes_together": LIMIT + 50_000}
-    body = json.dumps({"image": data_url(picture(1)), "robustness": {"samples": 2}}).encode()
-    with running_gateway(tiny_llava, engine, **limits) as gateway:
-        with connect(gateway) as stalled, connect(gateway) as refused:
-            stalled.sendall(head(f"Content-Length: {LIMIT}") + b"x" * (LIMIT - 1))
-            asked = head(f"Content-Length: {100_000}") + b"x" * 99_999
-            refused.sendall(asked)
-            status, headers, code, _ = answer(refused)
-            assert (status, code, headers["retry-after"]) == (429, "overloaded", "1")
-            # What fits beside it is answered meanwhile.
-            assert httpx.post(f"{gateway.url}/v1/certify", content=body, timeout=60).status_code == 200
-        wait_until(lambda: whole_body(gateway) == 400, what="an end of the requests that were left")
-        assert [whole_body(gateway) for _ in range(3)] == [400] * 3  # and nothing of these stays
-    engine.close()
-
-
-def whole_body(gateway: Gateway) -> int:
-    """Status of the answer to a body of the largest size, which is no JSON."""
-    return httpx.post(f"{gateway.url}/v1/certify", content=b"x" * LIMIT, timeout=60).status_code
