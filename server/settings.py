@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -30,16 +31,12 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
     """All settings of the gateway.
 
     A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file
-    named by --config or FS_CONFIG (max_samples: 256), that over the default.
+    named by --config or FS_CONFIG (max_samples: 256), that over the default. An environment variable without a value
+    counts as not set: files of variables, as compose reads them, list settings in that way.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="FS_",
-        env_ignore_empty=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
+        env_prefix="FS_", extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 inside a container.")
@@ -219,7 +216,9 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags are put in front by pydantic-settings; then come arguments, environment and the file."""
-        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        # Not in model_config: there it would hold for flags as well, and an empty one could not take a value away.
+        environment = EnvSettingsSource(settings_cls, env_ignore_empty=True)
+        sources: list[PydanticBaseSettingsSource] = [init_settings, environment]
         if path := os.environ.get(CONFIG_FILE_VARIABLE):
             if not Path(path).is_file():
                 raise FileNotFoundError(f"settings file {path} does not exist")

@@ -30,6 +30,27 @@ def test_keys_come_as_a_list_or_separated_by_commas(tmp_path: Path, monkeypatch:
     assert "three" not in repr(settings)
 
 
+def test_variables_without_a_value_are_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        with monkeypatch.context() as environment:
+            environment.setenv(f"FS_{name.upper()}", "")
+            assert Settings().model_fields_set == set(), name
+    file = tmp_path / "settings.yaml"
+    file.write_text("sigma: 0.11\n")
+    monkeypatch.setenv("FS_CONFIG", str(file))
+    monkeypatch.setenv("FS_SIGMA", "")
+    monkeypatch.setenv("FS_VLLM_URL", "")
+    monkeypatch.setenv("FS_VLLM_URLS", "http://a:1")
+    settings = Settings()
+    assert (settings.sigma, settings.vllm_addresses) == (0.11, ["http://a:1"])
+
+
+def test_a_flag_without_a_value_takes_the_environments_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FS_REMOTE_IMAGE_HOSTS", "*")
+    assert Settings(_cli_parse_args=[]).remote_image_hosts == ["*"]
+    assert Settings(_cli_parse_args=["--remote-image-hosts", ""]).remote_image_hosts == []
+
+
 def test_every_setting_says_why() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
