@@ -41,7 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     seconds_for_headers = 30.0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it so
         """Waits for the first request."""
         super().connection_made(transport)
         self._unread = 0  # bytes since the last ones that completed the headers or belonged to a body

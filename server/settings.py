@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -31,8 +30,7 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
     """All settings of the gateway.
 
     A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file
-    named by --config or FS_CONFIG (max_samples: 256), that over the default. An environment variable without a value
-    counts as not set: files of variables, as compose reads them, list settings in that way.
+    named by --config or FS_CONFIG (max_samples: 256), that over the default.
     """
 
     model_config = SettingsConfigDict(
@@ -216,9 +214,7 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags are put in front by pydantic-settings; then come arguments, environment and the file."""
-        # Not in model_config: there it would hold for flags as well, and an empty one could not take a value away.
-        environment = EnvSettingsSource(settings_cls, env_ignore_empty=True)
-        sources: list[PydanticBaseSettingsSource] = [init_settings, environment]
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
         if path := os.environ.get(CONFIG_FILE_VARIABLE):
             if not Path(path).is_file():
                 raise FileNotFoundError(f"settings file {path} does not exist")

@@ -30,19 +30,14 @@ def test_keys_come_as_a_list_or_separated_by_commas(tmp_path: Path, monkeypatch:
     assert "three" not in repr(settings)
 
 
-def test_variables_without_a_value_are_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
-        with monkeypatch.context() as environment:
-            environment.setenv(f"FS_{name.upper()}", "")
-            assert Settings().model_fields_set == set(), name
-    file = tmp_path / "settings.yaml"
-    file.write_text("sigma: 0.11\n")
-    monkeypatch.setenv("FS_CONFIG", str(file))
-    monkeypatch.setenv("FS_SIGMA", "")
-    monkeypatch.setenv("FS_VLLM_URL", "")
-    monkeypatch.setenv("FS_VLLM_URLS", "http://a:1")
-    settings = Settings()
-    assert (settings.sigma, settings.vllm_addresses) == (0.11, ["http://a:1"])
+@pytest.mark.parametrize(("name", "word"), [("min_similarity", "valid number"), ("access_file", "cannot be read")])
+def test_a_variable_without_a_value_does_not_leave_a_check_out(
+    name: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be misspelt where its value was to come from: then nothing starts."""
+    monkeypatch.setenv(f"FS_{name.upper()}", "")
+    with pytest.raises(ValidationError, match=word):
+        Settings()
 
 
 def test_a_flag_without_a_value_takes_the_environments_away(monkeypatch: pytest.MonkeyPatch) -> None:
