@@ -41,6 +41,11 @@ class WatchedSmoother(Smoother):
         self.batches.append({state.sigma: count for state, count in parts})
         return super().step(parts)
 
+    def hold(self) -> None:
+        """Hold up the next batch; ``at_gate`` says when it has begun."""
+        self.at_gate.clear()
+        self.gate.clear()
+
     @property
     def drawn(self) -> int:
         return sum(sum(batch.values()) for batch in self.batches)

@@ -103,8 +103,9 @@ def test_a_failure_after_the_samples_were_added_counts_none_twice(
         add(job, products)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Job, "add", failing)
-    smoother.gate.clear()
-    engine.submit(ask(0.9, 1))
+    smoother.hold()
+    engine.submit(ask(0.9, 1))  # holds the device, so that the two others are there together
+    assert smoother.at_gate.wait(30)
     futures = {sigma: engine.submit(ask(sigma, 4, seed=3)) for sigma in (0.2, 0.1)}
     smoother.gate.set()
     with pytest.raises(SmoothingError):

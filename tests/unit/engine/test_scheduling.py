@@ -202,7 +202,7 @@ def test_adaptive_sampling_looks_when_it_may_end_and_leaves_the_rest_of_the_batc
 ) -> None:
     smoother = WatchedSmoother(encoder)
     engine = SmoothingEngine(smoother, batch_size=32)
-    smoother.gate.clear()
+    smoother.hold()
     try:
         engine.submit(ask(0.9, 1))  # holds the device, so that the two others are there together
         assert smoother.at_gate.wait(30)
