@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fs_runtime.cli import DeviceOption
 
 if TYPE_CHECKING:
+    from fs_runtime.psm.network import PsmNetwork
     from fs_runtime.psm.train_purifier import PurifierSettings
 
 
@@ -17,7 +18,10 @@ def train(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the purifier; a run that was cut short there goes on.")
     ] = None,
-    size: Annotated[str, typer.Option(help="small, for any machine, or large, for a GPU.")] = "small",
+    size: Annotated[
+        str | None,
+        typer.Option(help="small or large; by default --start-from's, else small. A small one grows into a large."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 20_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Crops in a step.")] = 4,
     crop: Annotated[int, typer.Option(min=16, max=288, help="Pixels per side of a crop.")] = 96,
@@ -44,7 +48,9 @@ def train(
         raise typer.BadParameter("give the folder for the purifier", param_hint="--output")
     from fs_runtime.psm.residual_unet import SIZES
 
-    if size not in SIZES:
+    if size is None and start_from is None:
+        size = "small"
+    if size is not None and size not in SIZES:
         raise typer.BadParameter(f"size is {' or '.join(SIZES)}", param_hint="--size")
     if precision not in ("bfloat16", "float32"):
         raise typer.BadParameter("precision is bfloat16 or float32", param_hint="--precision")
@@ -75,7 +81,7 @@ def train(
 
 def _run(
     settings: PurifierSettings,
-    size: str,
+    size: str | None,
     output: Path,
     start_from: Path | None,
     device: str,
@@ -87,15 +93,13 @@ def _run(
 
     from fs_runtime.loading import resolve_device
     from fs_runtime.psm.report import RunReport
-    from fs_runtime.psm.residual_unet import SIZES, ResidualUNetPurifier
-    from fs_runtime.psm.storage import load_purifier, save_purifier
+    from fs_runtime.psm.storage import save_purifier
     from fs_runtime.psm.train_purifier import train_purifier
 
     console = Console(stderr=True)
     place = torch.device(resolve_device(device))
     torch.manual_seed(settings.seed)
-    purifier = load_purifier(start_from)[0] if start_from else ResidualUNetPurifier(SIZES[size])
-    started_from = {"started_from": {"purifier": purifier.fingerprint}} if start_from else {}
+    purifier, said = _start(size, start_from)
     with RunReport(output / "logs", console, shown=True) as report:
         facts = train_purifier(
             purifier,
@@ -106,10 +110,31 @@ def _run(
             checkpoint_every=checkpoint_every,
             report=report.step,
         )
-    card = save_purifier(output, purifier, {"name": f"photo-{size}", **started_from, **facts})
+    card = save_purifier(output, purifier, {**said, **facts})
     table = ", ".join(f"{psnr:.2f} dB at σ = {sigma}" for sigma, psnr in card["held_out_psnr"].items())
     console.print(f"PSNR on held-out synthetic pictures: {table}")
     console.print(f"The purifier is in {output}; use it with --psm {output}", markup=False)
+
+
+def _start(size: str | None, start_from: Path | None) -> tuple[PsmNetwork, dict[str, Any]]:
+    """The network that training begins with, and what its card says of that."""
+    from fs_runtime.psm.files import TrainingError
+    from fs_runtime.psm.residual_unet import SIZES, ResidualUNetPurifier
+    from fs_runtime.psm.storage import load_purifier
+
+    if start_from is None:
+        assert size is not None  # noqa: S101 (the command's default)
+        return ResidualUNetPurifier(SIZES[size]), {"name": f"photo-{size}"}
+    purifier, card = load_purifier(start_from)
+    said = {"name": card.get("name", "photo"), "started_from": {"purifier": purifier.fingerprint}}
+    if size is None:
+        return purifier, said
+    if not isinstance(purifier, ResidualUNetPurifier):
+        raise TrainingError(f"the purifier in {start_from} is no purifier for photographs; leave --size out")
+    try:
+        return purifier.grown(SIZES[size]), said | {"name": f"photo-{size}"}
+    except ValueError as error:
+        raise TrainingError(f"{error}; leave --size out, or start from another") from None
 
 
 def _draw(path: Path, seed: int) -> None:

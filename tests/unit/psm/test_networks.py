@@ -112,6 +112,31 @@ def test_photo_purifiers_cost_what_they_may_beside_the_encoder() -> None:
         assert cost <= share * encoder
 
 
+def test_a_purifier_grows_without_changing_what_it_does() -> None:
+    shallow = random_weights(ResidualUNetPurifier(ResidualUNetConfig(widths=(8, 16), blocks=(1, 2))))
+    assert isinstance(shallow, ResidualUNetPurifier)
+    deeper = shallow.grown(ResidualUNetConfig(widths=(8, 16), blocks=(3, 3)))
+    x, sigma = torch.rand(2, 3, 24, 28), torch.tensor([0.1, 0.5])
+    torch.testing.assert_close(deeper(x, sigma), shallow(x, sigma))
+    deeper(x, sigma).square().sum().backward()
+    gradient = deeper.down[0].blocks[-1].conv_2.weight.grad  # type: ignore[union-attr,index]
+    assert gradient.abs().sum() > 0  # what is new can learn
+    assert not torch.allclose(random_weights(deeper)(x, sigma), shallow(x, sigma), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ResidualUNetConfig(widths=(8, 16), blocks=(2, 1)),
+        ResidualUNetConfig(widths=(8, 24), blocks=(2, 3)),
+        ResidualUNetConfig(widths=(8, 16), blocks=(2, 3), data_std=0.3),
+    ],
+)
+def test_a_purifier_grows_only_into_a_deeper_one(config: ResidualUNetConfig) -> None:
+    with pytest.raises(ValueError, match="cannot grow"):
+        ResidualUNetPurifier(ResidualUNetConfig(widths=(8, 16), blocks=(1, 2))).grown(config)
+
+
 @pytest.mark.parametrize("grid", [(4, 4), (24, 24), (3, 5)])
 @pytest.mark.parametrize("before", [0, 1])
 def test_untrained_mapper_is_the_identity_on_any_grid(grid: tuple[int, int], before: int) -> None:

@@ -111,6 +111,16 @@ def test_command_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again, card = load_purifier(tmp_path / "two")
     assert card["started_from"] == {"purifier": trained.fingerprint}
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in trained.state_dict().items())
+    monkeypatch.setitem(SIZES, "large", ResidualUNetConfig(widths=(8, 16), blocks=(2, 1)))
+    run = CliRunner().invoke(app, ["--output", str(tmp_path / "three"), "--size", "large", *more])
+    assert run.exit_code == 0, run.output
+    grown, card = load_purifier(tmp_path / "three")
+    assert (card["name"], card["started_from"]) == ("photo-large", {"purifier": trained.fingerprint})
+    torch.testing.assert_close(grown(x, torch.tensor([0.25])), trained(x, torch.tensor([0.25])), atol=1e-3, rtol=0)
+    back = [*arguments, "--size", "small", "--start-from", str(tmp_path / "three")]
+    run = CliRunner().invoke(app, ["--output", str(tmp_path / "four"), *back])
+    assert run.exit_code == 2
+    assert "cannot grow" in run.output
 
 
 @pytest.mark.parametrize(
