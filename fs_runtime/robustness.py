@@ -225,7 +225,9 @@ def certify(
         curve = curve_of(lower, result.spread, plug_in, result.sigma, result.spectral_norm)
     return ImageRobustness(
         certified=smoothed.best is not None,
-        satisfied=None if query.min_similarity is None else (smoothed.best or 0.0) >= query.min_similarity,
+        satisfied=None
+        if query.min_similarity is None
+        else smoothed.best is not None and smoothed.best >= query.min_similarity,
         sigma=result.sigma,
         samples=result.samples,
         ended=result.ended,

@@ -75,6 +75,7 @@ def create_app(settings: Settings, loaded: Iterable[LoadedModel] = (), images: R
         # No page of ours loads scripts from elsewhere; the document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # operations.py serves it, so that it is counted like every other route
         # It would send clients to wherever their Host header says.
         redirect_slashes=False,
         # FastAPI's own spans carry raw paths and queries, which are the client's text; TracingMiddleware makes ours.

@@ -65,7 +65,9 @@ def serve(context: typer.Context) -> None:
         settings = Settings(_cli_parse_args=arguments, _cli_prog_name="fs-serve serve")
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
-            typer.echo(f"setting {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}", err=True)
+            where = ".".join(map(str, problem["loc"]))
+            message = problem["msg"].removeprefix("Value error, ")
+            typer.echo(f"setting {where}: {message}" if where else f"settings: {message}", err=True)
         raise typer.Exit(2) from None
     except (SettingsError, FileNotFoundError) as error:
         typer.echo(str(error), err=True)

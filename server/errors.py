@@ -89,6 +89,8 @@ def from_validation(error: ValidationError) -> ApiError:
     path = _path(worst["loc"])
     others = {other for problem in problems if not path.startswith(other := _path(problem["loc"]))}
     message = worst["msg"].removeprefix("Value error, ")
+    if worst["type"] == "model_type":
+        message = "must be a JSON object"
     if worst["type"] == "extra_forbidden":
         message = "unknown or unsupported field; check its spelling, or leave it out"
     more = f" ({len(others)} further fields are invalid)" if others else ""
@@ -132,6 +134,11 @@ def install_handlers(app: FastAPI) -> None:
     async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "unknown_url", 405: "method_not_allowed"}
         message = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == 404:
+            message += (
+                "; a client's base URL ends in /v1, answers come from POST /v1/chat/completions, and /openapi.json "
+                "lists the rest"
+            )
         api_error = ApiError(error.status_code, message, code=codes.get(error.status_code, "http_error"))
         api_error.headers = dict(error.headers or {})
         return answer(request, api_error)

@@ -131,7 +131,7 @@ class Evidence:
 
 def judge(requirement: Requirement, evidence: Evidence) -> Verdict:
     """Whether a requirement is met. ``met`` is certified; the other two are told apart by an estimate."""
-    if (evidence.certified or 0.0) >= requirement.similarity:
+    if evidence.certified is not None and evidence.certified >= requirement.similarity:
         return "met"
     within_reach = evidence.estimate is not None and evidence.estimate >= requirement.similarity
     return "undecided" if within_reach and evidence.full_budget else "failed"

@@ -66,10 +66,21 @@ def configure_logging(settings: Settings) -> None:
     # httpx writes a line for each upstream call; below it headers, keys among them, and Pillow the contents of files.
     for name in ("httpx", "httpcore", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    _adopt_transformers()
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn.access").disabled = True  # the access middleware logs, with the request id
+
+
+def _adopt_transformers() -> None:
+    """Its lines become ours. Else it writes them as they are, through a handler of its own."""
+    from transformers.utils import logging as transformers_logging  # not above: it is slow, and help should be quick
+
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    # It warns of prompts beyond the context, which are refused before the model sees them.
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
 
 
 class _Server(uvicorn.Server):

@@ -23,6 +23,7 @@ from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.statements import at_least
 from server.access.tenants import Tenant
+from server.api.headers import robustness_headers
 from server.api.schemas import ImageEntry, Judgement, Robustness, RobustnessOptions
 from server.audit.log import AuditLog
 from server.errors import ApiError, invalid, shutting_down
@@ -51,7 +52,7 @@ class Caller:
     """Whose request it is.
 
     Attributes:
-        headers: Of the answer, whatever it will be; the tenant's limits are put there.
+        headers: Of the answer, whatever it will be: the tenant's limits, and once it is known what is certified.
     """
 
     tenant: Tenant
@@ -115,7 +116,9 @@ class SmoothingService:
                 "too_many_images",
             )
         if not images:
-            return [], Robustness.of([])
+            nothing = Robustness.of([])
+            caller.headers.update(robustness_headers(nothing))
+            return [], nothing
         charge = await self._limiter.charge(
             caller.tenant, {"images": len(images), "samples": len(images) * plan.samples}
         )
@@ -135,6 +138,7 @@ class SmoothingService:
         """Sums up the verdicts, and writes the decision down before it takes effect."""
         decision = strictest([image.decision for image in images]) if plan.requirements else None
         robustness = Robustness.of([image.entry for image in images], plan.requirements, decision)
+        caller.headers.update(robustness_headers(robustness))
         if decision is not None:
             self._metrics.count_decision(decision)
         await self._audit.record(

@@ -81,11 +81,19 @@ def check(
 
 
 def _entry(key: str, name: str | None, expires: datetime | None) -> dict[str, str]:
+    """The key's entry in the access file.
+
+    Raises:
+        BadParameter: It would end before it begins.
+    """
     entry = {"sha256": digest_of(key).hex()}
     if name:
         entry["name"] = name
     if expires:
-        entry["expires"] = expires.replace(tzinfo=UTC).isoformat()
+        expires = expires.replace(tzinfo=UTC)
+        if expires <= datetime.now(UTC):
+            raise typer.BadParameter(f"{expires:%Y-%m-%d %H:%M} UTC is in the past", param_hint="--expires")
+        entry["expires"] = expires.isoformat()
     return entry
 
 

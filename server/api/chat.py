@@ -12,7 +12,6 @@ import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from fs_runtime.statements import at_least
 from server.api.dependencies import (
     ClientGoneError,
     Gateway,
@@ -97,19 +96,17 @@ async def _answer(
     payloads, robustness = await while_connected(request, smoothing)
     images = withhold(body, payloads, robustness)
     language_request = ChatRequest(body, images, caller.request_id, cache_salt)
-    headers = _headers(robustness)
     if chat.stream:
-        return await _start_stream(request, model.language_model.stream(language_request), robustness, headers, held)
+        return await _start_stream(request, model.language_model.stream(language_request), robustness, held)
     answer = await while_connected(request, model.language_model.complete(language_request))
     answer["robustness"] = robustness.model_dump(mode="json")
-    return JSONResponse(answer, headers=headers)
+    return JSONResponse(answer)
 
 
 async def _start_stream(
     request: Request,
     chunks: AsyncIterator[dict[str, Any]],
     robustness: Robustness,
-    headers: dict[str, str],
     held: ExitStack,
 ) -> EventStream:
     """Waits for the first chunk, so that an early failure is still an ordinary error answer."""
@@ -133,7 +130,7 @@ async def _start_stream(
                 yield _event(internal_error().body())
             yield "data: [DONE]\n\n"
 
-    return EventStream(events(), headers, gateway.settings.client_write_timeout, held.pop_all())
+    return EventStream(events(), gateway.settings.client_write_timeout, held.pop_all())
 
 
 async def _while_open(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
@@ -174,22 +171,6 @@ async def _chain(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> 
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"  # in ASCII: some clients end lines at U+2028 and the like
-
-
-def _headers(robustness: Robustness) -> dict[str, str]:
-    """The compact form, known before the first token."""
-    if not robustness.images:
-        return {"x-robustness-certified": "none"}
-    worst = min(robustness.images, key=lambda image: image.smoothed.best or 0.0)
-    return {
-        "x-robustness-certified": str(robustness.certified).lower(),
-        "x-robustness-similarity": at_least(worst.smoothed.best or 0.0, 6),
-        "x-robustness-radius": str(worst.radius.model),
-        "x-robustness-sigma": str(worst.sigma),
-        "x-robustness-samples": str(worst.samples),
-        "x-robustness-confidence": str(worst.confidence),
-        **({"x-robustness-decision": robustness.decision} if robustness.decision else {}),
-    }
 
 
 def _take_images(chat: ChatCompletionRequest, body: dict[str, Any]) -> list[ImageSource]:

@@ -18,19 +18,16 @@ class EventStream(StreamingResponse):
 
     Args:
         events: Events in their form on the wire.
-        headers: Of the answer.
         write_timeout: Seconds for which the client may take nothing before it is cut off: nobody is there, or nobody
             who reads.
         held: What the stream needs; let go after its end.
     """
 
-    def __init__(
-        self, events: AsyncGenerator[str, None], headers: dict[str, str], write_timeout: float, held: ExitStack
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[str, None], write_timeout: float, held: ExitStack) -> None:
         super().__init__(
             events,
             media_type="text/event-stream",
-            headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"},
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
         self._events = events
         self._write_timeout = write_timeout

@@ -21,6 +21,12 @@ _NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Not so now.",
 _KEY: dict[int | str, dict[str, Any]] = {401: {"model": ErrorBody}}
 
 
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """This interface, for machines."""
+    return JSONResponse(request.app.openapi())
+
+
 @router.get(
     "/v1/models", dependencies=[Depends(authenticate)], responses=_KEY, summary="The models that are served here."
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from fs_runtime.engine import MAX_CONFIDENCE, CacheOutcome
 from fs_runtime.psm import PsmFacts
 from fs_runtime.query import MAX_RADIUS, sigma_value
 from fs_runtime.receipts import Receipt
 from fs_runtime.robustness import ImageRobustness
+from server.api.detail import detail_of
 from server.policy import Action, Decision, Requirement, Verdict
 
 MAX_STOPS = 16
@@ -95,6 +96,10 @@ class RobustnessOptions(BaseModel):
         return bool(self.model_fields_set & _PARAMETERS)
 
 
+# null is as good as absent, as for every field of OpenAI's
+OptionsOrNull = Annotated[RobustnessOptions, BeforeValidator(lambda value: {} if value is None else value)]
+
+
 def _stop_texts(stop: str | list[str]) -> str | list[str]:
     """Every step of an answer is searched for all of them, so there must be few."""
     texts = [stop] if isinstance(stop, str) else stop
@@ -112,6 +117,13 @@ class ImageUrl(BaseModel):
     detail: Literal["auto", "low", "high"] | None = Field(None, description="Without effect.")
 
 
+def _url_object(value: object) -> object:
+    """The commonest mistake is to give the URL by itself."""
+    if isinstance(value, str):
+        raise ValueError('must be an object: {"url": "data:image/png;base64,…"}')
+    return value
+
+
 class ContentPart(BaseModel):
     """One part of a message: text, or an image."""
 
@@ -119,7 +131,7 @@ class ContentPart(BaseModel):
 
     type: str
     text: str | None = None
-    image_url: ImageUrl | None = None
+    image_url: Annotated[ImageUrl | None, BeforeValidator(_url_object)] = None
 
 
 class ChatMessage(BaseModel):
@@ -155,7 +167,7 @@ class ChatCompletionRequest(BaseModel):
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="vLLM's; parts the caller's own users from each other. Tenants are always apart."
     )
-    robustness: RobustnessOptions = Field(default_factory=RobustnessOptions)
+    robustness: OptionsOrNull = Field(default_factory=RobustnessOptions)
 
 
 class CertifyRequest(BaseModel):
@@ -165,7 +177,7 @@ class CertifyRequest(BaseModel):
 
     model: str | None = Field(None, description="Name of the model; may be left out where there is one alone.")
     image: str = Field(description="data:image/png;base64,…")
-    robustness: RobustnessOptions = Field(default_factory=RobustnessOptions)
+    robustness: OptionsOrNull = Field(default_factory=RobustnessOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,32 +255,12 @@ class Robustness(BaseModel):
         cls, images: list[ImageEntry], requirements: list[Requirement] | None = None, decision: Decision | None = None
     ) -> Robustness:
         """Sums up the images of one request."""
+        detail = detail_of(images)
         if not images:
-            return cls(certified=None, detail="nothing to certify: the request holds no image", images=[])
-        failed = [str(index) for index, image in enumerate(images) if not image.certified]
-        if not failed:
-            detail = "every image has a certified similarity at its radius"
-        else:
-            remedy = "ask for more samples, a larger sigma or a smaller radius"
-            if all(image.sigma == 0 for image in images):
-                remedy = "smoothing is off, since sigma is 0"
-            detail = f"no similarity is certified at the radius for image {', '.join(failed)}: {remedy}"
-        if withheld := [str(index) for index, image in enumerate(images) if image.withheld]:
-            detail += f"; the language model was not shown image {', '.join(withheld)}, below a required similarity"
-        if left_out := [str(index) for index, image in enumerate(images) if image.spectral_left_out]:
-            detail += (
-                f"; the spread was not bounded for image {', '.join(left_out)}, which has too many tokens for it: a "
-                "smaller picture is certified more tightly"
-            )
-        outside = (image for image in images if image.psm and not image.psm.sigma_in_range)
-        if (image := next(outside, None)) and image.psm:
-            detail += (
-                f"; sigma {image.sigma:g} is outside what the purifier {image.psm.name} was trained for, "
-                f"{image.psm.sigma_low:g} to {image.psm.sigma_high:g}: certificates hold, answers may suffer"
-            )
+            return cls(certified=None, detail=detail, images=[])
         verdicts = [judgement.verdict for image in images for judgement in image.judgements]
         return cls(
-            certified=not failed,
+            certified=all(image.certified for image in images),
             satisfied=all(verdict == "met" for verdict in verdicts) if verdicts else None,
             decision=decision,
             detail=detail,

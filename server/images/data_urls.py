@@ -17,7 +17,7 @@ def bytes_of_data_url(url: str, limits: ImageLimits, param: str) -> bytes:
         ImageFaultError: The file has too many bytes.
     """
     header, comma, payload = url.partition(",")
-    if not comma or not header.endswith(";base64"):
+    if not comma or not header.lower().endswith(";base64"):
         raise invalid("the data URL must have the form data:image/png;base64,…", param, "invalid_data_url")
     if len(payload) * 3 // 4 > limits.max_bytes + 3:
         raise ImageFaultError(Fault.TOO_MANY_BYTES)
@@ -25,5 +25,8 @@ def bytes_of_data_url(url: str, limits: ImageLimits, param: str) -> bytes:
         return binascii.a2b_base64(payload, strict_mode=True)
     except ValueError:
         raise invalid(
-            "the data URL is not valid base64; encode the file's bytes without line breaks", param, "invalid_base64"
+            "the data URL is not valid base64; encode the file's bytes in the standard alphabet (with + and /), padded "
+            "with =, without line breaks and % escapes",
+            param,
+            "invalid_base64",
         ) from None

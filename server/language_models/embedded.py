@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fs_runtime.embedded import ContextLengthError, EmbeddedModel, Generation, Piece, PromptError
-from server.errors import from_validation, invalid
+from server.errors import ApiError, from_validation, invalid
 from server.language_models.answer_thread import AnswerThread
 from server.language_models.base import IMAGE_PART, ChatRequest, ImagePayload
 from server.settings import Settings
@@ -30,6 +30,22 @@ class _TextFormat(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
+
+
+# What is asked for with a value that has an effect, and cannot be had here.
+_UNABLE = {
+    "n": "makes one answer",
+    "frequency_penalty": "has no penalties",
+    "presence_penalty": "has no penalties",
+    "response_format": "answers in plain text only",
+    "modalities": "answers in plain text only",
+    "logprobs": "gives no log probabilities",
+    "top_logprobs": "gives no log probabilities",
+    "logit_bias": "takes no bias",
+    "tools": "calls no tools",
+    "tool_choice": "calls no tools",
+}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 class _Options(BaseModel):
@@ -53,8 +69,15 @@ class _Options(BaseModel):
     store: bool | None = None
     response_format: _TextFormat | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
     tools: list[Any] | None = Field(None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
     def generation(self, default_length: int) -> Generation:
         """What the model is told."""
@@ -146,15 +169,14 @@ class EmbeddedLanguageModel:
                 :meth:`AnswerThread.pieces`.
         """
         known = _Options.model_fields
-        others = (name for name in request.body if name not in known and name not in ("model", "messages"))
+        given = {name: value for name, value in request.body.items() if value is not None}  # null is as good as absent
+        others = (name for name in given if name not in known and name not in ("model", "messages"))
         first = next(others, None)  # reporting all of very many would hold up the event loop
-        body = {name: value for name, value in request.body.items() if name in known or name == first}
+        body = {name: value for name, value in given.items() if name in known or name == first}
         try:
             options = _Options.model_validate(body).generation(self._default_length)
         except ValidationError as error:
-            api_error = from_validation(error)
-            api_error.message += "; the embedded language model knows " + ", ".join(known)
-            raise api_error from None
+            raise _explained(from_validation(error)) from None
         messages = _template_messages(request)
         return self._thread.pieces(lambda ended: self._make(messages, request.images, options, ended))
 
@@ -185,6 +207,16 @@ class EmbeddedLanguageModel:
         }
 
 
+def _explained(error: ApiError) -> ApiError:
+    """Says what this back end can do, where that is what is at fault."""
+    name = (error.param or "").partition(".")[0]
+    if name in _UNABLE:
+        error.message = f"{error.param}: the embedded language model {_UNABLE[name]}; leave {name} out"
+    elif error.code == "unknown_parameter":
+        error.message += "; the embedded language model knows " + ", ".join(_Options.model_fields)
+    return error
+
+
 def _usage(prompt_length: int, last: Piece) -> dict[str, int]:
     return {
         "prompt_tokens": prompt_length,
@@ -201,16 +233,17 @@ def _template_messages(request: ChatRequest) -> list[dict[str, Any]]:
     """
     messages = []
     for index, message in enumerate(request.body["messages"]):
-        if message["role"] not in ("system", "user", "assistant"):
+        role = _ROLES.get(message["role"])
+        if role is None:
             raise invalid(
-                f"messages.{index}.role: the embedded language model knows system, user and assistant",
+                f"messages.{index}.role: the embedded language model knows {', '.join(_ROLES)}",
                 f"messages.{index}.role",
             )
         content = message.get("content") or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         messages.append(
             {
-                "role": message["role"],
+                "role": role,
                 "content": [{"type": "image"} if part["type"] == IMAGE_PART else part for part in parts],
             }
         )

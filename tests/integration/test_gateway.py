@@ -192,6 +192,10 @@ def test_embedded_generation_options(gateway: Gateway) -> None:
         {"stop": ["\x00"] * 16},
         {"stop": "\x00" * 1000},
         {"response_format": {"type": "text"}, "logprobs": False, "tools": [], "tool_choice": "none"},
+        {"logit_bias": {}, "top_logprobs": 0, "parallel_tool_calls": True, "service_tier": "auto"},
+        {"modalities": ["text"], "prompt_cache_key": "a", "safety_identifier": "b", "user": "c"},
+        {"prediction": None, "audio": None, "robustness": None},
+        {"messages": [{"role": "developer", "content": "You are brief."}, {"role": "user", "content": "Hello"}]},
         {"response_format": None, "logprobs": None, "tools": None, "tool_choice": "auto", "stop": None},
     ],
 )
@@ -212,6 +216,8 @@ def test_certify(gateway: Gateway) -> None:
     body = response.json()
     assert body["object"] == "certificate"
     check_certificate(body["robustness"]["images"][0], samples=32)
+    assert response.headers["x-robustness-samples"] == "32"
+    assert gateway.post("/v1/certify", {"image": data_url(picture(1)), "robustness": None}).status_code == 200
 
 
 def test_models_health_metrics_and_openapi(gateway: Gateway) -> None:
@@ -229,6 +235,7 @@ def test_models_health_metrics_and_openapi(gateway: Gateway) -> None:
     ):
         assert line in text
     schema = httpx.get(f"{gateway.url}/openapi.json").json()
+    assert 'fs_requests_total{route="/openapi.json",status="200"} 1.0' in httpx.get(f"{gateway.url}/metrics").text
     assert {"/v1/chat/completions", "/v1/certify", "/v1/models", "/livez", "/readyz", "/metrics"} <= schema[
         "paths"
     ].keys()
@@ -267,8 +274,11 @@ def test_below_the_minimum_similarity(gateway: Gateway) -> None:
     assert rejected.status_code == 422
     assert rejected.json()["error"]["code"] == "certificate_below_minimum"
     assert rejected.json()["robustness"]["images"][0]["satisfied"] is False
-    reached = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked | {"min_similarity": 0.0}))
-    assert reached.json()["robustness"]["satisfied"] is True
+    # Nothing is certified at this radius, which does not even satisfy a minimum of 0; at a smaller one something is.
+    for radius, satisfied in ((0.2, False), (0.001, True)):
+        asked = {"min_similarity": 0.0, "radius": radius, "samples": 64, "confidence": 0.9}
+        answer = gateway.post("/v1/chat/completions", chat(picture(1), robustness=asked)).json()
+        assert answer["robustness"]["satisfied"] is satisfied
 
 
 def test_adaptive_sampling(gateway: Gateway) -> None:
@@ -389,6 +399,25 @@ def test_invalid_requests_name_the_field(
     assert len(error["message"]) > 20
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 2}, "n: the embedded language model makes one answer; leave n out"),
+        ({"tools": [{}]}, "tools: the embedded language model calls no tools; leave tools out"),
+        ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
+        ({"suffix": "x"}, "suffix: unknown or unsupported field; check its spelling, or leave it out; the embedded"),
+        ({"robustness": 3}, "robustness: must be a JSON object"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]},
+            'messages.0.content.0.image_url: must be an object: {"url": "data:image/png;base64,…"}',
+        ),
+    ],
+)
+def test_messages_say_what_to_do(gateway: Gateway, changes: dict[str, Any], message: str) -> None:
+    found: str = gateway.post("/v1/chat/completions", chat(picture(1)) | changes).json()["error"]["message"]
+    assert found.startswith(message)
+
+
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("field", ["sigma", "radius"])
 def test_numbers_that_are_not_numbers(gateway: Gateway, field: str, constant: str) -> None:
@@ -427,6 +456,7 @@ def test_a_huge_body_is_413_with_and_without_a_declared_length(gateway: Gateway)
     [
         ("data:image/png;base64," + base64.b64encode(b"plain text").decode(), 415, "not_an_image"),
         ("data:image/png;base64,****", 400, "invalid_base64"),
+        ("data:image/png;BASE64," + base64.b64encode(b"plain text").decode(), 415, "not_an_image"),
         ("https://example.com/cat.png", 400, "remote_image_disabled"),
         (data_url(picture(1))[:-200], 400, None),
         (data_url(picture(1, size=1)), 400, "image_too_small"),
@@ -466,7 +496,9 @@ def test_context_length(gateway: Gateway) -> None:
 
 
 def test_unknown_urls_and_methods(gateway: Gateway) -> None:
-    assert httpx.get(f"{gateway.url}/v1/nothing").json()["error"]["code"] == "unknown_url"
+    error = httpx.get(f"{gateway.url}/v1/nothing").json()["error"]
+    assert error["code"] == "unknown_url"
+    assert "POST /v1/chat/completions" in error["message"]
     response = httpx.get(f"{gateway.url}/v1/chat/completions")
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
     # No redirect: it would lead to wherever the Host header says.

@@ -88,9 +88,9 @@ def test_decisions(gateway: Gateway, tenant: str, expected: tuple[int, str, str]
     assert robustness["satisfied"] is (expected[1] == "pass")
     (requirement,) = robustness["requirements"]
     assert (requirement["source"], requirement["radius"]) == ("server", 0.05)
-    if expected[0] == 200:
-        assert response.headers["x-robustness-decision"] == expected[1]
-    else:
+    assert response.headers["x-robustness-decision"] == expected[1]
+    assert response.headers["x-robustness-samples"] == "16"
+    if expected[0] == 422:
         code = {"failed": "certificate_below_minimum", "undecided": "certificate_undecided"}[expected[2]]
         assert response.json()["error"]["code"] == code
         assert "this server's min_similarity" in response.json()["error"]["message"]
@@ -190,7 +190,7 @@ def test_the_language_model_sees_a_notice_in_place_of_the_image(gateway: Gateway
     assert answers == {content(gateway.post("/v1/chat/completions", told, headers=bearer("free")).json())}
     robustness = ask(gateway, "withholding").json()["robustness"]
     assert robustness["images"][0]["withheld"] is True
-    assert "was not shown image 0" in robustness["detail"]
+    assert "withheld from the language model, below a required similarity: image 0" in robustness["detail"]
 
 
 def test_only_the_images_that_fall_short_are_withheld(gateway: Gateway) -> None:

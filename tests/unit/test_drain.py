@@ -120,7 +120,7 @@ async def test_a_stream_ends_with_its_client(stalled: bool) -> None:
 
     held, let_go = ExitStack(), []
     held.callback(lambda: let_go.append(events.closed))
-    stream = EventStream(events(), {}, 0.05 if stalled else 60, held)
+    stream = EventStream(events(), 0.05 if stalled else 60, held)
     async with asyncio.timeout(5):
         await stream(SCOPE, receive, send)
     assert events.closed

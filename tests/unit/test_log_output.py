@@ -1,5 +1,6 @@
 """Log lines never stop the server, whatever becomes of them."""
 
+import json
 import logging
 import os
 import subprocess
@@ -11,6 +12,21 @@ from pathlib import Path
 import pytest
 
 from server.log_output import LogOutput
+
+
+def test_lines_of_transformers_are_lines_of_the_log() -> None:
+    """And its warning of a prompt beyond the context, which is refused anyhow, is none."""
+    program = """
+from server.run import configure_logging
+from server.settings import Settings
+from transformers.utils import logging
+configure_logging(Settings())
+logging.get_logger("transformers.modeling_utils").warning("weights look odd")
+logging.get_logger("transformers.tokenization_utils_base").warning("sequence is longer")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert json.loads(line)["event"] == "weights look odd"
 
 
 def record(text: str) -> logging.LogRecord:

@@ -167,6 +167,12 @@ def test_verdicts(evidence: Evidence, verdict: str) -> None:
     assert judge(Requirement("server", 0.8, 0.1, "model", "reject", "flag"), evidence) == verdict
 
 
+def test_without_a_certificate_not_even_a_similarity_of_zero_is_met() -> None:
+    requirement = Requirement("request", 0.0, 0.1, "model", "reject", "flag")
+    assert judge(requirement, Evidence(None, None)) == "failed"
+    assert judge(requirement, Evidence(1e-9, 0.1)) == "met"
+
+
 def test_consequences() -> None:
     required = [
         Requirement("server", 0.8, 0.1, "model", "withhold", "flag"),

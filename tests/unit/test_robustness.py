@@ -55,6 +55,11 @@ def certificate(query: CertificateQuery | None = None, **changes: Any) -> ImageR
     return certify(a_result(**changes), query or CertificateQuery(0.125), DIGESTS)
 
 
+def test_nothing_certified_satisfies_nothing() -> None:
+    assert certificate(CertificateQuery(9.0, min_similarity=0.0)).satisfied is False
+    assert certificate(CertificateQuery(0.125, min_similarity=0.0)).satisfied is True
+
+
 def test_without_spread_the_best_bound_is_tight() -> None:
     found = certificate()
     assert found.smoothed.best == found.smoothed.tight == tight_similarity(0.9, 0.125, 0.25)

@@ -27,6 +27,12 @@ def test_a_new_key_and_its_line_let_the_tenant_in() -> None:
     assert yaml.safe_load(text)["tenants"]["acme"]["keys"][0]["name"] == 'a "name": #1'
 
 
+def test_a_key_that_has_ended_already_is_not_made() -> None:
+    done = RUN.invoke(api_key, ["new", "--tenant", "acme", "--expires", "2020-01-01"])
+    assert done.exit_code == 2
+    assert "in the past" in done.output
+
+
 def test_json_for_programs() -> None:
     made = json.loads(RUN.invoke(api_key, ["new", "--tenant", "acme", "--json"]).stdout)
     assert made["tenant"] == "acme"
