@@ -252,6 +252,7 @@ def run(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         http=HttpProtocol,
+        ws="none",  # uvicorn would serve an upgrade past the middleware, and log its path with the query
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=_TIME_FOR_LAST_WORDS,
