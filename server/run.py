@@ -255,6 +255,7 @@ def run(settings: Settings) -> int:
         ws="none",  # uvicorn would serve an upgrade past the middleware, and log its path with the query
         log_config=None,
         server_header=False,
+        timeout_keep_alive=settings.client_idle_timeout,
         timeout_graceful_shutdown=_TIME_FOR_LAST_WORDS,
     )
     server = _Server(config, settings, [model.settings.model_name for model in loaded], app.state.drain)

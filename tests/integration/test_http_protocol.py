@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.http_protocol import HttpProtocol
 
-from .serve_process import serving
+from .serve_process import ServeProcess, serving
 
 LIMIT = 64 * 1024
 PIECE = b"x" * 4096
@@ -212,3 +212,25 @@ def test_an_upgrade_is_a_request_like_others(tmp_path: Path) -> None:
     assert '"/v1/models"' in lines
     assert "Rumpelstiltskin" not in lines
     assert "pgrade" not in lines
+
+
+def test_an_idle_connection_is_closed_after_its_time(tmp_path: Path) -> None:
+    with serving("--client-idle-timeout", "1", stderr=tmp_path / "log") as server, asked(server) as connection:
+        assert everything(connection) == b""
+
+
+def test_stopping_does_not_wait_for_idle_connections(tmp_path: Path) -> None:
+    flags = ["--client-idle-timeout", "600", "--drain-lead", "0"]
+    with serving(*flags, stderr=tmp_path / "log") as server, asked(server):
+        assert server.stop(25) == 0
+
+
+@contextmanager
+def asked(server: ServeProcess) -> Iterator[socket.socket]:
+    """A connection that has had its answer."""
+    with connect(int(server.url.rsplit(":", 1)[1])) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        yield connection

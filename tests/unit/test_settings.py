@@ -46,6 +46,11 @@ def test_a_flag_without_a_value_takes_the_environments_away(monkeypatch: pytest.
     assert Settings(_cli_parse_args=["--remote-image-hosts", ""]).remote_image_hosts == []
 
 
+def test_connections_stay_open_longer_than_proxies_keep_them() -> None:
+    """90 s by default in Traefik and in Go's client, 60 s in others."""
+    assert Settings().client_idle_timeout > 90
+
+
 def test_every_setting_says_why() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
