@@ -27,7 +27,7 @@ from server.model_settings import OF_ONE_CHECKPOINT
 from server.models.file import read_models
 from server.models.loading import LoadedModel, load_model
 from server.settings import Settings
-from server.tracing import TracingError, add_trace_ids, configure_tracing
+from server.tracing import TracingError, add_trace_ids, configure_tracing, send_what_is_left
 
 log = structlog.get_logger("server")
 
@@ -260,6 +260,7 @@ def run(settings: Settings) -> int:
     )
     server = _Server(config, settings, [model.settings.model_name for model in loaded], app.state.drain)
     server.run()
+    send_what_is_left()
     return 0 if server.started else 3
 
 
