@@ -51,6 +51,7 @@ def serve(context: typer.Context) -> None:
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
+    from server.environment import unknown_variables
     from server.run import run
     from server.settings import CONFIG_FILE_VARIABLE, Settings
 
@@ -75,6 +76,9 @@ def serve(context: typer.Context) -> None:
     except (SettingsError, FileNotFoundError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
+    if unknown := unknown_variables(os.environ):
+        typer.echo("\n".join(unknown), err=True)
+        raise typer.Exit(2)
     raise typer.Exit(run(settings))
 
 

@@ -21,6 +21,7 @@ from fs_runtime.encoders import CheckpointError
 from fs_runtime.reference import example_images
 from server.app import create_app
 from server.drain import Drain
+from server.environment import CLIENT_KEY_VARIABLE
 from server.http_protocol import HttpProtocol
 from server.log_output import STANDARD_ERROR, LogOutput
 from server.model_settings import OF_ONE_CHECKPOINT
@@ -210,6 +211,12 @@ def warn_if_exposed(settings: Settings) -> None:
     )
 
 
+def warn_of_client_key(settings: Settings) -> None:
+    """Says so where the key of a client is set and no key that the gateway would accept."""
+    if CLIENT_KEY_VARIABLE in os.environ and not settings.api_keys and settings.access_file is None:
+        log.warning(f"{CLIENT_KEY_VARIABLE} is what clients send, and protects nothing; set api_keys (FS_API_KEYS)")
+
+
 def warn_of_unused(settings: Settings) -> None:
     """Names settings of the one model that there is not where a file names several."""
     unused = [name for name in OF_ONE_CHECKPOINT if name in settings.model_fields_set]
@@ -235,6 +242,7 @@ def run(settings: Settings) -> int:
     """Serves until it is told to stop. Returns the process's exit status."""
     configure_logging(settings)
     warn_if_exposed(settings)
+    warn_of_client_key(settings)
     warn_of_unused(settings)
     loaded: list[LoadedModel] = []
     try:

@@ -18,6 +18,7 @@ import pytest
 
 from fs_runtime.reference import reference_model_path
 from tests.child_process import WITH_PARENT
+from tests.child_process import environment as inherited
 
 from .gateway import chat, picture
 from .load import Load, ask
@@ -109,7 +110,7 @@ def test_a_signal_ends_it_at_once_while_weights_are_fetched(number: signal.Signa
         process = subprocess.Popen(
             [*WITH_PARENT, *container, sys.executable, "-m", "server.cli", "serve", "--model", "somebody/model"],
             stderr=log,
-            env=os.environ | environment | {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
+            env=inherited() | environment | {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
         )
         try:
             hub.settimeout(200)
