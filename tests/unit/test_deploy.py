@@ -207,6 +207,14 @@ def test_image_is_not_root_and_checks_its_health() -> None:
     assert "ARG BASE_IMAGE" in text
 
 
+def test_a_changed_line_of_code_leaves_the_layer_of_dependencies_as_it_is() -> None:
+    dependencies, product, final = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    sources = re.compile(r"^COPY (fs_runtime|server) ", re.MULTILINE)
+    assert sources.findall(dependencies) == []
+    assert sources.findall(product) == ["fs_runtime", "server"]
+    assert re.findall(r"^COPY --from=(\w+)", final, re.MULTILINE) == ["dependencies", "product"]
+
+
 def test_torch_of_the_image_is_the_one_that_is_tested() -> None:
     wanted = re.search(r"^ARG TORCH=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert wanted is not None
