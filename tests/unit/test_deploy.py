@@ -137,12 +137,13 @@ def test_vllm_takes_embeddings_only_as_in_the_tests(compose: dict[str, Any]) -> 
     assert json.loads(flags["--limit-mm-per-prompt"]) == json.loads(tested["--limit-mm-per-prompt"])
 
 
-def test_vllm_is_reached_by_the_gateway_alone(compose: dict[str, Any]) -> None:
+def test_vllm_is_reached_by_the_gateway_and_prometheus_alone(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert "ports" not in services["vllm"]
     assert services["gateway"]["environment"]["FS_VLLM_URLS"] == "${FS_VLLM_URLS:-http://vllm:8000}"
     assert compose["networks"]["internal"]["internal"] is True
-    assert "internal" in services["gateway"]["networks"]
+    near = {name for name, entry in services.items() if {*entry["networks"]} & {*services["vllm"]["networks"]}}
+    assert near == {"vllm", "gateway", "prometheus"}
     assert services["gateway"]["depends_on"]["vllm"]["condition"] == "service_healthy"
 
 
@@ -160,7 +161,12 @@ def test_containers_give_up_what_they_do_not_need(compose: dict[str, Any]) -> No
         assert name in ("gateway", "grafana") or service["healthcheck"]["test"]
     assert compose["services"]["gateway"]["cap_drop"] == ["ALL"]
     assert compose["services"]["redis"]["profiles"] == ["redis"]
-    assert compose["services"]["redis"]["networks"] == ["internal"]
+    assert compose["services"]["redis"]["networks"] == ["shared"]
+    assert compose["networks"]["shared"]["internal"] is True
+    assert [name for name, entry in compose["services"].items() if "shared" in entry["networks"]] == [
+        "gateway",
+        "redis",
+    ]
 
 
 def test_ports_are_those_that_the_image_listens_on(compose: dict[str, Any]) -> None:
