@@ -77,7 +77,7 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
         gt=0,
         le=1,
         description="Most of a GPU's memory that this process allocates, so that a vLLM on the same GPU keeps its "
-        "share; by default all that is free. Refused without a GPU.",
+        "share; by default all that is free, as with 1. Less than 1 is refused without a GPU.",
     )
     cache_redis_url: SecretStr | None = Field(
         None,

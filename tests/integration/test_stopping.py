@@ -1,4 +1,4 @@
-"""The process itself: how it stops, and what cannot stop it."""
+"""The process itself: how it starts and stops, and what cannot stop it."""
 
 import os
 import signal
@@ -123,6 +123,20 @@ def test_a_signal_ends_it_at_once_while_weights_are_fetched(number: signal.Signa
             process.kill()
             process.wait()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_starts_before_its_language_model(tmp_path: Path) -> None:
+    """Nothing has to start it again once that is there: it asks for its health, as after a failure."""
+    flags = ["--language-model", "vllm", "--vllm-url", "http://vllm.invalid:8000", "--vllm-health-interval", "0.2"]
+    with serving(*flags, "--drain-lead", "0", stderr=tmp_path / "log") as server:
+        wait_until(lambda: ready(server) == 503, limit=30)
+        assert httpx.get(f"{server.url}/livez", timeout=30).status_code == 200
+        answer = ask(server.url, BODY)
+        assert (answer.status, answer.error) == (503, "language_model_unavailable")
+        assert server.stop() == 0
 
 
 # --- logs that cannot be written --------------------------------------------------------------------------------------
