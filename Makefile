@@ -39,6 +39,7 @@ format: $(VENV)/.installed-dev ## put the code into its form
 	$(BIN)/ruff format .
 
 lock: $(VENV)/.installed-dev ## write the installed versions to constraints.txt
+	$(PIP) $(LOCKED) --editable '.[gpu]'
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean: ## remove the environments

@@ -160,7 +160,7 @@ def load_engine(
 
     Args:
         model: Folder or hub id; this and what is not named here as :func:`load_smoother` and :class:`SmoothingEngine`.
-        gpu_memory_fraction: Most of the GPU's memory that this process may allocate; None for no limit.
+        gpu_memory_fraction: Most of the GPU's memory that this process may allocate; 1 or None for no limit.
         batch_size: None picks one that suits the device.
         compile_mode: Of ``torch.compile``, for the networks; None leaves them as they are. A model that reads images at
             several sizes runs eagerly in any case, and a warning says so.
@@ -169,11 +169,11 @@ def load_engine(
         CheckpointError: As :func:`load_smoother`, a share of GPU memory is given and the device is no GPU, or the mode
             does not work with this version of torch.
     """
-    if gpu_memory_fraction is not None:
+    if gpu_memory_fraction is not None and gpu_memory_fraction != 1:
         try:
             limit_memory(torch.device(resolve_device(device)), gpu_memory_fraction)
         except ValueError as error:
-            raise CheckpointError(f"gpu_memory_fraction: {error}; leave it out") from None
+            raise CheckpointError(f"gpu_memory_fraction: {error}; leave it out, or set 1") from None
     smoother = load_smoother(
         model,
         psm=psm,

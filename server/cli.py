@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -45,9 +47,11 @@ def version_option(
 )
 def serve(context: typer.Context) -> None:
     """Start the gateway. `fs-serve serve --help` lists every setting; `--config FILE` reads them from YAML."""
+    _end_when_told()
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
+    from server.environment import unknown_variables
     from server.run import run
     from server.settings import CONFIG_FILE_VARIABLE, Settings
 
@@ -72,7 +76,23 @@ def serve(context: typer.Context) -> None:
     except (SettingsError, FileNotFoundError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
+    if unknown := unknown_variables(os.environ):
+        typer.echo("\n".join(unknown), err=True)
+        raise typer.Exit(2)
     raise typer.Exit(run(settings))
+
+
+def _end_when_told() -> None:
+    """Has SIGTERM and SIGINT end the process at once, until the server listens and takes them.
+
+    Without a handler the first process of a container would ignore SIGTERM for as long as its models load.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 @app.command()

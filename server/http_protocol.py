@@ -106,6 +106,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._between_requests = True
         super().on_message_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called for a request that asks for another protocol, which is answered as if it had not."""
+
     def _is_too_large(self) -> bool:
         return self._header_bytes > _MOST_BYTES or len(self.headers or ()) > _MOST_HEADERS
 

@@ -21,13 +21,14 @@ from fs_runtime.encoders import CheckpointError
 from fs_runtime.reference import example_images
 from server.app import create_app
 from server.drain import Drain
+from server.environment import CLIENT_KEY_VARIABLE
 from server.http_protocol import HttpProtocol
 from server.log_output import STANDARD_ERROR, LogOutput
 from server.model_settings import OF_ONE_CHECKPOINT
 from server.models.file import read_models
 from server.models.loading import LoadedModel, load_model
 from server.settings import Settings
-from server.tracing import TracingError, add_trace_ids, configure_tracing
+from server.tracing import TracingError, add_trace_ids, configure_tracing, send_what_is_left
 
 log = structlog.get_logger("server")
 
@@ -210,6 +211,12 @@ def warn_if_exposed(settings: Settings) -> None:
     )
 
 
+def warn_of_client_key(settings: Settings) -> None:
+    """Says so where the key of a client is set and no key that the gateway would accept."""
+    if CLIENT_KEY_VARIABLE in os.environ and not settings.api_keys and settings.access_file is None:
+        log.warning(f"{CLIENT_KEY_VARIABLE} is what clients send, and protects nothing; set api_keys (FS_API_KEYS)")
+
+
 def warn_of_unused(settings: Settings) -> None:
     """Names settings of the one model that there is not where a file names several."""
     unused = [name for name in OF_ONE_CHECKPOINT if name in settings.model_fields_set]
@@ -235,6 +242,7 @@ def run(settings: Settings) -> int:
     """Serves until it is told to stop. Returns the process's exit status."""
     configure_logging(settings)
     warn_if_exposed(settings)
+    warn_of_client_key(settings)
     warn_of_unused(settings)
     loaded: list[LoadedModel] = []
     try:
@@ -252,12 +260,15 @@ def run(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         http=HttpProtocol,
+        ws="none",  # uvicorn would serve an upgrade past the middleware, and log its path with the query
         log_config=None,
         server_header=False,
+        timeout_keep_alive=settings.client_idle_timeout,
         timeout_graceful_shutdown=_TIME_FOR_LAST_WORDS,
     )
     server = _Server(config, settings, [model.settings.model_name for model in loaded], app.state.drain)
     server.run()
+    send_what_is_left()
     return 0 if server.started else 3
 
 

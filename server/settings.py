@@ -77,7 +77,7 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
         gt=0,
         le=1,
         description="Most of a GPU's memory that this process allocates, so that a vLLM on the same GPU keeps its "
-        "share; by default all that is free. Refused without a GPU.",
+        "share; by default all that is free, as with 1. Less than 1 is refused without a GPU.",
     )
     cache_redis_url: SecretStr | None = Field(
         None,
@@ -110,6 +110,12 @@ class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
 
     client_write_timeout: float = Field(
         60.0, gt=0, description="Seconds for which a client may take nothing of a stream before it is cut off."
+    )
+    client_idle_timeout: int = Field(
+        120,
+        ge=1,
+        description="Seconds after an answer for which its connection stays open without a further request: more "
+        "than the proxy in front keeps it, which else sends requests on connections that are being closed.",
     )
     stall_timeout: float = Field(
         120.0, gt=0, description="Seconds without a sign of life from the smoothing thread before /livez fails."

@@ -7,6 +7,7 @@ The spans are made through OpenTelemetry's interface, which does nothing (but pa
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SECONDS_TO_SEND = 2.0  # what is left when the process ends
 # What machines ask every few seconds would bury the requests of people.
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
 
@@ -84,9 +86,18 @@ def configure_tracing() -> None:
     resource = Resource.create({"service.version": __version__})
     if str(resource.attributes["service.name"]).startswith("unknown_service"):  # neither OTEL_SERVICE_NAME says it
         resource = resource.merge(Resource({"service.name": "fs-serve"}))
-    provider = TracerProvider(resource=resource)  # flushes when the process ends
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # which could take half a minute
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+
+
+def send_what_is_left() -> None:
+    """Sends the spans that wait, where traces are sent, for two seconds at most: the collector may be away."""
+    flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+    if flush is not None:
+        sending = threading.Thread(target=flush, name="last-traces", daemon=True)  # its own limit has no effect
+        sending.start()
+        sending.join(_SECONDS_TO_SEND)
 
 
 class TracingMiddleware:

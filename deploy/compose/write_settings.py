@@ -6,6 +6,7 @@ Run it after a setting was added: python deploy/compose/write_settings.py.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -19,36 +20,66 @@ from server.settings import Settings  # noqa: E402 (found by the line above)
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = Path(__file__).parent / "settings.yml"
 # The image and docker-compose.yml decide these; the latter takes vllm_urls, of one server too.
-FIXED = {"host", "port", "model", "language_model", "vllm_url", "vllm_urls"}
+FIXED = {"host", "port", "model", "language_model", "vllm_url", "vllm_urls", "gpu_memory_fraction"}
 MARK = "# --- Settings of the gateway, as fs-serve serve --help lists them; a # in front leaves the default ---\n"
+CONFIG = """
+# YAML file of settings, named as above in lower case and without FS_ (samples: 128); what is set here wins. Its place
+# is SECRETS_FOLDER: /run/secrets/fs-serve/settings.yaml.
+#FS_CONFIG=
+"""
+HUB = """
+# --- The model hub, for the gateway and for vLLM ---
+
+# Token for models that are not open to everybody.
+#HF_TOKEN=
+
+# A mirror of the hub, for example https://hub.example.com.
+#HF_ENDPOINT=
+
+# Proxy that both reach it by, and the hosts that need none. Requests to vLLM never go through it.
+#HTTPS_PROXY=
+#NO_PROXY=
+"""
 TRACING = """
+# --- Traces ---
+
 # OpenTelemetry: where to send traces, for example http://collector:4318; none are sent without it.
 #OTEL_EXPORTER_OTLP_ENDPOINT=
 
+# Headers that the collector wants, as name=value,name=value.
+#OTEL_EXPORTER_OTLP_HEADERS=
+
 # Name of this service in traces.
 #OTEL_SERVICE_NAME=fs-serve
+
+# Further attributes of it, as name=value,name=value, for example deployment.environment.name=production.
+#OTEL_RESOURCE_ATTRIBUTES=
 
 # Which traces are kept, for example parentbased_traceidratio with an argument of 0.1.
 #OTEL_TRACES_SAMPLER=parentbased_always_on
 #OTEL_TRACES_SAMPLER_ARG=
 """
-OTEL = [line.lstrip("#").partition("=")[0] for line in TRACING.splitlines() if line.startswith("#OTEL")]
+
+
+def offered(text: str) -> list[str]:
+    """The environment variables that a part of .env.example offers behind a #."""
+    return re.findall(r"^#([A-Z_]+)=", text, re.MULTILINE)
 
 
 def names() -> list[str]:
     """Environment variables that the gateway's container gets where .env or the shell has them."""
-    return [f"FS_{name.upper()}" for name in Settings.model_fields if name not in FIXED] + OTEL
+    settings = [f"FS_{name.upper()}" for name in Settings.model_fields if name not in FIXED]
+    return settings + offered(CONFIG + HUB + TRACING)
 
 
 def settings_file() -> str:
-    """The service that docker-compose.yml extends."""
+    """The services that those of docker-compose.yml extend."""
     lines = [
         "# Written by write_settings.py. Names without a value are taken from .env or the shell, or else left out.",
         "services:",
-        "  settings:",
-        "    environment:",
-        *(f"      - {name}" for name in names()),
     ]
+    for service, passed in (("settings", names()), ("hub", offered(HUB))):
+        lines += [f"  {service}:", "    environment:", *(f"      - {name}" for name in passed)]
     return "\n".join(lines) + "\n"
 
 
@@ -62,7 +93,7 @@ def env_example() -> str:
             entries.append(
                 f"\n{description}\n#FS_{name.upper()}={_written(field.get_default(call_default_factory=True))}\n"
             )
-    return head + MARK + "".join(entries) + TRACING
+    return head + MARK + "".join(entries) + CONFIG + HUB + TRACING
 
 
 def _written(default: Any) -> str:

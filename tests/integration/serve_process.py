@@ -17,6 +17,7 @@ from typing import IO, Any
 import httpx
 
 from tests.child_process import WITH_PARENT
+from tests.child_process import environment as inherited
 from tests.forked_process import ForkedProcess, forks_with_libraries
 
 
@@ -50,7 +51,7 @@ def serving(
         environment: Further variables.
     """
     arguments = ("serve", "--port", "0", *arguments)
-    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    variables = inherited() | {"OMP_NUM_THREADS": "1"} | environment
     with ExitStack() as stack:
         errors = stack.enter_context(stderr.open("wb")) if isinstance(stderr, Path) else stderr
         reader, writer = (stack.enter_context(os.fdopen(end, mode)) for end, mode in zip(os.pipe(), "rw", strict=True))

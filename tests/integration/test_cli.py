@@ -1,7 +1,6 @@
 """The command as a person uses it: real processes, the model that ships."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,15 +14,16 @@ import pytest
 
 from fs_runtime.reference import example_images
 from tests.child_process import WITH_PARENT
+from tests.child_process import environment as inherited
 from tests.forked_process import forks_with_libraries
 
 COMMAND = [sys.executable, "-m", "server.cli"]
 IMAGE = str(example_images()["red-circle"])
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process of its own, which imports everything but the largest libraries anew."""
-    environment = os.environ | {"COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    environment = inherited() | {"COLUMNS": "200", "TERM": "dumb", "OMP_NUM_THREADS": "1"} | variables
     return forks_with_libraries().run("server.cli", *arguments, environment=environment)
 
 
@@ -36,6 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
             [*WITH_PARENT, *COMMAND, "serve", "--port", "0", "--drain-lead", "0"],
             stdout=subprocess.PIPE,
             stderr=errors,
+            env=inherited(),
             text=True,
             start_new_session=True,
         )
@@ -128,6 +129,12 @@ def test_evaluate_features(tmp_path: Path) -> None:
     floors = {(floor["stage"], floor["centred"]): floor["mean"] for floor in found["floors"]}
     assert floors["encoder", True] < floors["encoder", False]
     assert [path.name for path in tmp_path.iterdir()] == ["feature_statistics.safetensors"]
+
+
+def test_a_variable_that_is_misspelt_starts_nothing() -> None:
+    done = run("serve", FS_MIN_SIMILARITIES="0.8")
+    assert done.returncode == 2
+    assert done.stderr == "there is no setting FS_MIN_SIMILARITIES; is FS_MIN_SIMILARITY meant?\n"
 
 
 @pytest.mark.parametrize(

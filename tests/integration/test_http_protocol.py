@@ -5,6 +5,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -14,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.http_protocol import HttpProtocol
 
-from .serve_process import serving
+from .serve_process import ServeProcess, serving
 
 LIMIT = 64 * 1024
 PIECE = b"x" * 4096
@@ -189,3 +191,46 @@ def test_the_gateway_has_these_limits(tmp_path: Path) -> None:
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 100 + b"\r\n")
             check_431(everything(connection))
         assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+def test_an_upgrade_is_a_request_like_others(tmp_path: Path) -> None:
+    websocket = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    websocket["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+    http2 = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+    log = tmp_path / "log"
+    with ExitStack() as stack:
+        server = stack.enter_context(serving("--api-keys", "k" * 32, stderr=log))
+        port = int(server.url.rsplit(":", 1)[1])
+        connection = stack.enter_context(closing(HTTPConnection("127.0.0.1", port, timeout=20)))
+        for headers in (websocket, http2):
+            for path, status in (("/v1/models", 401), ("/v1/Rumpelstiltskin", 404), ("/livez", 200)):
+                connection.request("GET", f"{path}?key=Rumpelstiltskin", headers=headers)
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()[:1]) == (status, b"{")
+                assert answer.headers["x-request-id"]
+    lines = log.read_text()
+    assert '"/v1/models"' in lines
+    assert "Rumpelstiltskin" not in lines
+    assert "pgrade" not in lines
+
+
+def test_an_idle_connection_is_closed_after_its_time(tmp_path: Path) -> None:
+    with serving("--client-idle-timeout", "1", stderr=tmp_path / "log") as server, asked(server) as connection:
+        assert everything(connection) == b""
+
+
+def test_stopping_does_not_wait_for_idle_connections(tmp_path: Path) -> None:
+    flags = ["--client-idle-timeout", "600", "--drain-lead", "0"]
+    with serving(*flags, stderr=tmp_path / "log") as server, asked(server):
+        assert server.stop(25) == 0
+
+
+@contextmanager
+def asked(server: ServeProcess) -> Iterator[socket.socket]:
+    """A connection that has had its answer."""
+    with connect(int(server.url.rsplit(":", 1)[1])) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        yield connection

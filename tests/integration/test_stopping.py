@@ -1,8 +1,10 @@
-"""The process itself: how it stops, and what cannot stop it."""
+"""The process itself: how it starts and stops, and what cannot stop it."""
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +13,12 @@ from glob import glob
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from fs_runtime.reference import reference_model_path
+from tests.child_process import WITH_PARENT
+from tests.child_process import environment as inherited
 
 from .gateway import chat, picture
 from .load import Load, ask
@@ -93,6 +98,45 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         wait_until(lambda: ready(server) == 503)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(5) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_at_once_while_weights_are_fetched(number: signal.Signals, tmp_path: Path) -> None:
+    """Also as the first process of a container, which the kernel sends no signal that has no handler."""
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "--"]
+    container = inside if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode == 0 else []
+    with socket.create_server(("127.0.0.1", 0)) as hub, (tmp_path / "log").open("wb") as log:
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path)}
+        process = subprocess.Popen(
+            [*WITH_PARENT, *container, sys.executable, "-m", "server.cli", "serve", "--model", "somebody/model"],
+            stderr=log,
+            env=inherited() | environment | {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
+        )
+        try:
+            hub.settimeout(200)
+            asking, _ = hub.accept()
+            with asking:
+                server = psutil.Process(process.pid)
+                (server.children()[0] if container else server).send_signal(number)
+                assert process.wait(30) == 128 + number
+        finally:
+            process.kill()
+            process.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_starts_before_its_language_model(tmp_path: Path) -> None:
+    """Nothing has to start it again once that is there: it asks for its health, as after a failure."""
+    flags = ["--language-model", "vllm", "--vllm-url", "http://vllm.invalid:8000", "--vllm-health-interval", "0.2"]
+    with serving(*flags, "--drain-lead", "0", stderr=tmp_path / "log") as server:
+        wait_until(lambda: ready(server) == 503, limit=30)
+        assert httpx.get(f"{server.url}/livez", timeout=30).status_code == 200
+        answer = ask(server.url, BODY)
+        assert (answer.status, answer.error) == (503, "language_model_unavailable")
+        assert server.stop() == 0
 
 
 # --- logs that cannot be written --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import base64
 import json
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fs_runtime.reference import example_images, reference_model_path
 
 from .gateway_process import GatewayProcess, gateway_process
 from .otlp_receiver import CLIENT_KIND, ERROR_STATUS, SERVER_KIND, OtlpReceiver, Span
+from .serve_process import serving
 from .vllm_process import EMBEDDINGS_ONLY, VllmServers
 
 IMAGE = base64.b64encode(example_images()["red-circle"].read_bytes()).decode()
@@ -175,6 +177,24 @@ def test_log_lines_carry_the_ids_of_request_and_trace(gateway: GatewayProcess, r
         "tenant": "default",
         "error": "invalid_value",
     }
+
+
+def test_what_is_left_is_sent_at_the_end(receiver: OtlpReceiver, tmp_path: Path) -> None:
+    late = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    with gateway_process(tmp_path / "log", "--drain-lead", "0", **late) as gateway:
+        _, trace_id, _ = ask(gateway, messages=[])
+    assert receiver.of_trace(trace_id, complete)
+
+
+def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        away = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "600",
+        }
+        with serving("--drain-lead", "0", stderr=tmp_path / "log", **away) as server:
+            ask(GatewayProcess(server.url, tmp_path / "log"), messages=[])
+            assert server.stop(25) == 0
 
 
 @pytest.mark.vllm

@@ -79,7 +79,8 @@ def test_every_setting_reaches_the_container_or_is_fixed(compose: dict[str, Any]
     assert not set(passed) & (fixed | image)
     settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
     # vllm_urls does for one server what vllm_url does, and both at once are refused.
-    assert {name for name in {*passed, *fixed, *image} if name.startswith("FS_")} == settings - {"FS_VLLM_URL"}
+    of_settings = {name for name in {*passed, *fixed, *image} if name.startswith("FS_")} - {"FS_CONFIG"}
+    assert of_settings == settings - {"FS_VLLM_URL"}
     assert set(passed) <= env_example.keys()
 
 
@@ -88,11 +89,12 @@ def test_env_example_has_every_knob_with_its_default(env_example: dict[str, str]
     for name in COMPOSE_FILES:
         for knob, default in re.findall(r"\$\{([A-Z0-9_]+)(?::[-?]([^}]*))?\}", (ROOT / name).read_text()):
             used.setdefault(knob, default)
-    assert {name for name in env_example if not name.startswith(("FS_", "OTEL_"))} == {
-        name for name in used if not name.startswith("FS_")
-    }
+    services = load("deploy/compose/settings.yml")["services"]
+    passed = {name for service in services.values() for name in service["environment"]}
+    assert env_example.keys() == {"COMPOSE_PROFILES"} | used.keys() | passed
+    empty = {"GRAFANA_PASSWORD", "FS_REVISION"}  # to be filled in; the branch that the hub gives without one
     for knob, default in used.items():
-        assert env_example[knob] == ("" if knob == "GRAFANA_PASSWORD" else default), knob
+        assert env_example[knob] == ("" if knob in empty else default), knob
 
 
 def test_what_env_example_offers_is_accepted_and_is_the_default(
@@ -106,21 +108,29 @@ def test_what_env_example_offers_is_accepted_and_is_the_default(
         with monkeypatch.context() as alone:
             alone.setenv(name, value)
             found = Settings()
-        if field != "vllm_urls":  # which docker-compose.yml has a default of its own for
+        if field not in ("vllm_urls", "gpu_memory_fraction"):  # docker-compose.yml has defaults of its own for them
             assert getattr(found, field) == getattr(usual, field), name
 
 
 def test_env_itself_is_not_committed() -> None:
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert {".env", "/secrets/"} <= set(ignored)
+    assert {".env", "/secrets/", "/psm/"} <= set(ignored)
 
 
 def test_without_a_gpu_the_gateway_answers_alone(compose: dict[str, Any]) -> None:
     cpu = load("docker-compose.cpu.yml")["services"]
-    assert cpu["gateway"]["environment"] == {"FS_MODEL": "reference", "FS_LANGUAGE_MODEL": "embedded"}
+    assert cpu["gateway"]["environment"] == {
+        "FS_MODEL": "reference",
+        "FS_LANGUAGE_MODEL": "embedded",
+        "FS_GPU_MEMORY_FRACTION": "1",  # less is refused without a GPU
+    }
+    # A hub with the CPU build must be named; its version is that of the other build.
+    torch = re.search(r"^ARG TORCH=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert torch is not None
+    assert cpu["gateway"]["build"]["args"]["TORCH"] == f"{torch.group(1)}${{TORCH_INDEX_URL:++cpu}}"
     assert cpu["gateway"]["deploy"] is RESET
     assert cpu["gateway"]["depends_on"] is RESET
-    assert cpu["vllm"]["profiles"]
+    assert cpu["vllm"]["scale"] == 0  # whatever profiles .env names
     (volume,) = cpu["prometheus"]["volumes"]
     source, target = volume.split(":")[:2]
     assert (ROOT / source).exists()
@@ -137,13 +147,36 @@ def test_vllm_takes_embeddings_only_as_in_the_tests(compose: dict[str, Any]) -> 
     assert json.loads(flags["--limit-mm-per-prompt"]) == json.loads(tested["--limit-mm-per-prompt"])
 
 
-def test_vllm_is_reached_by_the_gateway_alone(compose: dict[str, Any]) -> None:
+def test_gateway_and_vllm_load_the_same_weights_from_the_same_hub(compose: dict[str, Any]) -> None:
+    gateway, vllm = compose["services"]["gateway"], compose["services"]["vllm"]
+    model, revision, *_ = vllm["command"]
+    assert model == gateway["environment"]["FS_MODEL"]
+    assert revision == "--revision=${FS_REVISION:-main}"
+    settings = load(gateway["extends"]["file"])["services"]
+    assert "FS_REVISION" in settings[gateway["extends"]["service"]]["environment"]
+    hub = settings[vllm["extends"]["service"]]["environment"]
+    assert set(hub) == {"HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "NO_PROXY"}  # and none of the gateway's secrets
+    assert set(hub) <= set(settings[gateway["extends"]["service"]]["environment"])
+
+
+def test_vllm_is_reached_by_the_gateway_and_prometheus_alone(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert "ports" not in services["vllm"]
     assert services["gateway"]["environment"]["FS_VLLM_URLS"] == "${FS_VLLM_URLS:-http://vllm:8000}"
     assert compose["networks"]["internal"]["internal"] is True
-    assert "internal" in services["gateway"]["networks"]
-    assert services["gateway"]["depends_on"]["vllm"]["condition"] == "service_healthy"
+    near = {name for name, entry in services.items() if {*entry["networks"]} & {*services["vllm"]["networks"]}}
+    assert near == {"vllm", "gateway", "prometheus"}
+
+
+def test_the_gateway_waits_for_no_vllm(compose: dict[str, Any], env_example: dict[str, str]) -> None:
+    """It may fetch weights for longer than any wait lasts, or be elsewhere; until it is there requests get 503."""
+    services = compose["services"]
+    assert services["gateway"]["depends_on"] == {"vllm": {"condition": "service_started", "required": False}}
+    assert services["vllm"]["profiles"] == [env_example["COMPOSE_PROFILES"]]
+
+
+def test_gateway_and_vllm_fit_on_one_gpu_together(env_example: dict[str, str]) -> None:
+    assert float(env_example["FS_GPU_MEMORY_FRACTION"]) + float(env_example["VLLM_GPU_MEMORY"]) <= 0.95
 
 
 def test_published_ports_are_local_unless_the_operator_says_otherwise(compose: dict[str, Any]) -> None:
@@ -160,7 +193,12 @@ def test_containers_give_up_what_they_do_not_need(compose: dict[str, Any]) -> No
         assert name in ("gateway", "grafana") or service["healthcheck"]["test"]
     assert compose["services"]["gateway"]["cap_drop"] == ["ALL"]
     assert compose["services"]["redis"]["profiles"] == ["redis"]
-    assert compose["services"]["redis"]["networks"] == ["internal"]
+    assert compose["services"]["redis"]["networks"] == ["shared"]
+    assert compose["networks"]["shared"]["internal"] is True
+    assert [name for name, entry in compose["services"].items() if "shared" in entry["networks"]] == [
+        "gateway",
+        "redis",
+    ]
 
 
 def test_ports_are_those_that_the_image_listens_on(compose: dict[str, Any]) -> None:
@@ -187,8 +225,9 @@ def test_mounted_files_exist(compose: dict[str, Any]) -> None:
 
 def test_gateway_alone_writes_its_volumes_and_only_those(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    *volumes, secrets = services["gateway"]["volumes"]
+    *volumes, secrets, psm = services["gateway"]["volumes"]
     assert secrets.endswith(":ro")
+    assert psm.endswith(":/psm:ro")
     assert services["gateway"]["read_only"] is True
     # A new volume takes its owner from the folder of the image that it is mounted on.
     made = re.search(r"install --directory --owner fs-serve (?:.*\\\n)*.*", (ROOT / "Dockerfile").read_text())
@@ -207,13 +246,24 @@ def test_image_is_not_root_and_checks_its_health() -> None:
     assert "ARG BASE_IMAGE" in text
 
 
+def test_a_changed_line_of_code_leaves_the_layer_of_dependencies_as_it_is() -> None:
+    dependencies, product, final = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    sources = re.compile(r"^COPY (fs_runtime|server) ", re.MULTILINE)
+    assert sources.findall(dependencies) == []
+    assert sources.findall(product) == ["fs_runtime", "server"]
+    assert re.findall(r"^COPY --from=(\w+)", final, re.MULTILINE) == ["dependencies", "product"]
+
+
 def test_torch_of_the_image_is_the_one_that_is_tested() -> None:
     wanted = re.search(r"^ARG TORCH=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert wanted is not None
     assert wanted.group(1) in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-def test_the_container_has_the_time_to_stop_that_the_gateway_takes(compose: dict[str, Any]) -> None:
+def test_the_container_has_the_time_to_stop_that_the_gateway_takes(
+    compose: dict[str, Any], env_example: dict[str, str]
+) -> None:
     settings = Settings()
-    grace = float(compose["services"]["gateway"]["stop_grace_period"].removesuffix("s"))
+    assert compose["services"]["gateway"]["stop_grace_period"].startswith("${STOP_GRACE_PERIOD:")
+    grace = float(env_example["STOP_GRACE_PERIOD"].removesuffix("s"))
     assert grace >= settings.drain_lead + settings.drain_timeout + 10

@@ -90,6 +90,40 @@ def test_scaling_reads_a_metric_that_there_is() -> None:
     assert int(scaler["metrics"][0]["pods"]["target"]["averageValue"]) < Settings().max_queued_samples
 
 
+def test_gateway_and_vllm_load_the_same_weights_from_the_same_hub() -> None:
+    model, revision, *_ = container("vllm")["args"]
+    assert (model, revision) == ("$(FS_MODEL)", "--revision=$(FS_REVISION)")
+    sources = {entry["name"]: entry["valueFrom"] for entry in container("vllm")["env"] if "valueFrom" in entry}
+    assert sources.keys() == {"FS_MODEL", "FS_REVISION", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "NO_PROXY"}
+    settings = named("ConfigMap", "fs-serve")
+    for name, source in sources.items():
+        ((kind, reference),) = source.items()
+        assert kind == ("secretKeyRef" if name == "HF_TOKEN" else "configMapKeyRef")
+        assert reference["key"] == name
+        assert reference.get("optional") or name in settings["data"]
+    config, secret = container("gateway")["envFrom"]
+    assert (
+        config["configMapRef"]["name"] == settings["metadata"]["name"] == sources["FS_MODEL"]["configMapKeyRef"]["name"]
+    )
+    assert secret["secretRef"]["name"] == sources["HF_TOKEN"]["secretKeyRef"]["name"]
+
+
+def test_the_patch_for_a_psm_mounts_a_volume_into_the_gateway() -> None:
+    patch = yaml.safe_load((FOLDER / "psm.yaml").read_text())
+    assert patch["metadata"] == {"name": "gateway", "namespace": KUSTOMIZATION["namespace"]}
+    pod = patch["spec"]["template"]["spec"]
+    (patched,), (volume,) = pod["containers"], pod["volumes"]
+    assert patched["name"] == container("gateway")["name"]
+    assert patched["volumeMounts"] == [{"name": volume["name"], "mountPath": "/psm", "readOnly": True}]
+    assert "path: psm.yaml" in (FOLDER / "kustomization.yaml").read_text()
+
+
+def test_the_pod_has_the_time_to_stop_that_the_gateway_takes() -> None:
+    settings = Settings()
+    grace = named("Deployment", "gateway")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace >= settings.drain_lead + settings.drain_timeout + 10
+
+
 @pytest.mark.parametrize("deployment", ["gateway", "vllm"])
 def test_services_set_no_variables(deployment: str) -> None:
     """That of the Service vllm would be VLLM_PORT, an address where vLLM expects a number, and it would not start."""

@@ -1,11 +1,15 @@
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from server.run import warn_if_exposed
+from server.environment import unknown_variables
+from server.run import warn_if_exposed, warn_of_client_key
 from server.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +48,11 @@ def test_a_flag_without_a_value_takes_the_environments_away(monkeypatch: pytest.
     monkeypatch.setenv("FS_REMOTE_IMAGE_HOSTS", "*")
     assert Settings(_cli_parse_args=[]).remote_image_hosts == ["*"]
     assert Settings(_cli_parse_args=["--remote-image-hosts", ""]).remote_image_hosts == []
+
+
+def test_connections_stay_open_longer_than_proxies_keep_them() -> None:
+    """90 s by default in Traefik and in Go's client, 60 s in others."""
+    assert Settings().client_idle_timeout > 90
 
 
 def test_every_setting_says_why() -> None:
@@ -96,6 +105,42 @@ def test_names_of_the_served_model(tmp_path: Path) -> None:
     assert Settings(model="llava-hf/llava-1.5-7b-hf").model_name == "llava-hf/llava-1.5-7b-hf"
     assert Settings(model=str(tmp_path)).model_name == tmp_path.name
     assert Settings(served_model_name="mine").model_name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("FS_MIN_SIMILARITIES", "FS_MIN_SIMILARITY"),
+        ("FS_SMAPLES", "FS_SAMPLES"),
+        ("FS_API_KEYZ", "FS_API_KEYS"),
+        ("fs_polcy_binds", "FS_POLICY_BINDS"),
+        ("FS_XYZZY_0123456789", None),
+    ],
+)
+def test_variables_of_no_setting_are_found(name: str, meant: str | None) -> None:
+    (line,) = unknown_variables(["PATH", "FS_SAMPLES", name, "FS_CONFIG"])
+    assert line == f"there is no setting {name}" + (f"; is {meant} meant?" if meant else "")
+
+
+def test_variables_that_others_read_are_left_alone() -> None:
+    offered = re.findall(r"^#?(FS_[A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    image = re.findall(r"\b(FS_[A-Z_]+)=", (ROOT / "Dockerfile").read_text())
+    commands = re.findall(r'envvar="(\w+)"', (ROOT / "server/cli.py").read_text())
+    assert {"FS_PUBLISH", "FS_HOST", "FS_API_KEY", "FS_URL"} <= {*offered, *image, *commands}
+    assert unknown_variables([*offered, *image, *commands, "fs_model"]) == []
+
+
+def test_warns_where_a_clients_key_protects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warnings(**settings: object) -> list[str]:
+        with capture_logs() as logs:
+            warn_of_client_key(Settings(**settings))  # type: ignore[arg-type]
+        return [entry["event"] for entry in logs]
+
+    assert warnings() == []
+    monkeypatch.setenv("FS_API_KEY", "k")
+    assert warnings(api_keys=["k"]) == []
+    (warning,) = warnings()
+    assert "FS_API_KEYS" in warning
 
 
 def test_warns_where_everyone_is_let_in(tmp_path: Path) -> None:
