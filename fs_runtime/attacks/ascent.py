@@ -20,6 +20,12 @@ Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 _MOMENTUM = 0.75  # α of the paper: weight of the new step
 _RISING_SHARE = 0.75  # ρ of the paper: the step is halved when fewer steps than this raise the objective
 _FIRST_WINDOW, _WINDOW_DECREASE, _SHORTEST_WINDOW = 0.22, 0.03, 0.06  # of the iterations
+_SMALLEST_FIRST_STEP = 0.1  # in parts of ε
+
+
+def first_step(steps: int) -> float:
+    """First step of :func:`pgd` in parts of ε, at most 1: four or more steps go 2 ε in all, across the ball."""
+    return min(1.0, max(_SMALLEST_FIRST_STEP, 4 / steps))  # as they fall, n steps go (n + 1) / 2 times the first
 
 
 def pgd(

@@ -115,7 +115,7 @@ def attack_certificate(
     pipeline = FeaturePipeline(
         smoother, sigma, images[0].grid, draws=draws, seed=seed + 1_000_003, fixed=True, batch_size=batch_size
     )
-    attack = Attack("certificate", False, _turn, steps=steps, step_size=4 / max(steps, 8), restarts=restarts)
+    attack = Attack("certificate", False, _turn, steps=steps, restarts=restarts)
     results = []
     for radius in radii:
         found = run_attack(attack, [pipeline], x, ThreatModel("l2", radius), seed=seed, report=report)

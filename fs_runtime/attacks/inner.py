@@ -12,12 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fs_runtime.attacks.ascent import pgd
+from fs_runtime.attacks.ascent import first_step, pgd
 from fs_runtime.attacks.threat_model import ThreatModel
-
-_WAY = (
-    4  # in parts of ε, twice what PGD goes in all: its steps fall linearly to nothing; one step goes no further than ε
-)
 
 
 def feature_distance(features: Tensor, clean: Tensor) -> Tensor:
@@ -47,7 +43,7 @@ def worst_case(
         value = feature_distance(features(leaf), clean)
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
-    return pgd(objective, start, x, threat, steps=steps, step_size=_WAY / max(steps, _WAY), momentum=0, keep_best=False)
+    return pgd(objective, start, x, threat, steps=steps, step_size=first_step(steps), momentum=0, keep_best=False)
 
 
 def replays(x: Tensor, start: Tensor, threat: ThreatModel, count: int) -> Iterator[Tensor]:

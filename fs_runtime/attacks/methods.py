@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fs_runtime.attacks import answer_loss
 from fs_runtime.attacks.answer_loss import AnswerModel
-from fs_runtime.attacks.ascent import Objective, apgd, each, pgd
+from fs_runtime.attacks.ascent import Objective, apgd, each, first_step, pgd
 from fs_runtime.attacks.crops import crop, random_boxes
 from fs_runtime.attacks.optimal_transport import cluster_centres, transport_cost
 from fs_runtime.attacks.pipeline import FeaturePipeline, Score
@@ -25,9 +25,7 @@ from fs_runtime.attacks.threat_model import ThreatModel
 
 _REFERENCE_DRAWS = 64  # behind the features that an attack moves towards, or away from
 _JUDGING_DRAWS = 32  # behind the choice between restarts
-_MOMENTUM = (
-    0.9  # of targeted attacks: they converge further with falling steps and momentum than with the papers' equal
-)
+_MOMENTUM = 0.9  # of targeted attacks: with falling steps they converge further so than with the papers' equal steps
 _FOA_CLUSTERS, _FOA_WEIGHT = 5, 0.2  # K and λ of a public implementation
 
 
@@ -42,7 +40,6 @@ class Attack:
         reads: Which of the two.
         path: ``pgd`` or ``apgd``.
         steps: Gradient steps of each restart.
-        step_size: First step of PGD, in parts of ε.
         momentum: Of PGD.
         restarts: Starts, of which the best is kept: random ones, but for the first of a targeted attack, the image.
         crops: Compare a fresh random crop of image and target at every step too, with half of the weight.
@@ -54,7 +51,6 @@ class Attack:
     reads: Literal["features", "answer"] = "features"
     path: Literal["pgd", "apgd"] = "pgd"
     steps: int = 40
-    step_size: float = 0.1
     momentum: float = 0.0
     restarts: int = 1
     crops: bool = False
@@ -87,8 +83,9 @@ def m_attack(steps: int = 300, restarts: int = 1) -> Attack:
 
     Image and target are cut to the same box, as tokens are compared place by place, and the whole images are compared
     beside the crops: a small encoder sees a crop so differently that crops alone hardly move what it sees of the whole.
-    Source: Li et al., "A Frustratingly
-    Simple Yet Highly Effective Attack Baseline", arXiv 2503.10635: 300 signed steps of 1/255 at ε = 16/255.
+
+    Source: Li et al., "A Frustratingly Simple Yet Highly Effective Attack Baseline", arXiv 2503.10635: 300 signed steps
+    of 1/255 at ε = 16/255.
     """
     return Attack("m-attack", True, token_cosine, steps=steps, momentum=_MOMENTUM, restarts=restarts, crops=True)
 
@@ -207,7 +204,7 @@ def run_attack(
                 images,
                 threat,
                 steps=attack.steps,
-                step_size=attack.step_size,
+                step_size=first_step(attack.steps),
                 momentum=attack.momentum,
                 keep_best=not noisy,
             )

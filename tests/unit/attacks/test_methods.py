@@ -79,6 +79,14 @@ def test_several_encoders_are_averaged(undefended, defended, images, targets):
         assert (after > before).all()
 
 
+@pytest.mark.parametrize("steps", [4, 10, 40])
+def test_pgd_reaches_the_edge_of_the_ball_in_few_steps_and_in_many(steps, undefended, images, targets):
+    """From the image itself, where targeted attacks start."""
+    threat = ThreatModel("linf", SIZE)
+    found = run_attack(ATTACKS["attackvlm"](steps=steps), [undefended], images, threat, targets=targets)
+    assert (threat.size(found - images) > 0.99 * SIZE).all()
+
+
 def test_missing_arguments(undefended, images):
     threat = ThreatModel("linf", SIZE)
     with pytest.raises(ValueError, match="targets"):
