@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fs_runtime.attacks.threat_model import Norm
+from fs_runtime.evaluation.defences import UNDEFENDED
 from fs_runtime.evaluation.intervals import Estimate
 from fs_runtime.psm.files import write_file
 
@@ -112,6 +113,13 @@ class CellFile:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(cell)) + "\n")
         self.cells[cell.key] = cell
+
+
+def withheld(cells: Sequence[Cell]) -> set[CellKey]:
+    """Fixed attacks on defended rows whose adaptive attack is not measured: shown alone they would flatter the row."""
+    keys = {cell.key for cell in cells}
+    fixed = {key for key in keys if key.attack != NO_ATTACK and key.defence != UNDEFENDED and not key.adaptive}
+    return {key for key in fixed if dataclasses.replace(key, adaptive=True) not in keys}
 
 
 def _joined(path: Path, found: dict[str, Any], settings: dict[str, Any], of_some_rows: Sequence[str]) -> dict[str, Any]:

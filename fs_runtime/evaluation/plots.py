@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fs_runtime.evaluation.cells import NO_ATTACK, Cell
+from fs_runtime.evaluation.cells import NO_ATTACK, Cell, withheld
 from fs_runtime.plots import require_matplotlib
 
 
 def write_plots(cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Draws attack success over ε, and accuracy, success and latency over n where several n were measured.
+
+    What the table withholds is left out.
 
     Args:
         cells: Finished cells.
@@ -23,7 +25,8 @@ def write_plots(cells: Sequence[Cell], folder: Path) -> list[Path]:
     Raises:
         typer.BadParameter: matplotlib is not installed.
     """
-    written = []
+    written, hidden = [], withheld(cells)
+    cells = [cell for cell in cells if cell.key not in hidden]
     attacks = dict.fromkeys((c.key.attack, c.key.norm) for c in cells if c.key.attack != NO_ATTACK)
     most = {c.key.defence: max(d.key.samples for d in cells if d.key.defence == c.key.defence) for c in cells}
     for attack, norm in attacks:

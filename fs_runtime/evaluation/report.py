@@ -8,8 +8,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellKey
-from fs_runtime.evaluation.defences import UNDEFENDED
+from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellKey, withheld
 from fs_runtime.evaluation.intervals import Estimate
 
 _Value = TypeVar("_Value")
@@ -44,7 +43,7 @@ def markdown(cells: Sequence[Cell]) -> str:
     for cell in clean:
         columns = [_share(cell.accuracy), _number(cell.certified), _number(cell.score), f"{1000 * cell.seconds:.1f}"]
         lines.append(f"| {cell.key.defence} | {cell.key.samples} | {cell.images} | {' | '.join(columns)} |")
-    found = {cell.key: cell for cell in cells}
+    found, hidden = {cell.key: cell for cell in cells}, withheld(cells)
     for attack, norm, size in _in_order((c.key.attack, c.key.norm, c.key.size) for c in cells):
         if attack == NO_ATTACK or norm is None:
             continue
@@ -57,10 +56,11 @@ def markdown(cells: Sequence[Cell]) -> str:
             "|---|---:|---:|---|---|---|---|---|---|---|---|",
         ]
         for defence, samples in _in_order((c.key.defence, c.key.samples) for c in cells):
-            pair = [found.get(CellKey(defence, attack, norm, size, adaptive, samples)) for adaptive in (False, True)]
+            keys = [CellKey(defence, attack, norm, size, adaptive, samples) for adaptive in (False, True)]
+            pair = [found.get(key) for key in keys]
             if not any(pair):
                 continue
-            if defence != UNDEFENDED and pair[1] is None:
+            if keys[0] in hidden:
                 lines.append(f"| {defence} | {samples} | not measured{' |' * 9}")
                 continue
             columns = [_share(cell.changed if cell else None) for cell in pair]

@@ -148,6 +148,32 @@ def test_plots(evaluated, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
+def test_plots_withhold_what_the_table_withholds(evaluated, monkeypatch, tmp_path):
+    """Of a defended row whose adaptive attack is missing nothing is drawn under attack, neither over ε nor over n."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    from fs_runtime.evaluation.plots import write_plots
+
+    drawn = []
+    legend = Axes.legend
+
+    def listening(axes, *arguments, **options):
+        drawn.append([text.get_text() for text in legend(axes, *arguments, **options).get_texts()])
+
+    monkeypatch.setattr(Axes, "legend", listening)
+    cells = list(evaluated[0].cells.values())
+    write_plots([cell for cell in cells if not (cell.key.adaptive and cell.key.attack == "pgd")], tmp_path)
+    both = ["FS, attackvlm l2, fixed", "FS, attackvlm l2, adaptive"]
+    assert drawn == [
+        ["none, fixed"],
+        ["none, fixed", "FS, fixed", "FS, adaptive"],
+        ["FS"],
+        both,
+        ["FS"],
+    ]
+
+
 def test_missing_matplotlib_is_explained(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path)], terminal_width=200)
