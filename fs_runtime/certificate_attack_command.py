@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fs_runtime.cli import DeviceOption, JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.evaluation.options import LARGEST_SEED, numbers, positive, probability
 
 
 def certificate_attack(
@@ -24,7 +25,7 @@ def certificate_attack(
         int, typer.Option(min=64, help="Noisy copies behind the certificate and behind the test.")
     ] = 1024,
     confidence: Annotated[float, typer.Option(help="Probability that a certificate holds.")] = 0.999,
-    seed: Annotated[int, typer.Option(min=0, help="Of scenes and draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of scenes and draws.")] = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -38,16 +39,8 @@ def certificate_attack(
     from fs_runtime.progress_bar import ProgressBar
     from fs_runtime.reference.scenes import render, sample_scene
 
-    if not 0 < confidence < 1:
-        raise typer.BadParameter("confidence lies strictly between 0 and 1, for example 0.999")
-    if sigma <= 0:
-        raise typer.BadParameter("sigma must be positive: without noise nothing is certified")
-    try:
-        radii = [sigma * float(ratio) for ratio in ratios.split(",")]
-    except ValueError:
-        raise typer.BadParameter("ratios are numbers separated by commas, for example 0.25,0.5,1") from None
-    if min(radii) <= 0:
-        raise typer.BadParameter("ratios must be positive")
+    confidence, sigma = probability("confidence", confidence), positive("sigma", sigma)
+    radii = [sigma * ratio for ratio in numbers("ratios", ratios, float)]
     smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype="float32")
     rng = np.random.default_rng((seed, 0))
     prepared = [smoother.encoder.prepare(np.asarray(render(sample_scene(rng)))) for _ in range(images)]

@@ -109,9 +109,13 @@ class CellFile:
         return self._path.parent / "attacked" / f"{name}.safetensors"
 
     def add(self, cell: Cell) -> None:
-        """Keeps a finished cell; it is on disk when this returns."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(cell)) + "\n")
+        """Keeps a finished cell; it is on disk when this returns.
+
+        Raises:
+            TrainingError: The disk is full or cannot be written.
+        """
+        line = json.dumps(dataclasses.asdict(cell)) + "\n"
+        write_file(self._path, self._path.read_bytes() + line.encode())
         self.cells[cell.key] = cell
 
 

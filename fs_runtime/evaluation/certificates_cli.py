@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.evaluation.options import positive, probability
 from fs_runtime.progress_bar import ProgressBar
 
 _PICTURES_SEED = (9_000_001, 1)  # training draws its scenes from other seeds
@@ -40,10 +41,7 @@ def evaluate_certificates(
     from fs_runtime.plots import require_matplotlib
     from fs_runtime.reference.scenes import render, sample_scene
 
-    if not 0 < confidence < 1:
-        raise typer.BadParameter("confidence lies strictly between 0 and 1, for example 0.999")
-    if not 0 < sigma < float("inf"):
-        raise typer.BadParameter("sigma is above 0, for example 0.25")
+    confidence, sigma = probability("confidence", confidence), positive("sigma", sigma)
     if plot is not None:
         require_matplotlib()
     checkpoint = checkpoint_of(model)

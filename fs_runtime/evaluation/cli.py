@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
+from fs_runtime.evaluation.options import choices, numbers, positive, probability
 from fs_runtime.reference import reference_robust_encoder_path
 
-_Value = TypeVar("_Value", int, float)
 _ROBUST = "robust_encoder"  # setting of the rows that have one: they can be added to the others later
 _ATTACKS = "pgd,apgd,attackvlm,m-attack,foa,apgd-ce,apgd-dlr,apgd-cw,apgd-ce-targeted"
 
@@ -60,28 +59,24 @@ def robustness(
     from fs_runtime.loading import load_smoother, resolve_device
     from fs_runtime.plots import require_matplotlib
     from fs_runtime.progress_bar import ProgressBar
+    from fs_runtime.psm.files import TrainingError, write_file
     from fs_runtime.reference import reference_model_path
     from fs_runtime.robust_encoder.storage import load_robust_encoder
 
-    if sigma <= 0:
-        raise typer.BadParameter("sigma must be positive; the row 'none' is measured without noise anyway")
-    if not 0 < confidence < 1:
-        raise typer.BadParameter("confidence lies strictly between 0 and 1, for example 0.999")
-    if radius is not None and radius <= 0:
-        raise typer.BadParameter("radius must be positive")
+    sigma = positive("sigma", sigma)  # the row 'none' is measured without noise anyway
     plan = Plan(
         attacks=choices("attacks", attacks, tuple(ATTACKS)),
         norms=choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
         sizes=numbers("sizes", sizes, float),
         samples=numbers("samples", samples, int),
-        radius=sigma / 2 if radius is None else radius,
+        radius=sigma / 2 if radius is None else positive("radius", radius),
         steps=steps,
         adaptive_steps=adaptive_steps,
         adaptive_images=adaptive_images,
         restarts=restarts,
         draws=draws,
         adaptive=adaptive,
-        confidence=confidence,
+        confidence=probability("confidence", confidence),
         seed=seed,
     )
     asked = choices("kinds", kinds, KINDS) if kinds else KINDS
@@ -120,11 +115,15 @@ def robustness(
         def report(text: str) -> None:
             progress.update(task, completed=sum(key in file.cells for key in keys), description=text)
 
-        evaluate_robustness(plan, defences, items, answerer, file, report=report)
-        report("measured")
-    cells = list(file.cells.values())
-    (output / "robustness.md").write_text(markdown(cells), encoding="utf-8")
-    (output / "robustness.csv").write_text(as_csv(cells), encoding="utf-8")
+        try:
+            evaluate_robustness(plan, defences, items, answerer, file, report=report)
+            report("measured")
+            cells = list(file.cells.values())
+            write_file(output / "robustness.md", markdown(cells).encode())
+            write_file(output / "robustness.csv", as_csv(cells).encode())
+        except TrainingError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
     if plots:
         write_plots(cells, output)
     typer.echo(f"Tables of {len(cells)} cells are in {output}.")
@@ -135,31 +134,3 @@ def robust_encoder_folder(option: str, model: str) -> Path | None:
     if option == "auto":
         return reference_robust_encoder_path() if model == "reference" else None
     return None if option == "none" else Path(option)
-
-
-def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The known words that an option lists, separated by commas.
-
-    Raises:
-        typer.BadParameter: Another word is among them.
-    """
-    chosen = tuple(part.strip() for part in text.split(","))
-    unknown = [part for part in chosen if part not in known]
-    if unknown:
-        raise typer.BadParameter(f"{option}: {', '.join(map(repr, unknown))} is not among {', '.join(known)}")
-    return chosen
-
-
-def numbers(option: str, text: str, kind: Callable[[str], _Value]) -> tuple[_Value, ...]:
-    """Positive numbers separated by commas, of the kind that an option takes.
-
-    Raises:
-        typer.BadParameter: Something else was given.
-    """
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{option} are numbers separated by commas, not {text!r}") from None
-    if any(value <= 0 for value in values):
-        raise typer.BadParameter(f"{option} must be positive")
-    return values

@@ -19,6 +19,7 @@ from fs_runtime.pictures import digest
 from fs_runtime.preprocess import ResizeCrop
 
 SCORES = "scores.jsonl"
+SMALLEST_SIDE = 11  # pixels: the window of the SSIM
 _OUTPUTS = "outputs"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fs_runtime.cli import DeviceOption, DtypeOption
-from fs_runtime.evaluation.cli import numbers
+from fs_runtime.evaluation.options import numbers
 
 if TYPE_CHECKING:
     from fs_runtime.psm.network import PsmNetwork
@@ -38,7 +38,7 @@ def evaluate_purifier(
 
     from fs_runtime.evaluation.denoisers import BM3D, DESCRIPTIONS, NOISY, purifier_denoiser
     from fs_runtime.evaluation.denoisers import baselines as classical
-    from fs_runtime.evaluation.denoising import ScoreFile, cases, measure
+    from fs_runtime.evaluation.denoising import SMALLEST_SIDE, ScoreFile, cases, measure
     from fs_runtime.evaluation.denoising_cost import measure_costs, random_encoder
     from fs_runtime.evaluation.denoising_report import write_report
     from fs_runtime.evaluation.photographs import PhotographsError, named_pictures, photographs
@@ -52,6 +52,8 @@ def evaluate_purifier(
     if taken := networks.keys() & DESCRIPTIONS.keys():
         raise typer.BadParameter(f"a purifier cannot be called {taken.pop()!r}; give it another name")
     levels, sizes = numbers("sigma", sigma, float), numbers("sides", sides, int)
+    if min(sizes) < SMALLEST_SIDE:
+        raise typer.BadParameter(f"sides must be at least {SMALLEST_SIDE}, the window of the SSIM; got {sides}")
     try:
         shown = named_pictures(pictures) if pictures else photographs()
         known, left_out = classical()

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
-from fs_runtime.evaluation.cli import choices, robust_encoder_folder
+from fs_runtime.evaluation.cli import robust_encoder_folder
+from fs_runtime.evaluation.options import LARGEST_SEED, choices, positive
 
 
 def evaluate_masking(
@@ -27,7 +28,7 @@ def evaluate_masking(
     sigma: Annotated[float, typer.Option(min=0.001, help="Noise level in pixels of [0, 1].")] = 0.25,
     steps: Annotated[int, typer.Option(min=4, help="Gradient steps of the strong attack.")] = 25,
     draws: Annotated[int, typer.Option(min=2, help="Fresh noisy copies behind each gradient of the strong one.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of pictures, targets, attacks and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of pictures, targets, attacks and noise.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Check that whatever strengthens an attack on a defence does not help the defence.
@@ -49,6 +50,7 @@ def evaluate_masking(
     names = choices("attacks", attacks, tuple(ATTACKS))
     if norm not in ("linf", "l2"):
         raise typer.BadParameter(f"norm is linf or l2, not {norm!r}")
+    size, sigma = positive("size", size), positive("sigma", sigma)
     folder = reference_model_path() if model == "reference" else Path(model)
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")

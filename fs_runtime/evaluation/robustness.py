@@ -113,6 +113,7 @@ def evaluate_robustness(
 
     Raises:
         ValueError: The first row is not the undefended model.
+        TrainingError: The disk is full or cannot be written.
     """
     if not defences or defences[0].name != UNDEFENDED:
         raise ValueError(f"the first row must be {UNDEFENDED!r}, the undefended model: fixed attacks are made on it")
@@ -252,5 +253,9 @@ class _Run:
         )
 
     def _seed(self, *parts: object) -> int:
-        """A seed that differs between purposes and is the same after a resume."""
-        return self.plan.seed * 2**40 + zlib.crc32(repr(parts).encode()) * 2**8
+        """A seed below 2**63 that differs between purposes and is the same after a resume; any seed of a plan will do.
+
+        What a large seed of a plan has above its low 23 bits goes into the hash.
+        """
+        high, low = divmod(self.plan.seed, 2**23)
+        return low * 2**40 + zlib.crc32(repr(parts).encode(), high) * 2**8

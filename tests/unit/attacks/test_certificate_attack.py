@@ -82,7 +82,10 @@ def test_command():
     assert "No attack got below a certified bound." in table.output
 
 
-@pytest.mark.parametrize("options", ["--ratios a,b", "--ratios 0", "--sigma 0", "--confidence 1"])
+BAD_OPTIONS = ["--ratios a,b", "--ratios 0", "--ratios nan", "--sigma 0", "--sigma nan", "--confidence 1"]
+
+
+@pytest.mark.parametrize("options", [*BAD_OPTIONS, f"--seed {2**64}"])
 def test_command_names_bad_options(options):
     done = CliRunner().invoke(app, ["evaluate", "certificate-attack", *options.split()])
     assert done.exit_code == 2

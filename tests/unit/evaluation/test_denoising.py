@@ -205,6 +205,7 @@ def test_the_command_measures_a_folder(pictures: dict[str, NDArray[np.uint8]], t
     for extra, words in (
         (["--purifier", str(tmp_path / "mine")], "two are called 'mine'"),
         (["--sigma", "0"], "must be positive"),
+        (["--sides", "10"], "sides must be at least 11"),
         (["--pictures", str(tmp_path / "out" / "outputs" / "none")], "is not a folder"),
     ):
         failed = CliRunner().invoke(app, arguments + extra)

@@ -48,6 +48,9 @@ def test_masked_gradients_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
         (["--row", "FS + magic"], "'FS + magic' is not among"),
         (["--psm", "none"], "there is no purifier and no mapper"),
         (["--images", "1"], "--images"),
+        (["--size", "inf"], "size must be positive and finite"),
+        (["--sigma", "inf"], "sigma must be positive and finite"),
+        (["--seed", str(2**64)], "--seed"),
     ],
 )
 def test_mistakes_are_explained(wrong: list[str], says: str) -> None:

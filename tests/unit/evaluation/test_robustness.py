@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import zlib
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.intervals import mean, proportion
 from fs_runtime.evaluation.report import as_csv, markdown
-from fs_runtime.evaluation.robustness import Plan, evaluate_robustness
+from fs_runtime.evaluation.robustness import Plan, _Run, evaluate_robustness
 from tests.commands import app
 
 SETTINGS = {"images": 4}
@@ -240,6 +241,33 @@ def test_command(tmp_path):
     assert torch.is_grad_enabled()
 
 
+def test_command_says_what_it_cannot_write(tmp_path):
+    (tmp_path / "attacked").touch()  # where a folder should be
+    options = "--images 2 --samples 1 --attacks apgd --norms linf --sizes 8 --steps 1 --rows FS --no-adaptive"
+    options += " --no-plots --device cpu --psm none --robust-encoder none"
+    done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path), *options.split()])
+    assert done.exit_code == 2, done.output
+    assert "cannot write" in done.output
+
+
+@pytest.mark.parametrize("seed", [2**24, 2**100])
+def test_any_seed_will_do(seed, defences, items, answerer, tmp_path):
+    file = CellFile(tmp_path / "cells.jsonl", SETTINGS)
+    plan = Plan(attacks=(), norms=(), sizes=(), samples=(2,), radius=0.05, seed=seed)
+    evaluate_robustness(plan, defences, items[:2], answerer, file)
+    assert set(file.cells) == {key for defence in defences for key in plan.cells(defence)}
+
+
+def test_small_seeds_stay_what_they_were_and_large_ones_differ():
+    def made(seed: int) -> int:
+        return _Run(dataclasses.replace(PLAN, seed=seed), [], None, None, 1, print)._seed("noise", "FS", 4)
+
+    assert made(3) == 3 * 2**40 + zlib.crc32(b"('noise', 'FS', 4)") * 2**8
+    seeds = [made(seed) for seed in (3, 3 + 2**23, 3 + 2**24, 3 + 2**40, 2**23 - 1)]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**63
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -247,10 +275,16 @@ def test_command(tmp_path):
         ("--norms l1", "norms"),
         ("--kinds taste", "kinds"),
         ("--sizes 0", "sizes"),
+        ("--sizes 8,nan", "sizes"),
+        ("--sizes inf", "sizes"),
         ("--samples x", "samples"),
         ("--sigma 0", "sigma"),
+        ("--sigma nan", "sigma"),
+        ("--sigma inf", "sigma"),
         ("--confidence 1", "confidence"),
+        ("--confidence nan", "confidence"),
         ("--radius 0", "radius"),
+        ("--radius nan", "radius"),
     ],
 )
 def test_command_names_bad_options(options, message, tmp_path):
