@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fs_runtime.attacks.answer_loss import IGNORED
+from fs_runtime.encoders.checkpoint import Checkpoint, fingerprint
 from fs_runtime.reference.evaluate import load_model
 
 _MAX_NEW_TOKENS = 64
@@ -27,7 +30,26 @@ class Answerer:
     def __init__(self, folder: Path, device: str = "cpu", batch_size: int = 64) -> None:
         self._model, self._processor = load_model(folder, device)
         self._model.requires_grad_(False)
+        self._checkpoint = Checkpoint(folder)
         self._batch_size = batch_size
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that answers depend on beside the embeddings, as ``sha256:<hex>``.
+
+        That is the language model's weights, as loaded, the configurations of model and generation, the tokenizer and
+        the chat template. It takes about a second for each GB.
+        """
+        tokenizer = json.loads(self._processor.tokenizer.backend_tokenizer.to_str())
+        for passing in ("padding", "truncation"):  # these tell of the last call
+            del tokenizer[passing]
+        read = {
+            "config": self._checkpoint.config(),
+            "generation": self._checkpoint.json("generation_config.json"),
+            "tokenizer": tokenizer,
+            "template": self._processor.chat_template,
+        }
+        return fingerprint(read, self._model.model.language_model, self._model.lm_head)
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[str], embeddings: Tensor) -> list[str]:

@@ -104,6 +104,7 @@ def robustness(
             del common[name]
         parts = {"encoder": encoder, "purifier": smoother.purifier, "mapper": smoother.mapper, _ROBUST: robust}
         fingerprints = {name: part.fingerprint if part else None for name, part in parts.items()}
+        fingerprints["language_model"] = answerer.fingerprint
         settings = common | {"images": images, "kinds": asked, "sigma": sigma} | fingerprints
         file = CellFile(output / "cells.jsonl", settings, of_some_rows=(_ROBUST,))
     except ValueError as error:

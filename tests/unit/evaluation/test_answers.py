@@ -1,8 +1,12 @@
 """Answers from embeddings are those of the whole model, and items are what they claim to be."""
 
+import shutil
+
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from fs_runtime.evaluation.answers import Answerer
 from fs_runtime.evaluation.defences import serve_images
 from fs_runtime.evaluation.items import KINDS, evaluation_items
 from fs_runtime.reference import reference_model_path
@@ -35,6 +39,28 @@ def test_items_repeat_with_the_seed(items, defences, answerer):
     assert [(i.question, i.answer, i.target_answer) for i in again] == [
         (i.question, i.answer, i.target_answer) for i in items
     ]
+
+
+def test_the_fingerprint_is_that_of_the_language_part(answerer, tmp_path):
+    """It is the same wherever the model lies and whatever was asked before; any change of the language part shows."""
+    model = tmp_path / "model"
+    shutil.copytree(reference_model_path(), model)
+    assert Answerer(model).fingerprint == answerer.fingerprint
+    weights = load_file(model / "model.safetensors")
+    (tower,) = [name for name in weights if name.endswith("vision_model.pre_layrnorm.weight")]
+    (last,) = [name for name in weights if name.endswith("language_model.model.norm.weight")]
+    for name, same in ((tower, True), (last, False)):
+        save_file(weights | {name: weights[name] * 1.01}, model / "model.safetensors", {"format": "pt"})
+        assert (Answerer(model).fingerprint == answerer.fingerprint) == same
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    for file, old, new in (
+        ("generation_config.json", '"max_new_tokens": 64', '"max_new_tokens": 63'),
+        ("chat_template.jinja", "{#- Text", "{#- The text"),
+    ):
+        text = (model / file).read_text()
+        (model / file).write_text(text.replace(old, new, 1))
+        assert Answerer(model).fingerprint != answerer.fingerprint
+        (model / file).write_text(text)
 
 
 def test_more_images_than_digits(defences, answerer):

@@ -228,7 +228,7 @@ def test_the_undefended_row_comes_first(defences, items, answerer, tmp_path):
         evaluate_robustness(PLAN, defences[1:], items, answerer, CellFile(tmp_path / "c.jsonl", SETTINGS))
 
 
-def test_command(tmp_path):
+def test_command(answerer, tmp_path):
     options = "--images 4 --samples 2 --attacks apgd --norms linf --sizes 8 --steps 2 --draws 2 --no-plots --device cpu"
     options += " --psm none --robust-encoder none"
     done = CliRunner().invoke(app, ["evaluate", "robustness", str(tmp_path), *options.split()])
@@ -237,6 +237,7 @@ def test_command(tmp_path):
     assert "## apgd, ℓ∞, ε = 8/255" in (tmp_path / "robustness.md").read_text()
     head = json.loads((tmp_path / "cells.jsonl").read_text().splitlines()[0])
     assert head["settings"]["images"] == 4
+    assert head["settings"]["language_model"] == answerer.fingerprint
     assert (tmp_path / "robustness.csv").is_file()
     assert torch.is_grad_enabled()
 
