@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,10 +104,10 @@ class CellFile:
         if contents != text:
             write_file(path, contents.encode())
 
-    def attacked(self, source: str, attack: str, norm: Norm, size: float, start: int) -> Path:
-        """Where the images attacked on the row ``source`` are kept, from item ``start`` on."""
-        name = "-".join((source.replace(" ", ""), attack, norm, f"{size:g}", f"{start:04}"))
-        return self._path.parent / "attacked" / f"{name}.safetensors"
+    def attacked(self, name: str, settings: dict[str, Any]) -> Path:
+        """Where attacked images are kept that were made under such settings: other settings have another place."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return self._path.parent / "attacked" / f"{name}-{digest[:16]}.safetensors"
 
     def add(self, cell: Cell) -> None:
         """Keeps a finished cell; it is on disk when this returns.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fs_runtime.attacks import ATTACKS, Attack, FeaturePipeline, Norm, run_attac
 from fs_runtime.attacks.similarity import token_cosine
 from fs_runtime.certificate import tight_similarity
 from fs_runtime.evaluation.answers import Answerer
+from fs_runtime.evaluation.attack_settings import attack_settings
 from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.defences import UNDEFENDED, Defence, ServedImages, serve_images
 from fs_runtime.evaluation.intervals import mean, proportion
@@ -164,7 +166,10 @@ class _Run:
         self._clean: dict[tuple[str, int], _Outcome] = {}
 
     def attacked(self, source: Defence, name: str, norm: Norm, size: float) -> Tensor:
-        """``(B, C, H, W)`` images attacked on a row: all of them, or as many as an adaptive cell has."""
+        """``(B, C, H, W)`` images attacked on a row: all of them, or as many as an adaptive cell has.
+
+        Those that were made before under the same settings are taken from disk, whatever happened to the cells.
+        """
         adaptive = source.name != UNDEFENDED
         attack = self.plan.attack(name, adaptive=adaptive)
         count = self.plan.adaptive_images if adaptive else None
@@ -172,12 +177,17 @@ class _Run:
         for start in range(0, len(self.items[:count]), _ATTACKED_AT_ONCE):
             self.report(f"{name} {norm} {size:g}/255 on {source.name}, from image {start + 1}")
             items = self.items[:count][start : start + _ATTACKED_AT_ONCE]
-            path = self.file.attacked(source.name, name, norm, size, start)
+            settings = attack_settings(
+                source, attack, norm, size, items, self.answerer, draws=self.plan.draws, seed=self.plan.seed
+            )
+            label = "-".join((source.name.replace(" ", ""), name, norm, f"{size:g}", f"{start:04}"))
+            path = self.file.attacked(label, settings)
             if path.exists():
                 found = load_file(path)["images"]
             else:
-                found = self._attack(source, attack, norm, size, items, self._seed("attack", path.name)).cpu()
-                write_file(path, save({"images": found}))
+                seed = self._seed("attack", f"{label}.safetensors")
+                found = self._attack(source, attack, norm, size, items, seed).cpu()
+                write_file(path, save({"images": found}, {"settings": json.dumps(settings)}))
             parts.append(found)
         return torch.cat(parts)
 

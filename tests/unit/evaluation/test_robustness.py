@@ -3,16 +3,23 @@
 import csv
 import dataclasses
 import json
+import shutil
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from fs_runtime.attacks import ATTACKS
+from fs_runtime.evaluation import robustness
+from fs_runtime.evaluation.attack_settings import attack_settings
 from fs_runtime.evaluation.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.intervals import mean, proportion
 from fs_runtime.evaluation.report import as_csv, markdown
 from fs_runtime.evaluation.robustness import Plan, _Run, evaluate_robustness
+from fs_runtime.smoothing import Smoother
 from tests.commands import app
 
 SETTINGS = {"images": 4}
@@ -103,19 +110,86 @@ def test_settings_of_some_rows_may_come_later(tmp_path):
 def test_attacked_images_are_kept(evaluated, defences, items, answerer, tmp_path):
     """Cells that are lost are measured again from the same images, without another attack."""
     file, _ = evaluated
-    kept = sorted((file._path.parent / "attacked").iterdir())
-    assert [path.name for path in kept if "none" in path.name] == [
-        "none-attackvlm-l2-16-0000.safetensors",
-        "none-pgd-l2-16-0000.safetensors",
-    ]
-    (tmp_path / "attacked").mkdir()
-    for path in kept:
-        (tmp_path / "attacked" / path.name).write_bytes(path.read_bytes())
+    made = attacked(file._path.parent)
+    labels = ["FS-attackvlm-l2-16-0000", "FS-pgd-l2-16-0000", "none-attackvlm-l2-16-0000", "none-pgd-l2-16-0000"]
+    assert [name.rpartition("-")[0] for name in made] == labels
+    shutil.copytree(file._path.parent / "attacked", tmp_path / "attacked")
+    kept = attacked(tmp_path)
     again = CellFile(tmp_path / "cells.jsonl", SETTINGS)
-    plan = dataclasses.replace(PLAN, steps=10**9)  # an attack would not end
-    evaluate_robustness(plan, defences, items, answerer, again)
+    evaluate_robustness(PLAN, defences, items, answerer, again)
+    assert attacked(tmp_path) == kept
     same = {key: dataclasses.replace(value, seconds=0) for key, value in again.cells.items()}
     assert same == {key: dataclasses.replace(value, seconds=0) for key, value in file.cells.items()}
+
+
+def attacked(folder: Path) -> dict[str, int]:
+    """Files of attacked images with the time of their last change."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted((folder / "attacked").iterdir())}
+
+
+@pytest.mark.parametrize(
+    ("change", "made_anew"),
+    [
+        ({"samples": (2,), "adaptive_images": 4, "confidence": 0.9, "radius": 0.1}, []),
+        ({"draws": 3}, ["FS"]),
+        ({"steps": 5}, ["FS", "none"]),
+    ],
+)
+def test_attacked_images_of_other_settings_are_not_used(
+    change, made_anew, evaluated, defences, items, answerer, tmp_path
+):
+    """Without their cells nothing else tells which settings they are of; n and what is reported do not matter."""
+    shutil.copytree(evaluated[0]._path.parent / "attacked", tmp_path / "attacked")
+    kept = attacked(tmp_path)
+    plan = dataclasses.replace(PLAN, attacks=("pgd",), samples=(1,))
+    file = CellFile(tmp_path / "cells.jsonl", SETTINGS)
+    evaluate_robustness(dataclasses.replace(plan, **change), defences, items, answerer, file)
+    now = attacked(tmp_path)
+    assert kept.items() <= now.items()
+    assert sorted(name.partition("-")[0] for name in now.keys() - kept.keys()) == made_anew
+
+
+def test_attacked_images_of_other_items_are_not_used(evaluated, defences, items, answerer, monkeypatch, tmp_path):
+    """Parts of the same items are shared by runs with fewer and with more; a part that has grown is made anew."""
+    monkeypatch.setattr(robustness, "_ATTACKED_AT_ONCE", 2)
+    plan = dataclasses.replace(PLAN, attacks=("pgd",), samples=(1,), adaptive=False)
+    labels = []
+    for run, asked in enumerate((items[:3], items, items[::-1])):
+        file = CellFile(tmp_path / "cells.jsonl", SETTINGS)
+        evaluate_robustness(plan, defences, asked, answerer, file)
+        assert {cell.images for cell in file.cells.values()} == {len(asked)}
+        labels.append(sorted(name.rpartition("-")[0][-4:] for name in attacked(tmp_path)))
+        (tmp_path / "cells.jsonl").rename(tmp_path / f"{run}.jsonl")
+    assert labels == [["0000", "0002"], ["0000", "0002", "0002"], ["0000", "0000", "0002", "0002", "0002"]]
+
+
+def test_what_an_attack_depends_on(defences, items, answerer):
+    undefended, row = defences
+    encoder, other = row.smoother.encoder, SimpleNamespace(fingerprint="other")
+
+    def differing(name="pgd", first=row, second=row, *, steps=(6, 6), restarts=(1, 1), **changes):
+        attacks = (ATTACKS[name](steps=s, restarts=r) for s, r in zip(steps, restarts, strict=True))
+        options = {"answerer": answerer, "draws": 8, "seed": 0}
+        one, two = (
+            json.loads(json.dumps(attack_settings(source, attack, "l2", 16.0, items, **used)))
+            for source, attack, used in zip((first, second), attacks, (options, options | changes), strict=True)
+        )
+        return [key for key in one if one[key] != two[key]]
+
+    parts = {
+        "encoder": Smoother(encoder.with_tower(encoder.tower)),
+        "purifier": Smoother(encoder, other),
+        "mapper": Smoother(encoder, None, other),
+    }
+    for part, smoother in parts.items():
+        assert differing(second=dataclasses.replace(row, smoother=smoother)) == [part]
+    assert differing(second=dataclasses.replace(row, sigma=0.2)) == ["sigma"]
+    assert differing(steps=(6, 7)) == differing(restarts=(1, 2)) == ["attack"]
+    assert differing(seed=1) == ["seed"]
+    assert differing(draws=3) == ["draws"]
+    assert differing(first=undefended, second=undefended, draws=3) == []
+    assert differing("apgd-ce", answerer=other) == ["language_model"]
+    assert differing("pgd", answerer=other) == []
 
 
 def test_a_file_of_something_else(tmp_path):
