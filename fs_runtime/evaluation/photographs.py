@@ -48,7 +48,7 @@ def photographs() -> dict[str, _Picture]:
 
 
 def named_pictures(folder: Path) -> dict[str, _Picture]:
-    """The pictures of a folder and its subfolders, by their path in it.
+    """The pictures of a folder and its subfolders, by their path in it, such as ``holidays/beach.png``.
 
     Raises:
         PhotographsError: There are none that can be read.
@@ -57,5 +57,4 @@ def named_pictures(folder: Path) -> dict[str, _Picture]:
         found = folder_pictures(folder)
     except TrainingError as error:
         raise PhotographsError(str(error)) from None
-    names = [path.relative_to(folder).as_posix().replace("/", "-") for path in found.paths]
-    return {name: found[index] for index, name in enumerate(names)}
+    return {path.relative_to(folder).as_posix(): found[index] for index, path in enumerate(found.paths)}

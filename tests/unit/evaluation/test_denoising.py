@@ -187,11 +187,26 @@ def test_costs_are_beside_the_encoders(encoder: VisionEncoder) -> None:
     assert f"| 32 | {large.parameters:,} |" in markdown([a_score("a", BM3D, 20)], costs)
 
 
+def test_pictures_of_a_folder_are_told_apart(pictures: dict[str, NDArray[np.uint8]], tmp_path: Path) -> None:
+    """Each has a name of its own, and its outputs have places of their own."""
+    paths = dict(zip(("a/b.png", "a-b.png", "a-/b.png"), pictures.values(), strict=True))
+    for path, pixels in paths.items():
+        (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / path)
+    found = named_pictures(tmp_path / "in")
+    assert found.keys() == paths.keys()
+    assert all(np.array_equal(found[path], pixels) for path, pixels in paths.items())
+    file = ScoreFile(tmp_path / "out")
+    scores = measure(found, cases(found, [SIDE], [0.1], 1), [identity(NOISY)], file)
+    assert len({file.output(score) for score in scores}) == 3
+    assert all(file.output(score).is_file() for score in scores)
+
+
 def test_the_command_measures_a_folder(pictures: dict[str, NDArray[np.uint8]], tmp_path: Path) -> None:
     (tmp_path / "pictures" / "deep").mkdir(parents=True)
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(tmp_path / "pictures" / "deep" / f"{name}.png")
-    assert set(named_pictures(tmp_path / "pictures")) == {f"deep-{name}.png" for name in pictures}
+    assert set(named_pictures(tmp_path / "pictures")) == {f"deep/{name}.png" for name in pictures}
     save_purifier(
         tmp_path / "mine", UNetPurifier(UNetConfig(widths=(8,))), {"sigma": {"served": 0.25, "trained": [0.1, 0.5]}}
     )
