@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
+from fs_runtime.cli import DeviceOption, ModelOption, PsmOption, checkpoint_of
 from fs_runtime.evaluation.options import choices, numbers, positive, probability
 from fs_runtime.reference import reference_robust_encoder_path
 
@@ -60,7 +60,6 @@ def robustness(
     from fs_runtime.plots import require_matplotlib
     from fs_runtime.progress_bar import ProgressBar
     from fs_runtime.psm.files import TrainingError, write_file
-    from fs_runtime.reference import reference_model_path
     from fs_runtime.robust_encoder.storage import load_robust_encoder
 
     sigma = positive("sigma", sigma)  # the row 'none' is measured without noise anyway
@@ -83,7 +82,7 @@ def robustness(
     console = Console(stderr=True)
     if plots:
         require_matplotlib()
-    folder = reference_model_path() if model == "reference" else Path(model)
+    folder = Path(checkpoint_of(model))
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")
     encoder = smoother.encoder

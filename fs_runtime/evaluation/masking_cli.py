@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fs_runtime.cli import DeviceOption, ModelOption, PsmOption
+from fs_runtime.cli import DeviceOption, ModelOption, PsmOption, checkpoint_of
 from fs_runtime.evaluation.cli import robust_encoder_folder
 from fs_runtime.evaluation.options import LARGEST_SEED, choices, positive
 
@@ -44,14 +44,13 @@ def evaluate_masking(
     from fs_runtime.evaluation.items import evaluation_items
     from fs_runtime.evaluation.problem import AttackProblem
     from fs_runtime.loading import load_smoother, resolve_device
-    from fs_runtime.reference import reference_model_path
     from fs_runtime.robust_encoder.storage import load_robust_encoder
 
     names = choices("attacks", attacks, tuple(ATTACKS))
     if norm not in ("linf", "l2"):
         raise typer.BadParameter(f"norm is linf or l2, not {norm!r}")
     size, sigma = positive("size", size), positive("sigma", sigma)
-    folder = reference_model_path() if model == "reference" else Path(model)
+    folder = Path(checkpoint_of(model))
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")
     trained = robust_encoder_folder(robust_encoder, model)

@@ -69,20 +69,12 @@ class Plan:
 
     def cells(self, defence: Defence) -> list[CellKey]:
         """All cells of a row, in no particular order."""
-        sources = {source.name for source in self.sources(defence)}
+        adaptive = (False, True) if self.adaptive and defence.name != UNDEFENDED else (False,)
         counts = self.samples if defence.sigma > 0 else (1,)
         keys = [CellKey(defence.name, NO_ATTACK, None, 0.0, False, n) for n in counts]
         for attack, norm, size in self.attacked():
-            keys += [
-                CellKey(defence.name, attack, norm, size, source != UNDEFENDED, n) for source in sources for n in counts
-            ]
+            keys += [CellKey(defence.name, attack, norm, size, kind, n) for kind in adaptive for n in counts]
         return keys
-
-    def sources(self, defence: Defence) -> Iterator[Defence]:
-        """Rows on which the attacks against this row are made; the undefended model by its name only."""
-        yield Defence(UNDEFENDED, defence.smoother, 0.0)
-        if self.adaptive and defence.name != UNDEFENDED:
-            yield defence
 
     def attacked(self) -> Iterator[tuple[str, Norm, float]]:
         """Attack, norm and size of every attack."""
