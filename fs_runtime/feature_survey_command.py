@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,8 @@ def evaluate_features(
     from fs_runtime.psm.files import TrainingError
     from fs_runtime.smoothing import FeatureMap
 
+    if sigma is not None and not math.isfinite(sigma):
+        raise typer.BadParameter(f"sigma must be finite, not {sigma}")
     if output is not None and not output.is_dir():
         raise typer.BadParameter(f"{output} is not a folder", param_hint="--output")
     try:

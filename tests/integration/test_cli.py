@@ -165,6 +165,7 @@ def test_a_variable_that_is_misspelt_starts_nothing() -> None:
         (["bench", "bets", "--sigmas", "0"], "above 0"),
         (["evaluate", "features", "--images", "/no/such/folder"], "is not a folder"),
         (["evaluate", "features", "--output", "/no/such/folder"], "is not a folder"),
+        (["evaluate", "features", "--sigma", "inf"], "sigma must be finite"),
         (["nonsense"], "nonsense"),
     ],
 )
