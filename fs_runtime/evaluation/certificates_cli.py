@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fs_runtime.cli import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, checkpoint_of
-from fs_runtime.evaluation.options import positive, probability
+from fs_runtime.evaluation.options import check_folder, positive, probability
 from fs_runtime.progress_bar import ProgressBar
 
 _PICTURES_SEED = (9_000_001, 1)  # training draws its scenes from other seeds
@@ -42,6 +42,8 @@ def evaluate_certificates(
     from fs_runtime.reference.scenes import render, sample_scene
 
     confidence, sigma = probability("confidence", confidence), positive("sigma", sigma)
+    check_folder("markdown", markdown)
+    check_folder("plot", plot)
     if plot is not None:
         require_matplotlib()
     checkpoint = checkpoint_of(model)

@@ -10,7 +10,7 @@ import typer
 
 from fs_runtime.cli import DeviceOption, ModelOption, PsmOption, checkpoint_of
 from fs_runtime.evaluation.cli import robust_encoder_folder
-from fs_runtime.evaluation.options import LARGEST_SEED, choices, positive
+from fs_runtime.evaluation.options import LARGEST_SEED, check_folder, choices, positive
 
 
 def evaluate_masking(
@@ -49,6 +49,7 @@ def evaluate_masking(
     names = choices("attacks", attacks, tuple(ATTACKS))
     if norm not in ("linf", "l2"):
         raise typer.BadParameter(f"norm is linf or l2, not {norm!r}")
+    check_folder("output", output)
     size, sigma = positive("size", size), positive("sigma", sigma)
     folder = Path(checkpoint_of(model))
     device = resolve_device(device)

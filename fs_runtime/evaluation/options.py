@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import typer
@@ -48,6 +49,16 @@ def positive(option: str, value: _Value) -> _Value:
     if not 0 < value < math.inf:
         raise typer.BadParameter(f"{option} must be positive and finite, not {value}")
     return value
+
+
+def check_folder(option: str, file: Path | None) -> None:
+    """Checks before a measurement that what it finds can be written.
+
+    Raises:
+        typer.BadParameter: The file that the option names lies in a folder that does not exist.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise typer.BadParameter(f"{option}: the folder {file.parent} does not exist")
 
 
 def probability(option: str, value: float) -> float:

@@ -95,7 +95,16 @@ def test_command(tmp_path: Path) -> None:
         assert image.width > 1000
 
 
-@pytest.mark.parametrize(("option", "value"), [("--confidence", "1"), ("--sigma", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--confidence", "1"),
+        ("--sigma", "0"),
+        ("--sigma", "nan"),
+        ("--markdown", "/no/such/folder/tables.md"),
+        ("--plot", "/no/such/folder/plot"),
+    ],
+)
 def test_command_refuses(option: str, value: str) -> None:
     result = CliRunner().invoke(app, ["evaluate", "certificates", option, value])
     assert result.exit_code == 2

@@ -48,6 +48,7 @@ def test_masked_gradients_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
         (["--row", "FS + magic"], "'FS + magic' is not among"),
         (["--psm", "none"], "there is no purifier and no mapper"),
         (["--images", "1"], "--images"),
+        (["--output", "/no/such/folder/masking.md"], "the folder /no/such/folder does not exist"),
         (["--size", "inf"], "size must be positive and finite"),
         (["--sigma", "inf"], "sigma must be positive and finite"),
         (["--seed", str(2**64)], "--seed"),
