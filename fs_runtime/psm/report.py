@@ -9,23 +9,32 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from fs_runtime.progress_bar import ProgressBar
+from fs_runtime.psm.events import EventFile
+from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.progress import Progress
 
 
 class RunReport:
-    """Shows each step as it is done.
+    """Shows each step as it is done. A disk that is full ends the logs, with a warning, and not the training.
 
     Args:
         logs: Folder for the TensorBoard logs.
         console: Where the bar is drawn.
         shown: False on all processes but the main one, which then write nothing.
+
+    Raises:
+        TrainingError: The folder cannot be made.
     """
 
     def __init__(self, logs: Path, console: Console, *, shown: bool) -> None:
-        self._logs, self._shown = logs, shown
+        self._logs, self._console = logs, console
+        if shown:
+            try:
+                logs.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrainingError(f"cannot write {logs}: {error.strerror or error}") from error
         self._bar = ProgressBar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -36,7 +45,8 @@ class RunReport:
             disable=not shown,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._writer: SummaryWriter | None = None
+        self._events: EventFile | None = None
+        self._logging = shown
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -46,8 +56,8 @@ class RunReport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if self._writer:
-            self._writer.close()
+        if self._events:
+            self._events.close()
 
     def step(self, progress: Progress) -> None:
         """Shows a step."""
@@ -57,8 +67,19 @@ class RunReport:
                 progress.stage, total=progress.steps, loss=progress.loss, score=score
             )
         self._bar.update(self._tasks[progress.stage], completed=progress.step, loss=progress.loss, score=score)
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self._logs))
-        self._writer.add_scalar(f"{progress.stage}/loss", progress.loss, progress.step)
+        if not self._logging:
+            return
+        try:
+            self._log(progress)
+        except OSError as error:
+            self._logging = False
+            self._console.print(
+                f"no more logs for TensorBoard in {self._logs}: {error.strerror or error}; training goes on",
+                markup=False,
+            )
+
+    def _log(self, progress: Progress) -> None:
+        self._events = self._events or EventFile(self._logs)
+        self._events.add(f"{progress.stage}/loss", progress.loss, progress.step)
         if not math.isnan(progress.score):
-            self._writer.add_scalar(f"{progress.stage}/score", progress.score, progress.step)
+            self._events.add(f"{progress.stage}/score", progress.score, progress.step)
