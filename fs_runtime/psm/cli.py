@@ -109,13 +109,15 @@ def _run(
     workers: int | None,
     checkpoint_every: int,
 ) -> None:
+    import torch
+
     from fs_runtime.psm.command import open_run
     from fs_runtime.psm.storage import load_psm
     from fs_runtime.psm.train import train_psm
 
     with open_run(model, images, output, device, settings.precision, workers) as run:
-        start = load_psm(start_from, run.encoder) if start_from else None
-        first = start.purifier.float() if start else _purifier(purifier, settings.seed)
+        start = load_psm(start_from, run.encoder, torch.float32) if start_from else None
+        first = start.purifier if start else _purifier(purifier, settings.seed)
         parts = {"purifier": first, "mapper": start.mapper if start else None}
         started_from = {name: part.fingerprint for name, part in parts.items() if part and part.fingerprint}
         if started_from:
@@ -126,7 +128,7 @@ def _run(
             run.pictures,
             output,
             settings,
-            mapper=start.mapper.float() if start and start.mapper else None,
+            mapper=start.mapper if start else None,
             facts=run.facts,
             accelerator=run.accelerator,
             workers=run.workers,

@@ -100,12 +100,13 @@ def save_purifier(folder: Path, purifier: PsmNetwork, facts: dict[str, Any]) -> 
     return _write_card(folder, {"encoder": ANY_ENCODER, "purifier": described, "mapper": None}, facts)
 
 
-def load_psm(folder: str | Path, encoder: VisionEncoder) -> Psm:
-    """Loads a PSM onto the encoder's device, with the encoder's arithmetic.
+def load_psm(folder: str | Path, encoder: VisionEncoder, dtype: torch.dtype | None = None) -> Psm:
+    """Loads a PSM onto the encoder's device.
 
     Args:
         folder: Written by :func:`save_psm` or :func:`save_purifier`.
         encoder: The encoder it is to be used with.
+        dtype: Of the weights; the encoder's by default. Float32 keeps them as they were stored.
 
     Raises:
         PsmError: It was made for another encoder, is incomplete or damaged, or needs a package that is not installed.
@@ -132,7 +133,7 @@ def load_psm(folder: str | Path, encoder: VisionEncoder) -> Psm:
         raise PsmError(f"{folder / CARD} lacks or distorts {error}; copy the PSM again") from error
     for module in (purifier, mapper):
         if module is not None:
-            _settle(module, encoder.device, encoder.dtype)
+            _settle(module, encoder.device, dtype or encoder.dtype)
     return Psm(purifier, mapper, sigma, facts, card)
 
 

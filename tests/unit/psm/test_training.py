@@ -15,7 +15,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from fs_runtime.attacks import ThreatModel
 from fs_runtime.attacks.inner import feature_distance, worst_case
@@ -183,6 +183,18 @@ def test_a_finished_psm_can_be_trained_further(encoder: VisionEncoder, whole: Pa
         train(encoder, tmp_path, still)
 
 
+def test_training_further_in_bfloat16_starts_from_the_weights_as_they_are(
+    tiny_llava: Path, images: Path, whole: Path, tmp_path: Path
+) -> None:
+    arguments = command(tiny_llava, images, tmp_path / "further", "--start-from", str(whole), "--precision", "bfloat16")
+    done = run(
+        *arguments, "--purifier-epochs", "0", "--mapper-epochs", "0"
+    )  # not in this process: accelerate has one precision in each
+    assert done.returncode == 0, done.stderr
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "further").items())
+
+
 def test_another_run_is_not_continued(encoder: VisionEncoder, whole: Path) -> None:
     other = dataclasses.replace(SETTINGS, sigma=(0.5,))
     with pytest.raises(TrainingError, match=r"sigma: \[0.25, 0.1, 0.35\] there, \[0.5\] now.*another --output"):
@@ -205,7 +217,7 @@ def command(model: Path, images: Path, output: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "server.cli", "train", "psm", "--model", str(model), "--images", str(images),
         "--output", str(output), "--batch-size", "4", "--purifier-epochs", "3", "--mapper-epochs", "1",
-        "--mapper-width", "16", "--checkpoint-every", "1", "--device", "cpu", *more,
+        "--checkpoint-every", "1", "--device", "cpu", *more,
     ]  # fmt: skip
 
 
@@ -276,10 +288,15 @@ def test_two_processes_do_what_one_does(tiny_llava: Path, images: Path, tmp_path
     assert apart < 0.1 * moved  # rounding, which AdamW makes larger where a gradient is tiny
 
 
-def test_mistakes_are_explained(tiny_llava: Path, images: Path, tmp_path: Path) -> None:
+def invoke(arguments: list[str]) -> Result:
+    """Runs a command of :func:`command` in this process."""
     application = typer.Typer()
     application.command("psm")(train_command)
     application.command("other")(lambda: None)  # a second command, so that the first needs its name
+    return CliRunner().invoke(application, arguments[4:])
+
+
+def test_mistakes_are_explained(tiny_llava: Path, images: Path, tmp_path: Path) -> None:
     for arguments, words in (
         (command(tiny_llava, tmp_path / "none", tmp_path / "out"), "is not a folder"),
         (command(tiny_llava, images, tmp_path / "out", "--sigma", "much"), "separated by commas"),
@@ -287,7 +304,7 @@ def test_mistakes_are_explained(tiny_llava: Path, images: Path, tmp_path: Path) 
         (command(tiny_llava, images, tmp_path / "out", "--batch-size", "30"), "too few"),
         (command(tiny_llava, images, tmp_path / "out", "--purifier", str(images)), "UNet2DModel"),
     ):
-        done = CliRunner().invoke(application, arguments[4:])
+        done = invoke(arguments)
         assert done.exit_code == 2, done.output
         assert words in done.output
         assert not (tmp_path / "out" / "card.json").exists()
