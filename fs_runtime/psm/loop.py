@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from fs_runtime.encoders import VisionEncoder
@@ -184,6 +184,13 @@ class TrainingLoop:
         values = sample(self._batch_size, *shape, generator=generator, device=self._encoder.device)
         return values[self._mine]
 
+    def average(self, x: Tensor) -> Tensor:
+        """Mean of a tensor over all processes, with gradients. All processes must ask for the same means in order."""
+        if self._accelerator.num_processes == 1:
+            return x
+        mean: Tensor = _ProcessMean.apply(x)  # type: ignore[no-untyped-call]
+        return mean
+
     def _generator(self, stage: str, step: int) -> torch.Generator:
         words = (self._seed, self._stages.index(stage), step)
         seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
@@ -202,3 +209,21 @@ class TrainingLoop:
         if self._accelerator.is_main_process:
             write_checkpoint(self._path, checkpoint, self.identity)
         self._accelerator.wait_for_everyone()
+
+
+class _ProcessMean(torch.autograd.Function):
+    """Mean over all processes. Its adjoint is itself: each process's loss depends on a share of every other's value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _mean_over_processes(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _mean_over_processes(gradient)
+
+
+def _mean_over_processes(x: Tensor) -> Tensor:
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()

@@ -8,6 +8,7 @@ scalar. Pixels are in [0, 1], ``(B, C, H, W)``; features are ``(B, T, D)``; nois
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,11 +57,22 @@ def robustness_loss(features: Tensor, clean: Tensor) -> Tensor:
     return 1 - functional.cosine_similarity(features.float(), clean.float(), dim=-1).mean()
 
 
-def statistics_loss(features: Tensor, clean: Tensor) -> Tensor:
-    """l_stats = Σ_d (μ̂_d − μ_d)² + (σ̂_d − σ_d)², over the batch's tokens; d counts the feature channels."""
-    std, mean = torch.std_mean(features.float().flatten(0, -2), dim=0, correction=0)
-    clean_std, clean_mean = torch.std_mean(clean.float().flatten(0, -2), dim=0, correction=0)
-    return (mean - clean_mean).square().sum() + (std - clean_std).square().sum()
+def statistics_loss(features: Tensor, clean: Tensor, average: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """l_stats = Σ_d (μ̂_d − μ_d)² + (σ̂_d − σ_d)², over the batch's tokens; d counts the feature channels.
+
+    It is no sum over pictures, so processes that share a batch need the moments of all of it.
+
+    Args:
+        features: This process's.
+        clean: Of the same pictures.
+        average: Mean of a tensor over the processes, with gradients.
+    """
+    tokens = torch.stack([features.float(), clean.float()]).flatten(1, -2)  # (2, B T, D)
+    mean = average(tokens.mean(1))
+    variance = average((tokens - mean.unsqueeze(1)).square().mean(1))
+    # The square root has no gradient at 0, where a channel never moves.
+    std = variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+    return (mean[0] - mean[1]).square().sum() + (std[0] - std[1]).square().sum()
 
 
 def identity_loss(mapped: Tensor, clean: Tensor) -> Tensor:
@@ -79,10 +91,16 @@ def purifier_loss(
     )
 
 
-def mapper_loss(mapped: Tensor, mapped_clean: Tensor, clean: Tensor, weights: LossWeights) -> Tensor:
-    """L_M for M(f(P(x + ε)), σ), M(f(x), 0) and f(x)."""
+def mapper_loss(
+    mapped: Tensor,
+    mapped_clean: Tensor,
+    clean: Tensor,
+    weights: LossWeights,
+    average: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """L_M for M(f(P(x + ε)), σ), M(f(x), 0) and f(x); ``average`` as for :func:`statistics_loss`."""
     return (
         robustness_loss(mapped, clean)
-        + weights.mapper_statistics * statistics_loss(mapped, clean)
+        + weights.mapper_statistics * statistics_loss(mapped, clean, average)
         + weights.mapper_identity * identity_loss(mapped_clean, clean)
     )

@@ -235,7 +235,9 @@ class _Run:
             both = mapper(torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), grid)
             mapped, mapped_clean = both.float().chunk(2)
             unit = self.feature_unit
-            loss = mapper_loss(mapped / unit, mapped_clean / unit, clean.float() / unit, self.settings.weights)
+            loss = mapper_loss(
+                mapped / unit, mapped_clean / unit, clean.float() / unit, self.settings.weights, self.loop.average
+            )
             yield loss + self._distance(mapped, clean)
             noise, sigma = self._noise(x, generator)
 

@@ -64,6 +64,13 @@ def test_statistics_loss_sums_over_channels() -> None:
     assert float(statistics_loss(Z, Z_CLEAN)) == pytest.approx(3.5**2 + 0.5**2 + 1 + 1)
 
 
+def test_statistics_loss_has_a_gradient_where_a_channel_never_moves() -> None:
+    features = torch.tensor([[[3.0, 1.0], [3.0, 2.0]]], requires_grad=True)
+    statistics_loss(features, Z_CLEAN).backward()
+    assert features.grad is not None
+    assert bool(torch.isfinite(features.grad).all())
+
+
 def test_identity_loss_is_the_mean_square_over_tokens() -> None:
     # errors (2, 4) and (5, -2)
     assert float(identity_loss(Z, Z_CLEAN)) == pytest.approx((20 + 29) / 2)

@@ -23,6 +23,7 @@ from fs_runtime.encoders import VisionEncoder
 from fs_runtime.psm.cli import train as train_command
 from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.loop import StageSettings
+from fs_runtime.psm.mapper import SmoothnessMapper
 from fs_runtime.psm.progress import Progress
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.psm.train import PsmSettings, train_psm
@@ -279,13 +280,15 @@ def test_two_processes_do_what_one_does(tiny_llava: Path, images: Path, tmp_path
     for arguments in (one, launch):
         done = run(*arguments)
         assert done.returncode == 0, done.stderr
-    torch.manual_seed(0)
-    fresh = UNetPurifier(UNetConfig()).state_dict()
-    expected = load_file(tmp_path / "one" / "purifier.safetensors")
-    found = load_file(tmp_path / "two" / "purifier.safetensors")
-    moved = sum(float((expected[name] - fresh[name]).square().sum()) for name in fresh) ** 0.5
-    apart = sum(float((expected[name] - found[name]).square().sum()) for name in fresh) ** 0.5
-    assert apart < 0.1 * moved  # rounding, which AdamW makes larger where a gradient is tiny
+    card = json.loads((tmp_path / "one" / "card.json").read_text())
+    for part, kind in (("purifier", UNetPurifier), ("mapper", SmoothnessMapper)):
+        torch.manual_seed(0)
+        network = kind.from_description(card[part]["config"])
+        fresh = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        expected, found = (load_file(tmp_path / name / f"{part}.safetensors") for name in ("one", "two"))
+        moved = sum(float((expected[name] - fresh[name]).square().sum()) for name in fresh) ** 0.5
+        apart = sum(float((expected[name] - found[name]).square().sum()) for name in fresh) ** 0.5
+        assert apart < 0.1 * moved, part  # rounding, which AdamW makes larger where a gradient is tiny
 
 
 def invoke(arguments: list[str]) -> Result:
