@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,10 +54,12 @@ class FolderPictures:
 
     Attributes:
         paths: Their files, in order of name.
+        digests: SHA-256 of each file.
         skipped: Files that look like pictures and were left out.
     """
 
     paths: tuple[Path, ...]
+    digests: tuple[bytes, ...]
     skipped: tuple[Skipped, ...]
 
     def __len__(self) -> int:
@@ -93,14 +96,26 @@ def folder_pictures(folder: Path) -> FolderPictures:
         raise TrainingError(f"--images {folder} is not a folder; give one with pictures, or 'reference'")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     with ThreadPoolExecutor() as pool:
-        reasons = list(pool.map(_fault, paths))
-    usable = tuple(path for path, reason in zip(paths, reasons, strict=True) if reason is None)
-    skipped = tuple(Skipped(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason is not None)
+        tried = list(zip(paths, pool.map(_try, paths), strict=True))
+    usable = {path: found for path, found in tried if isinstance(found, bytes)}
+    skipped = tuple(Skipped(path, found) for path, found in tried if isinstance(found, str))
     if not usable:
         listed = "; ".join(f"{fault.path.name}: {fault.reason}" for fault in skipped[:3])
         why = f"all {len(skipped)} were left out ({listed})" if skipped else "it has no file that looks like one"
         raise TrainingError(f"--images {folder} holds no picture that can be used: {why}")
-    return FolderPictures(usable, skipped)
+    return FolderPictures(tuple(usable), tuple(usable.values()), skipped)
+
+
+def digest(pictures: Pictures) -> str:
+    """SHA-256, in hex, over pictures and their order: of a folder's files as they were found, else of the pixels."""
+    if isinstance(pictures, FolderPictures):
+        return hashlib.sha256(b"".join(pictures.digests)).hexdigest()
+    whole = hashlib.sha256()
+    for index in range(len(pictures)):
+        picture = pictures[index]
+        whole.update(repr(picture.shape).encode())
+        whole.update(np.ascontiguousarray(picture).data)
+    return whole.hexdigest()
 
 
 def reference_pictures(count: int, seed: int = _SEED) -> list[NDArray[np.uint8]]:
@@ -206,12 +221,14 @@ def batches(
         yield [int(number) for number in order[first : first + batch_size]]
 
 
-def _fault(path: Path) -> str | None:
-    """Why a picture cannot be used."""
+def _try(path: Path) -> bytes | str:
+    """SHA-256 of a picture's file, or why it cannot be used."""
     try:
         height, width = read_picture(path).shape[:2]
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").digest()
     except Exception as error:  # decoders raise what they like
         return f"cannot be read ({type(error).__name__})"
     if min(height, width) < SMALLEST_SIDE:
         return f"too small ({width} x {height}; at least {SMALLEST_SIDE} pixels a side)"
-    return None
+    return found

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.psm.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
-from fs_runtime.psm.data import Pictures, PreparedPictures, batches, split
+from fs_runtime.psm.data import Pictures, PreparedPictures, batches, digest, split
 from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.progress import Progress
 from fs_runtime.psm.schedule import warm_cosine
@@ -94,7 +94,8 @@ class TrainingLoop:
         self.held_out = HeldOut(
             torch.stack([self._prepared[int(number)] for number in self._split.held_out]), self._prepared.grid, seed
         )
-        self.identity = {"encoder": encoder.fingerprint, "pictures": len(pictures), **identity}
+        data = {"pictures": len(pictures), "pictures_sha256": digest(pictures)}
+        self.identity = {"encoder": encoder.fingerprint, **data, **identity}
 
     def resume(self, networks: Mapping[str, nn.Module]) -> Checkpoint | None:
         """Reads the checkpoint, if there is one, and puts its weights into the networks, one for each stage.

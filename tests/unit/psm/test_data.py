@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fs_runtime.encoders import load_encoder
-from fs_runtime.psm.data import PreparedPictures, batches, folder_pictures, reference_pictures, split
+from fs_runtime.psm.data import PreparedPictures, batches, digest, folder_pictures, reference_pictures, split
 from fs_runtime.psm.files import TrainingError, write_file
 from tests.integration.families import CASES, FamilyCase
 
@@ -33,6 +33,18 @@ def test_folder_is_searched_and_bad_files_are_named(tmp_path: Path) -> None:
     assert reasons["tiny.png"] == "too small (40 x 9; at least 16 pixels a side)"
     assert "cannot be read" in reasons["text.png"]
     assert "cannot be read" in reasons["half.png"]
+
+
+def test_the_digest_follows_contents_and_order(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        write_picture(tmp_path / "one" / f"{name}.png", seed)
+        write_picture(tmp_path / "same" / f"{name}.png", seed)
+        write_picture(tmp_path / "turned" / f"{name}.png", 3 - seed)
+    one, same, turned = (folder_pictures(tmp_path / name) for name in ("one", "same", "turned"))
+    assert digest(one) == digest(same) != digest(turned)
+    a, b = one[0], one[1]
+    assert digest([a, b]) == digest([a.copy(), np.asfortranarray(b)]) != digest([b, a])
+    assert digest([a]) != digest([a.reshape(40, 30, 3)])
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

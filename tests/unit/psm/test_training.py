@@ -202,6 +202,12 @@ def test_another_run_is_not_continued(encoder: VisionEncoder, whole: Path) -> No
         train(encoder, whole, other)
 
 
+def test_a_run_does_not_go_on_with_other_pictures(encoder: VisionEncoder, whole: Path) -> None:
+    others = [255 - picture for picture in pictures()]
+    with pytest.raises(TrainingError, match=r"pictures_sha256: .* another --output"):
+        train_psm(encoder, purifier(), others, whole, SETTINGS)
+
+
 def test_a_broken_checkpoint_is_explained(encoder: VisionEncoder, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match=r"cannot be read .* delete it"):
