@@ -15,6 +15,16 @@ from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.network import PsmNetwork
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# Those whose model reads √ᾱ y + √(1 − ᾱ) ε and is told a whole timestep, with ᾱ from the betas of their configuration.
+_SCHEDULERS = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 class DiffusionPurifier(PsmNetwork):
@@ -51,25 +61,37 @@ class DiffusionPurifier(PsmNetwork):
             source: Folder or hub id.
 
         Raises:
-            TrainingError: diffusers is not installed, or ``source`` has no such model.
+            TrainingError: diffusers is not installed, ``source`` has no such model, or one that cannot denoise in one
+                step as it is done here.
         """
         try:
-            from diffusers import DDPMScheduler, UNet2DModel
+            import diffusers
         except ModuleNotFoundError as error:
             raise TrainingError("a diffusion purifier needs diffusers: pip install 'fs-serve[diffusion]'") from error
         pipeline = not Path(source).is_dir() or (Path(source) / "unet").is_dir()
         parts = {"unet": "unet", "scheduler": "scheduler"} if pipeline else {"unet": None, "scheduler": None}
         try:
-            unet = UNet2DModel.from_pretrained(source, subfolder=parts["unet"])  # type: ignore[no-untyped-call]
-            scheduler = DDPMScheduler.from_pretrained(  # type: ignore[no-untyped-call]
-                source, subfolder=parts["scheduler"]
-            )
+            said = diffusers.DDPMScheduler.load_config(source, subfolder=parts["scheduler"])
+            _check(said.get("_class_name") in _SCHEDULERS, source, f"its scheduler is {said.get('_class_name')}")
+            scheduler = getattr(diffusers, said["_class_name"]).from_pretrained(source, subfolder=parts["scheduler"])
+            unet = diffusers.UNet2DModel.from_pretrained(source, subfolder=parts["unet"])  # type: ignore[no-untyped-call]
+        except TrainingError:
+            raise
         except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
             raise TrainingError(f"{source} is neither 'unet' nor a diffusers UNet2DModel: {error}") from error
         config = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
+        prediction = scheduler.config.prediction_type
+        _check(prediction in _PREDICTIONS, source, f"it predicts {prediction!r}")
+        _check(not scheduler.config.get("use_flow_sigmas"), source, "its noise follows a flow")
+        _check(config["in_channels"] == 3, source, f"it reads {config['in_channels']} channels")
+        _check(config["out_channels"] in (3, 6), source, f"it predicts {config['out_channels']} channels")
+        classes = (config["class_embed_type"], config["num_class_embeds"])
+        _check(classes == (None, None), source, "it wants to be told a class")
+        _check(config["time_embedding_type"] != "fourier", source, "it is told a noise level instead of a timestep")
+        _check(not config["center_input_sample"], source, "it reads images in [0, 1]")
         description = {
             "unet": config,
-            "prediction": scheduler.config.prediction_type,
+            "prediction": prediction,
             "timesteps": len(scheduler.alphas_cumprod),
         }
         return cls(unet, description, scheduler.alphas_cumprod)
@@ -111,3 +133,11 @@ class DiffusionPurifier(PsmNetwork):
             clean = predicted
         purified: Tensor = ((clean[..., :height, :width] + 1) / 2).to(x.dtype)
         return purified
+
+
+def _check(fits: bool, source: str, why: str) -> None:
+    if not fits:
+        raise TrainingError(
+            f"the diffusion model {source} cannot be a purifier: {why}. What can is a model of RGB images in [-1, 1] "
+            f"without classes whose scheduler is one of {', '.join(_SCHEDULERS)}"
+        )

@@ -4,7 +4,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor, nn
 
 from fs_runtime.psm.diffusion import DiffusionPurifier
@@ -32,11 +47,11 @@ def description(prediction: str = "epsilon") -> dict[str, object]:
     return {"unet": {"block_out_channels": [8, 8]}, "prediction": prediction, "timesteps": 1000}
 
 
-def tiny_unet() -> UNet2DModel:
+def tiny_unet(**more: object) -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), **more,
     )  # fmt: skip
 
 
@@ -103,3 +118,66 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
         DiffusionPurifier.from_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="'flow'"):
         DiffusionPurifier(nn.Identity(), description("flow"), torch.tensor([0.5]))
+
+
+SAME_NOISE = [
+    DDPMScheduler,
+    DDIMScheduler,
+    PNDMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    DEISMultistepScheduler,
+    UniPCMultistepScheduler,
+]
+
+
+@pytest.mark.parametrize("kind", SAME_NOISE)
+def test_schedulers_of_one_family_give_one_noise(tmp_path: Path, kind: type[SchedulerMixin]) -> None:
+    tiny_unet().save_pretrained(tmp_path)
+    kind(beta_schedule="linear", beta_start=0.001, beta_end=0.01).save_pretrained(tmp_path)
+    purifier = DiffusionPurifier.from_pretrained(str(tmp_path))
+    alphas = torch.cumprod(1 - torch.linspace(0.001, 0.01, 1000, dtype=torch.float64), 0)
+    torch.testing.assert_close(purifier.noise_levels, ((1 - alphas) / alphas).sqrt().float(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        ScoreSdeVeScheduler(),
+        CMStochasticIterativeScheduler(),
+        EDMEulerScheduler(),
+        EulerDiscreteScheduler(timestep_type="continuous"),
+    ],
+)
+def test_schedulers_with_other_noise_are_refused(tmp_path: Path, scheduler: SchedulerMixin) -> None:
+    tiny_unet().save_pretrained(tmp_path)
+    scheduler.save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match=f"its scheduler is {type(scheduler).__name__}"):
+        DiffusionPurifier.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"in_channels": 1}, "reads 1 channels"),
+        ({"out_channels": 4}, "predicts 4 channels"),
+        ({"num_class_embeds": 10}, "a class"),
+        ({"time_embedding_type": "fourier"}, "a noise level"),
+        ({"center_input_sample": True}, r"in \[0, 1\]"),
+    ],
+)
+def test_models_that_read_something_else_are_refused(tmp_path: Path, more: dict[str, object], words: str) -> None:
+    tiny_unet(**more).save_pretrained(tmp_path)
+    DDPMScheduler().save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match=words):
+        DiffusionPurifier.from_pretrained(str(tmp_path))
+
+
+def test_models_of_flows_are_refused(tmp_path: Path) -> None:
+    tiny_unet().save_pretrained(tmp_path)
+    UniPCMultistepScheduler(use_flow_sigmas=True).save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match="flow"):
+        DiffusionPurifier.from_pretrained(str(tmp_path))
+    DPMSolverMultistepScheduler(prediction_type="flow_prediction").save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match="predicts 'flow_prediction'"):
+        DiffusionPurifier.from_pretrained(str(tmp_path))
