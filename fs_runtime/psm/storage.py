@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,8 +125,7 @@ def load_psm(folder: str | Path, encoder: VisionEncoder, dtype: torch.dtype | No
             )
         if for_any and card["mapper"] is not None:
             raise PsmError(f"{folder / CARD} is for any encoder, and yet has a mapper, which fits one; copy it again")
-        sigma = float(card["sigma"]["served"])
-        low, high = map(float, card["sigma"]["trained"])
+        sigma, low, high = _noise_levels(folder, card["sigma"])
         facts = PsmFacts(str(card.get("name", folder.resolve().name)), "any" if for_any else "this", low, high)
         purifier = _load_part(folder, "purifier", card["purifier"])
         mapper = None if for_any else _load_part(folder, "mapper", card["mapper"])
@@ -197,6 +197,19 @@ def _read_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict) or card.get("format") != _FORMAT:
         raise PsmError(f"{path} is not a card of format {_FORMAT}, which this version reads; train the PSM again")
     return card
+
+
+def _noise_levels(folder: Path, levels: dict[str, Any]) -> tuple[float, float, float]:
+    """The noise level to serve at, and the least and greatest of training."""
+    served, trained = levels["served"], levels["trained"]
+    numbers = [served, *trained] if isinstance(trained, list) else []
+    known = len(numbers) == 3 and all(isinstance(number, int | float) for number in numbers)
+    if not (known and 0 < served < math.inf and 0 < trained[0] <= trained[1] < math.inf):
+        raise PsmError(
+            f"{folder / CARD} distorts sigma: 'served' must be a level above 0 and 'trained' two such levels in rising "
+            f"order, not {served!r} and {trained!r}; copy the PSM again"
+        )
+    return float(served), float(trained[0]), float(trained[1])
 
 
 def _load_part(folder: Path, part: _Part, described: dict[str, Any]) -> PsmNetwork:

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,20 @@ def test_half_a_file_is_found(folder: Path, encoder: VisionEncoder) -> None:
         (lambda card: card["purifier"]["config"].update(widths=[8, 24]), "does not fit"),
         (lambda card: card["purifier"]["config"].update(depth=3), "depth"),
         (lambda card: card.pop("sigma"), "sigma"),
+        *(
+            (lambda card, change=change: card["sigma"].update(change), "distorts sigma")
+            for change in (
+                {"trained": [0.1]},
+                {"trained": [0.1, 0.2, 0.3]},
+                {"trained": [0.3, 0.1]},
+                {"trained": [0, 0.3]},
+                {"trained": [0.1, math.inf]},
+                {"trained": "12"},
+                {"served": "much"},
+                {"served": math.nan},
+                {"served": 0},
+            )
+        ),
     ],
 )
 def test_a_wrong_card_is_refused(folder: Path, encoder: VisionEncoder, edit: object, words: str) -> None:
