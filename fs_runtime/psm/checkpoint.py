@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -15,6 +16,7 @@ from torch import Tensor
 from fs_runtime.psm.files import TrainingError, write_file
 
 CHECKPOINT = "checkpoint.pt"
+_DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file, over those before
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, identity: dict[str, Any
     contents = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
     buffer = io.BytesIO()
     torch.save({"identity": _canonical(identity), **contents}, buffer)
+    with buffer.getbuffer() as written:
+        digest = hashlib.sha256(written).digest()
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(digest)
     write_file(path, buffer.getvalue())
 
 
@@ -52,15 +58,22 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     """Reads the checkpoint of the run ``identity``; None where there is none.
 
     Raises:
-        TrainingError: It belongs to another run, or cannot be read.
+        TrainingError: It belongs to another run, is damaged, or cannot be read.
     """
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        begun = json.loads(contents.pop("identity"))
+        contents = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}); delete it to begin again") from error
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(memoryview(contents)[:-_DIGEST]).digest() != contents[-_DIGEST:]:
+        raise TrainingError(f"{path} is damaged, or of another version; delete it to begin again")
+    try:
+        fields = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+        begun = json.loads(fields.pop("identity"))
+        checkpoint = Checkpoint(**fields)
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} is of another version ({error}); delete it to begin again") from error
     wanted = json.loads(_canonical(identity))
     different = sorted(name for name in wanted.keys() | begun.keys() if wanted.get(name) != begun.get(name))
     if different:
@@ -69,7 +82,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             f"{path} belongs to a run with other settings ({name}: {begun.get(name)} there, {wanted.get(name)} now); "
             "give another --output, or delete it to begin again"
         )
-    return Checkpoint(**contents)
+    return checkpoint
 
 
 def _canonical(identity: dict[str, Any]) -> str:
