@@ -57,7 +57,9 @@ def train(
         typer.Option(min=1, help="Times that a batch is trained on while its attack goes on by a step each time."),
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Fixes weights, order and noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda; `accelerate launch` spreads over several.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:<index>; `accelerate launch` spreads over several.")
+    ] = "auto",
     precision: PrecisionOption = "auto",
     workers: WorkersOption = None,
     checkpoint_every: CheckpointOption = 100,

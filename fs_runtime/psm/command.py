@@ -71,7 +71,29 @@ def mixed_precision(precision: str, device: str) -> Precision:
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise typer.BadParameter("precision is auto, float32 or bfloat16")
-    return "bf16" if precision == "bfloat16" or (precision, device) == ("auto", "cuda") else "no"
+    on_gpu = device.partition(":")[0] == "cuda"
+    return "bf16" if precision == "bfloat16" or (precision == "auto" and on_gpu) else "no"
+
+
+def take_gpu(device: str, processes: int) -> None:
+    """Makes the GPU ``cuda:<index>`` the one that this process computes on; any other device needs nothing.
+
+    Raises:
+        TrainingError: There are several processes, and each has a GPU of its own.
+    """
+    import torch
+
+    from fs_runtime.psm.files import TrainingError
+
+    place = torch.device(device)
+    if place.type != "cuda" or place.index is None:
+        return
+    if processes > 1:
+        raise TrainingError(
+            f"--device {device} is one GPU, and there are {processes} processes, which take one each: give --device "
+            "cuda, and choose GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    torch.cuda.set_device(place)
 
 
 @contextmanager
@@ -97,7 +119,7 @@ def open_run(
         frozen: Whether the encoder is not trained: then its weights, too, have the precision of the passes.
 
     Raises:
-        TrainingError: There is no picture that can be used.
+        TrainingError: There is no picture that can be used, or a GPU is named to several processes.
         CheckpointError: The model cannot be loaded.
     """
     from accelerate import Accelerator
@@ -109,7 +131,9 @@ def open_run(
     from fs_runtime.psm.report import RunReport
 
     console = Console(stderr=True)
-    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    on_cpu = device.partition(":")[0] == "cpu"
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    take_gpu(device, accelerator.num_processes)
     pictures, skipped = find_pictures(images)
     if accelerator.is_main_process:
         console.print(f"{len(pictures)} pictures from {images}", markup=False)
@@ -121,7 +145,7 @@ def open_run(
         "data": {"images": images if images == "reference" else Path(images).name, "pictures": len(pictures)},
     }
     if workers is None:
-        workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+        workers = 0 if on_cpu else min(8, os.cpu_count() or 1)
     with RunReport(output / "logs", console, shown=accelerator.is_main_process) as report:
         yield Run(encoder, pictures, facts, accelerator, workers, report.step, console)
 
