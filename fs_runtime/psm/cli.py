@@ -25,12 +25,12 @@ def train(
         typer.Option(help="Noise level to serve at; with more, separated by commas, all between the extremes train."),
     ] = "0.25",
     purifier: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="'unet' for a compact one from nothing, one that ships ('small') or a folder of `train purifier` to "
-            "tune, or a diffusers checkpoint (folder, hub id)."
+            help="'unet', the default, for a compact one from nothing, one that ships ('small') or a folder of "
+            "`train purifier` to tune, or a diffusers checkpoint (folder, hub id)."
         ),
-    ] = "unet",
+    ] = None,
     start_from: Annotated[
         Path | None, typer.Option(help="Folder of a PSM for the same model to go on training, on more or other data.")
     ] = None,
@@ -46,7 +46,9 @@ def train(
     bare: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the mapper's pictures that skip the purifier.")
     ] = 0.25,
-    mapper_width: Annotated[int, typer.Option(min=4, help="Channels inside the mapper, a multiple of 4.")] = 128,
+    mapper_width: Annotated[
+        int | None, typer.Option(min=4, help="Channels inside the mapper, a multiple of 4; 128 by default.")
+    ] = None,
     epsilon: Annotated[
         float,
         typer.Option(min=0.0, help="Train against attacks: radius of their l-infinity ball, in 255ths; 0 for none."),
@@ -79,6 +81,11 @@ def train(
         raise typer.BadParameter(
             "sigma is one level or several separated by commas, for example 0.25,0.1,0.35"
         ) from None
+    if start_from is not None and (purifier is not None or mapper_width is not None):
+        raise typer.BadParameter(
+            "--start-from goes on with both networks of a PSM: leave --purifier and --mapper-width out, or give that "
+            "folder to --purifier to keep its purifier alone"
+        )
     device = resolve_device(device)
     try:
         settings = PsmSettings(
@@ -87,14 +94,14 @@ def train(
             purifier=StageSettings(purifier_epochs, purifier_rate),
             mapper=StageSettings(mapper_epochs, mapper_rate),
             bare=bare,
-            mapper_width=mapper_width,
+            mapper_width=mapper_width or 128,
             epsilon=epsilon / 255,
             attack_steps=attack_steps,
             replays=replays,
             seed=seed,
             precision=mixed_precision(precision, device),
         )
-        _run(settings, model, images, output, purifier, start_from, device, workers, checkpoint_every)
+        _run(settings, model, images, output, purifier or "unet", start_from, device, workers, checkpoint_every)
     except TrainingError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

@@ -6,6 +6,7 @@ number, so a run that was killed goes on from its last checkpoint as if nothing 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,11 +36,19 @@ class StageSettings:
         epochs: Times that every picture is seen.
         learning_rate: Its peak.
         weight_decay: Of AdamW.
+
+    Raises:
+        TrainingError: One of them is negative, or no finite number.
     """
 
     epochs: float
     learning_rate: float
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value < math.inf:
+                raise TrainingError(f"{name.replace('_', ' ')} must be finite and not negative; got {value}")
 
 
 class TrainingLoop:

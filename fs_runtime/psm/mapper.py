@@ -33,8 +33,8 @@ class MapperConfig:
     condition: int = 32
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.width < 1 or self.width % self.heads:
+            raise ValueError(f"mapper width {self.width} is not a multiple of {self.heads}, the number of heads")
 
 
 class SmoothnessMapper(PsmNetwork):

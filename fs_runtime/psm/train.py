@@ -43,7 +43,7 @@ class PsmSettings:
         mapper: Of the second; 2e-4 and 8 epochs are the paper's.
         bare: Share of the mapper's pictures that it sees without the purifier, so that it is of use alone, too.
         weights: Of the losses.
-        mapper_width: Channels inside the mapper.
+        mapper_width: Channels inside a fresh mapper.
         epsilon: Radius of the ℓ∞ ball, in pixels of [0, 1], that both networks are trained against attacks in; 0 is
             training on clean pictures alone.
         attack_steps: PGD steps that look for the worst picture of the ball before a batch is trained on.
@@ -78,6 +78,12 @@ class PsmSettings:
             )
         if self.replays > 1 and not self.epsilon:
             raise TrainingError("replays are for training against attacks, and epsilon is 0")
+        if not 0 <= self.bare <= 1:
+            raise TrainingError(f"bare is a share from 0 to 1; got {self.bare}")
+        try:
+            MapperConfig(features=1, width=self.mapper_width)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
 
 
 def train_psm(
@@ -158,7 +164,8 @@ def train_psm(
         "losses": dataclasses.asdict(settings.weights) | {"feature_unit": run.feature_unit},
         "training": {
             name: value for name, value in dataclasses.asdict(settings).items() if name not in ("sigma", "weights")
-        },
+        }
+        | {"mapper_width": networks["mapper"].describe()["width"]},
         "held_out_score": scores,
         "versions": {"fs_serve": __version__, "torch": torch.__version__},
     }

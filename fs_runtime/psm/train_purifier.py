@@ -69,6 +69,8 @@ class PurifierSettings:
                 raise TrainingError(
                     f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}"
                 )
+        if not 0 <= self.learning_rate < math.inf:
+            raise TrainingError(f"learning rate must be finite and not negative; got {self.learning_rate}")
 
 
 def train_purifier(

@@ -172,6 +172,19 @@ def test_attacks_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
         PsmSettings(**change)
 
 
+@pytest.mark.parametrize("change", [{"mapper_width": 6}, {"mapper_width": 0}, {"bare": float("nan")}])
+def test_settings_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(change)).replace("_", " ")):
+        PsmSettings(**change)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["epochs", "learning_rate", "weight_decay"])
+def test_stages_that_make_no_sense_are_refused(name: str, value: float) -> None:
+    with pytest.raises(TrainingError, match=name.replace("_", " ")):
+        StageSettings(**{"epochs": 1.0, "learning_rate": 1e-3, name: value})
+
+
 def test_a_finished_psm_can_be_trained_further(encoder: VisionEncoder, whole: Path, tmp_path: Path) -> None:
     psm = load_psm(whole, encoder)
     still = dataclasses.replace(
@@ -194,6 +207,8 @@ def test_training_further_in_bfloat16_starts_from_the_weights_as_they_are(
     assert done.returncode == 0, done.stderr
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "further").items())
+    card = json.loads((tmp_path / "further" / "card.json").read_text())
+    assert card["training"]["mapper_width"] == card["mapper"]["config"]["width"] == 16
 
 
 def test_another_run_is_not_continued(encoder: VisionEncoder, whole: Path) -> None:
@@ -312,6 +327,13 @@ def test_mistakes_are_explained(tiny_llava: Path, images: Path, tmp_path: Path) 
         (command(tiny_llava, images, tmp_path / "out", "--sigma", "0"), "above 0"),
         (command(tiny_llava, images, tmp_path / "out", "--batch-size", "30"), "too few"),
         (command(tiny_llava, images, tmp_path / "out", "--purifier", str(images)), "UNet2DModel"),
+        (command(tiny_llava, tmp_path / "none", tmp_path / "out", "--mapper-width", "6"), "multiple of 4"),
+        (command(tiny_llava, tmp_path / "none", tmp_path / "out", "--purifier-epochs", "inf"), "epochs must be finite"),
+        (
+            command(tiny_llava, images, tmp_path / "out", "--start-from", "psm", "--purifier", "unet"),
+            "networks",
+        ),
+        (command(tiny_llava, images, tmp_path / "out", "--start-from", "psm", "--mapper-width", "8"), "networks"),
     ):
         done = invoke(arguments)
         assert done.exit_code == 2, done.output
