@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,11 +54,11 @@ class Run:
     console: Console
 
 
-def require_training_packages() -> None:
-    """Ends the command with a hint unless the extra ``train`` is installed."""
+def require_training_packages(*packages: str) -> None:
+    """Ends the command with a hint unless packages of the extra ``train`` are installed; all, if none is named."""
     try:
-        import accelerate  # noqa: F401 (asked for here to say what to install)
-        import tensorboardX  # noqa: F401
+        for package in packages or ("accelerate", "tensorboardX"):
+            importlib.import_module(package)
     except ModuleNotFoundError as error:
         typer.echo(f"{error.name} is missing: pip install 'fs-serve[train]'", err=True)
         raise typer.Exit(2) from None

@@ -39,6 +39,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a purifier for photographs and any encoder, on synthetic pictures that are drawn as it goes."""
+    from fs_runtime.psm.command import require_training_packages
     from fs_runtime.psm.files import TrainingError
 
     if contact_sheet is not None:
@@ -54,11 +55,7 @@ def train(
         raise typer.BadParameter(f"size is {' or '.join(SIZES)}", param_hint="--size")
     if precision not in ("bfloat16", "float32"):
         raise typer.BadParameter("precision is bfloat16 or float32", param_hint="--precision")
-    try:
-        import tensorboardX  # noqa: F401 (asked for here to say what to install)
-    except ModuleNotFoundError as error:
-        typer.echo(f"{error.name} is missing: pip install 'fs-serve[train]'", err=True)
-        raise typer.Exit(2) from None
+    require_training_packages("tensorboardX")
     from fs_runtime.psm.train_purifier import PurifierSettings
 
     mixed: Literal["no", "bf16"] = "bf16" if precision == "bfloat16" else "no"
