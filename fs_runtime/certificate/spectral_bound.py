@@ -137,21 +137,26 @@ def worst_shift(variance: Array, ratio: Array) -> Array:
 
 
 def _clipped_shift(variance: Array, ratio: Array) -> Array:
-    """The dual of H by damped Newton steps in (κ, log μ), from the solution without the limit |W| ≤ 1."""
+    """The dual of H by damped Newton steps in (κ, log μ), from the solution without the limit |W| ≤ 1.
+
+    Each element ends where it has converged, so that its value does not depend on what is computed beside it.
+    """
     centre = np.ones_like(ratio)
     scale = 0.5 * np.log(np.expm1(ratio**2) / variance) - np.log(2)
     damping = np.ones_like(ratio)
+    moving = np.ones_like(ratio, dtype=bool)
     value, step = _dual(centre, scale, variance, ratio)
     for _ in range(_NEWTON_STEPS):
         tried_centre = centre + damping * step[0]
         tried_scale = scale + damping * step[1]
         tried_value, tried_step = _dual(tried_centre, tried_scale, variance, ratio)
-        better = tried_value < value
+        better = moving & (tried_value < value)
         centre, scale = np.where(better, tried_centre, centre), np.where(better, tried_scale, scale)
         value = np.where(better, tried_value, value)
         step = np.where(better, tried_step, step)
         damping = np.where(better, 1.0, damping / 4)
-        if np.all(np.abs(tried_value - value) <= _CONVERGED) and np.all(np.abs(step) <= 1e-4):
+        moving &= (np.abs(tried_value - value) > _CONVERGED) | np.any(np.abs(step) > 1e-4, axis=0)
+        if not moving.any():
             break
     return value
 
