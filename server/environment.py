@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from server.settings import CONFIG_FILE_VARIABLE, Settings
 
-PREFIX = "FS_"
+PREFIX = Settings.model_config["env_prefix"]
 CLIENT_KEY_VARIABLE = "FS_API_KEY"
 # Of the other commands, and of docker-compose.yml itself.
 _NOT_SETTINGS = frozenset({CONFIG_FILE_VARIABLE, CLIENT_KEY_VARIABLE, "FS_URL", "FS_VERSION", "FS_PUBLISH"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fs_runtime.statements import at_least
@@ -21,7 +22,7 @@ def detail_of(images: Sequence[ImageEntry]) -> str:
         assert image.floor is not None  # noqa: S101 (it says little beside the floor)
         parts.append(
             f"the certified similarity of {_named(weak)} ({at_least(_best(image))} for the first of them) is no more "
-            f"than what different pictures have ({image.floor.mean:.3f} on average, 95% of them up to "
+            f"than what different pictures have by an estimate ({image.floor.mean:.3f} on average, 95% of them up to "
             f"{image.floor.high:.3f}), so it does not say that the picture stays itself"
         )
     if withheld := [i for i, image in enumerate(images) if image.withheld]:
@@ -31,11 +32,11 @@ def detail_of(images: Sequence[ImageEntry]) -> str:
             f"the spread was not bounded for {_named(left_out)}, which has too many tokens for it: a smaller picture "
             "is certified more tightly"
         )
-    outside = (image for image in images if image.psm and not image.psm.sigma_in_range)
-    if (image := next(outside, None)) and image.psm:  # type: ignore[assignment]
+    outside = ((image.sigma, image.psm) for image in images if image.psm and not image.psm.sigma_in_range)
+    for sigma, psm in islice(outside, 1):  # it is the same for all images
         parts.append(
-            f"sigma {image.sigma:g} is outside what the purifier {image.psm.name} was trained for, "
-            f"{image.psm.sigma_low:g} to {image.psm.sigma_high:g}: certificates hold, answers may suffer"
+            f"sigma {sigma:g} is outside what the purifier {psm.name} was trained for, {psm.sigma_low:g} to "
+            f"{psm.sigma_high:g}: certificates hold, answers may suffer"
         )
     return "; ".join(parts)
 
@@ -60,8 +61,12 @@ def _remedy(images: Sequence[ImageEntry]) -> str:
 
 
 def _says_little(image: ImageEntry) -> bool:
-    """Whether another picture may well be as similar (docs/guarantee.md, section 10)."""
-    return image.certified and image.floor is not None and _best(image) <= image.floor.high
+    """Whether another picture may well be as similar (docs/guarantee.md, section 10).
+
+    The floor is that of whole images, so nothing is said of a worst token beside it.
+    """
+    known = image.certified and image.granularity == "image"
+    return known and image.floor is not None and _best(image) <= image.floor.high
 
 
 def _best(image: ImageEntry) -> float:

@@ -44,6 +44,10 @@ def test_a_bound_that_different_pictures_reach_says_little() -> None:
     assert "does not say that the picture stays itself" in detail
 
 
+def test_a_worst_token_is_not_held_beside_what_whole_pictures_have() -> None:
+    assert "different pictures" not in detail_of([entry(floor=Floor(0.4, 0.9999), granularity="token")])
+
+
 @pytest.mark.parametrize(
     ("image", "remedy"),
     [
