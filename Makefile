@@ -27,9 +27,10 @@ test: $(VENV)/.installed-dev vllm ## run all tests, those against a real vLLM in
 vllm: ## install the vLLM that tests run against
 	PYTHON=$(PYTHON) deploy/vllm-cpu/setup.sh $(VLLM_VENV) || test -z "$$FS_REQUIRE_VLLM"
 
-lint: $(VENV)/.installed-dev ## check style
+lint: $(VENV)/.installed-dev ## check style, and which part imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/.installed-dev ## check types
 	$(BIN)/mypy

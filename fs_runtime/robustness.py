@@ -18,13 +18,14 @@ from fs_runtime.certificate import (
     spectral_radius,
     tight_similarity,
 )
-from fs_runtime.curve import Curve, TokenMap, bounds_at, curve_of
+from fs_runtime.certificate.curve import Curve, TokenMap, bounds_at, curve_of
 from fs_runtime.encoders.base import Stage
 from fs_runtime.engine import ConfidenceSplit, Ending, Granularity, SmoothingResult
-from fs_runtime.feature_statistics import Floor
+from fs_runtime.options import CertificateQuery, Radius
 from fs_runtime.psm import PsmFacts
-from fs_runtime.query import CertificateQuery, Radius
-from fs_runtime.smoothing import FeatureMap, Smoother
+from fs_runtime.smoothing.feature_map import FeatureMap
+from fs_runtime.smoothing.feature_statistics import Floor
+from fs_runtime.smoothing.smoother import Smoother
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,40 +15,48 @@ from server.api import certify, chat, operations
 from server.api.dependencies import Gateway
 from server.api.openapi import install_openapi
 from server.audit.log import AuditLog
-from server.drain import Drain, DrainMiddleware
-from server.engine_metrics import register_models
 from server.errors import install_handlers
+from server.http.body_limit import BodyLimitMiddleware
+from server.http.drain import Drain, DrainMiddleware
+from server.http.limit_headers import LimitHeadersMiddleware
+from server.http.request_log import AccessMiddleware, RequestIdMiddleware
 from server.images.reader import ImageReader
 from server.images.remote import RemoteImages
-from server.limits.limiter import RateLimiter
-from server.limits.middleware import LimitHeadersMiddleware
-from server.metrics import Metrics
-from server.middleware import AccessMiddleware, RequestIdMiddleware
 from server.models.directory import ModelDirectory
 from server.models.loading import LoadedModel
+from server.models.metrics import register_models
 from server.models.served import ServedModel, SharedParts
-from server.request_body import BodyLimitMiddleware
-from server.settings import Settings
-from server.tracing import TracingMiddleware
+from server.models.wanted import WantedModels
+from server.observability.metrics import Metrics
+from server.observability.tracing import TracingMiddleware
+from server.rate_limits.limiter import RateLimiter
+from server.settings.gateway import Settings
 
 
-def create_app(settings: Settings, loaded: Iterable[LoadedModel] = (), images: RemoteImages | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    access: AccessDirectory,
+    wanted: WantedModels,
+    loaded: Iterable[LoadedModel] = (),
+    images: RemoteImages | None = None,
+) -> FastAPI:
     """Makes the application.
 
     Args:
         settings: The operator's settings.
+        access: Who may use it.
+        wanted: The models that there should be.
         loaded: Models in memory, which the application closes at its end; those that are missing are loaded at start.
         images: Fetches remote images in place of what the settings ask for. For tests.
     """
     metrics = Metrics()
     drain = Drain()
     receipt_key = read_signing_key(settings.receipt_key) if settings.receipt_key else None
-    access = AccessDirectory(settings, metrics)
     limiter = RateLimiter(settings.limits_redis_url.get_secret_value() if settings.limits_redis_url else None, metrics)
     audit = AuditLog(settings, metrics)
     reader = ImageReader(settings, metrics, images)
     shared = SharedParts(reader, limiter, audit, receipt_key, metrics)
-    models = ModelDirectory(settings, metrics, lambda model: ServedModel(model, shared))
+    models = ModelDirectory(wanted, metrics, lambda model: ServedModel(model, shared))
     register_models(metrics.registry, models)
 
     @asynccontextmanager
@@ -56,7 +64,7 @@ def create_app(settings: Settings, loaded: Iterable[LoadedModel] = (), images: R
         await reader.start()
         await models.start(loaded)
         app.state.gateway = Gateway(settings, access, limiter, models, metrics, receipt_key, drain)
-        watches = [asyncio.create_task(access.watch()), asyncio.create_task(models.watch())]
+        watches = [asyncio.create_task(access.watch(metrics)), asyncio.create_task(models.watch())]
         try:
             yield
         finally:

@@ -3,9 +3,8 @@
 Its groups are the module's own: added again, each command would be there once more, and twice more the time after.
 """
 
-from fs_runtime.cli import add_commands
-from server.cli import app
+from server.cli.commands import add_all_commands, app
 
 __all__ = ["app"]
 
-add_commands(app)
+add_all_commands()

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from server.settings import Settings  # noqa: E402 (found by the line above)
+from server.settings.gateway import Settings  # noqa: E402 (found by the line above)
 
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = Path(__file__).parent / "settings.yml"

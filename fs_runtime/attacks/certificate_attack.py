@@ -29,7 +29,7 @@ from fs_runtime.certificate import (
     tight_similarity,
 )
 from fs_runtime.encoders import PreparedImage
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 
 _GROUPS = 16  # of the jackknife
 _ERRORS = 3.0  # standard errors below the bound that sampling explains

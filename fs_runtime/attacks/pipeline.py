@@ -15,7 +15,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """From what a pipeline makes of B images, and what that is compared with, to ``(B,)`` values to be raised.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fs_runtime.certificate._arguments import Array
+from fs_runtime.certificate.arguments import Array
 from fs_runtime.certificate.dual_optimum import solve_dual
 from fs_runtime.certificate.dual_table import TABLE_NAME, DualTable
 

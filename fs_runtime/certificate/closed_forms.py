@@ -14,7 +14,7 @@ from typing import overload
 import numpy as np
 from scipy.special import exprel, ndtr, ndtri
 
-from fs_runtime.certificate._arguments import (
+from fs_runtime.certificate.arguments import (
     Array,
     apply_flat,
     norm_array,

@@ -40,7 +40,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fs_runtime.certificate._arguments import Array, confidence_value
+from fs_runtime.certificate.arguments import Array, confidence_value
 
 _OFFSETS: Array = 1 + np.array([4.0**k for k in range(-4, 3)])[:, None, None]  # b_j, (bets, 1, 1), as all arrays below
 _LEADER_WEIGHT = 0.9  # w

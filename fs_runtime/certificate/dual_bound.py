@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from fs_runtime.certificate._arguments import Array
+from fs_runtime.certificate.arguments import Array
 
 ComplexArray = NDArray[np.complex128]
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import root
 from scipy.special import ndtr
 
-from fs_runtime.certificate._arguments import Array
+from fs_runtime.certificate.arguments import Array
 from fs_runtime.certificate.dual_bound import plain_rule, stretched_rule
 from fs_runtime.certificate.dual_table import dual_point
 

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 from scipy.special import ndtri
 
-from fs_runtime.certificate._arguments import Array
+from fs_runtime.certificate.arguments import Array
 from fs_runtime.certificate.dual_bound import ComplexArray
 
 TABLE_NAME = "dual_table.npz"

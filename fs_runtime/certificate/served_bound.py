@@ -28,14 +28,7 @@ from typing import overload
 
 import numpy as np
 
-from fs_runtime.certificate._arguments import (
-    Array,
-    apply_flat,
-    confidence_value,
-    norm_array,
-    ratio_array,
-    unit_array,
-)
+from fs_runtime.certificate.arguments import Array, apply_flat, confidence_value, norm_array, ratio_array, unit_array
 from fs_runtime.certificate.closed_forms import ROUNDING, fcsb_values
 from fs_runtime.certificate.tight_bound import tight_values
 

@@ -29,14 +29,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import exprel, ndtr
 
-from fs_runtime.certificate._arguments import (
-    Array,
-    apply_flat,
-    norm_array,
-    ratio_array,
-    sigma_array,
-    similarity_array,
-)
+from fs_runtime.certificate.arguments import Array, apply_flat, norm_array, ratio_array, sigma_array, similarity_array
 from fs_runtime.certificate.closed_forms import ROUNDING, fcsb_values
 from fs_runtime.certificate.spread_bound import Spread
 from fs_runtime.certificate.tight_bound import certified_radius, tight_values

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fs_runtime.certificate._arguments import Array, confidence_value
+from fs_runtime.certificate.arguments import Array, confidence_value
 
 _BETS = np.array([0.25, 0.5, 0.75, 0.9, 0.97, 0.99])  # β_j; the best is about 1 - s / λ
 _LOG_WEIGHT = -np.log(len(_BETS))

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from fs_runtime.certificate._arguments import Array, ratio_array, similarity_array
+from fs_runtime.certificate.arguments import Array, ratio_array, similarity_array
 from fs_runtime.certificate.confidence_sequence import NormConfidenceSequence
 from fs_runtime.certificate.spectral_bound import spectral_similarity
 from fs_runtime.certificate.spread_bound import Spread, SpreadConfidenceSequence

@@ -16,14 +16,7 @@ from typing import overload
 
 import numpy as np
 
-from fs_runtime.certificate._arguments import (
-    Array,
-    apply_flat,
-    norm_array,
-    ratio_array,
-    sigma_array,
-    similarity_array,
-)
+from fs_runtime.certificate.arguments import Array, apply_flat, norm_array, ratio_array, sigma_array, similarity_array
 from fs_runtime.certificate.closed_forms import ROUNDING, chi_squared_values, fcsb_values
 from fs_runtime.certificate.dual_bound import proven_angle
 from fs_runtime.certificate.dual_table import reach_of_norm, shipped_table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fs_runtime.certificate._arguments import Array, norm_array, ratio_array
+from fs_runtime.certificate.arguments import Array, norm_array, ratio_array
 from fs_runtime.certificate.dual_optimum import solve_dual, worst_angle, worst_direction
 from fs_runtime.certificate.dual_table import dual_point, reach_of_norm, shipped_table
 

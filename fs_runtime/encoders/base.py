@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fs_runtime.encoders.checkpoint import CheckpointError, fingerprint
 from fs_runtime.encoders.float8 import SCHEME, check_float8, use_float8
-from fs_runtime.network_options import Quantization
+from fs_runtime.options import Quantization
 
 Grid = tuple[int, ...]
 """Rows and columns of the token grid, of the image or, in families that cut it into tiles, of one tile. Such families

@@ -24,7 +24,7 @@ from fs_runtime.encoders.parts import (
     on_host,
     processor_config,
 )
-from fs_runtime.preprocess import ResizeCrop
+from fs_runtime.preprocessing.resize import ResizeCrop
 
 _PROJECTION = "visual_projection.weight"
 # On disk: `vision_model.…`, or the bare names where the checkpoint is the vision part alone.

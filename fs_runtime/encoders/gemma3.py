@@ -27,7 +27,7 @@ from fs_runtime.encoders.parts import (
     processor_config,
     spelling,
 )
-from fs_runtime.preprocess import ResizeCrop
+from fs_runtime.preprocessing.resize import ResizeCrop
 
 # On disk: `vision_tower.vision_model.…`, with or without a leading `model.`, with or without `vision_model.`.
 _KEY = re.compile(r"^(?:model\.)?(vision_tower|multi_modal_projector)\.(?:vision_model\.)?(.+)$")

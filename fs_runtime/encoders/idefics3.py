@@ -19,8 +19,8 @@ from fs_runtime.encoders.base import PreparedImage
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import channels, frozen, mean_and_std, processor_config, spelling
 from fs_runtime.encoders.pixel_shuffle import PixelShuffleEncoder
-from fs_runtime.preprocess import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
-from fs_runtime.tiling import cut
+from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
+from fs_runtime.preprocessing.tiling import cut
 
 # On disk: with or without a leading `model.`.
 _TOWER_KEY = re.compile(r"^(?:model\.)?vision_model\.(.+)$")

@@ -27,8 +27,8 @@ from fs_runtime.encoders.parts import (
     processor_config,
     spelling,
 )
-from fs_runtime.preprocess import ResizeCrop
-from fs_runtime.tiling import Tiling
+from fs_runtime.preprocessing.resize import ResizeCrop
+from fs_runtime.preprocessing.tiling import Tiling
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 # On disk: `vision_tower.vision_model.…`, with or without a leading `model.`, with or without `vision_model.`.

@@ -14,8 +14,8 @@ from typing_extensions import override
 from fs_runtime.encoders.base import Grid, PreparedImage, Stage
 from fs_runtime.encoders.llava import LlavaEncoder
 from fs_runtime.encoders.parts import checked, on_host
-from fs_runtime.preprocess import ResizeCrop
-from fs_runtime.tiling import Tiling, tile_resolutions
+from fs_runtime.preprocessing.resize import ResizeCrop
+from fs_runtime.preprocessing.tiling import Tiling, tile_resolutions
 
 
 class LlavaNextEncoder(LlavaEncoder):

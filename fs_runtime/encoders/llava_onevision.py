@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid, Stage
 from fs_runtime.encoders.llava_next import LlavaNextEncoder
-from fs_runtime.tiling import Tiling
+from fs_runtime.preprocessing.tiling import Tiling
 
 _RATIO = 1.1  # above it, tokens are pooled (Li et al. 2024, arXiv 2408.03326, "Higher AnyRes")
 

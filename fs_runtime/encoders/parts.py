@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fs_runtime.encoders.base import Grid, PreparedImage
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError
-from fs_runtime.preprocess import Preprocessed
+from fs_runtime.preprocessing.resize import Preprocessed
 
 
 def processor_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
 from fs_runtime.encoders.parts import checked, on_host
-from fs_runtime.preprocess import Preprocessed
+from fs_runtime.preprocessing.resize import Preprocessed
 
 
 class CanvasTiling(Protocol):

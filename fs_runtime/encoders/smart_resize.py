@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.encoders.base import ImageSizeError
-from fs_runtime.preprocess import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
+from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 
 _MAX_ASPECT = 200  # of Qwen's own processor
 

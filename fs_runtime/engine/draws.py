@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from fs_runtime.certificate import NormConfidenceSequence, SpreadConfidenceSequence
 from fs_runtime.engine.request import SmoothingRequest
-from fs_runtime.smoothing import InnerProducts
-from fs_runtime.spread_sketch import SpreadSketch
+from fs_runtime.smoothing.spread_sketch import SpreadSketch
+from fs_runtime.smoothing.sums import InnerProducts
 
 Array = NDArray[np.float64]
 _MOST_SEQUENCES = 8

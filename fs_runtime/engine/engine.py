@@ -11,18 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.encoders import PreparedImage, VisionEncoder
-from fs_runtime.engine.cache import CacheKey, ImageCache
+from fs_runtime.engine.cache.key import CacheKey
+from fs_runtime.engine.cache.memory import ImageCache
+from fs_runtime.engine.cache.origins import Origins, draws_name
+from fs_runtime.engine.cache.shared import SharedCache
+from fs_runtime.engine.cache.stored import Origin, StoredImage
 from fs_runtime.engine.capacity import BatchBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
 from fs_runtime.engine.fair_gate import FairGate
 from fs_runtime.engine.job import Ask, Job, cost_of
-from fs_runtime.engine.origins import Origins, draws_name
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
-from fs_runtime.engine.shared_cache import SharedCache
 from fs_runtime.engine.sketch_limit import SketchLimit
-from fs_runtime.engine.stored import Origin, StoredImage
 from fs_runtime.engine.worker import Worker
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 
 _USUAL_SIDE = 336  # a picture of that many pixels squared has the model's usual number of tokens
 

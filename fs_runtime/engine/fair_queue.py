@@ -21,7 +21,7 @@ from typing import Generic, Protocol, TypeVar
 Order = tuple[float, int]
 
 
-class Item(Hashable, Protocol):
+class QueueItem(Hashable, Protocol):
     """A request in the queue. Hashable by identity.
 
     Attributes:
@@ -48,7 +48,7 @@ class Item(Hashable, Protocol):
         ...
 
 
-T = TypeVar("T", bound=Item)
+T = TypeVar("T", bound=QueueItem)
 K = TypeVar("K", bound=Hashable)
 
 

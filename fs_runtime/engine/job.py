@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from fs_runtime.certificate import StoppingRule
 from fs_runtime.encoders import PreparedImage
-from fs_runtime.engine.cache import CacheKey
+from fs_runtime.engine.cache.key import CacheKey
+from fs_runtime.engine.cache.stored import KnownImage, Mean, Origin, StoredImage
 from fs_runtime.engine.draws import Draws
 from fs_runtime.engine.request import CacheOutcome, Ending, SmoothingRequest, SmoothingResult
-from fs_runtime.engine.stored import KnownImage, Mean, Origin, StoredImage
-from fs_runtime.smoothing import InnerProducts, Smoother, SmoothingState
+from fs_runtime.smoothing.smoother import Smoother
+from fs_runtime.smoothing.sums import InnerProducts, SmoothingState
 
 
 @dataclass(eq=False, slots=True)

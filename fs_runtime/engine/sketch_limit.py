@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from fs_runtime.encoders import PreparedImage
 from fs_runtime.encoders.base import Stage
 from fs_runtime.engine.request import SmoothingRequest
-from fs_runtime.smoothing import FeatureMap, Smoother
-from fs_runtime.spread_sketch import SpreadSketch
+from fs_runtime.smoothing.feature_map import FeatureMap
+from fs_runtime.smoothing.smoother import Smoother
+from fs_runtime.smoothing.spread_sketch import SpreadSketch
 
 _STAGES: tuple[Stage, ...] = ("encoder", "projector")
 

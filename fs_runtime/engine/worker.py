@@ -12,15 +12,16 @@ from concurrent.futures import Future
 
 import torch
 
-from fs_runtime.engine.cache import CacheKey, ImageCache
+from fs_runtime.engine.cache.key import CacheKey
+from fs_runtime.engine.cache.memory import ImageCache
+from fs_runtime.engine.cache.shared import SharedCache
+from fs_runtime.engine.cache.stored import StoredImage, Sums
 from fs_runtime.engine.capacity import BatchBudget, Rate
 from fs_runtime.engine.errors import DeadlineExceededError, DeviceLostError, EngineClosedError, SmoothingError
 from fs_runtime.engine.fair_queue import FairQueue
 from fs_runtime.engine.job import Ask, Job
-from fs_runtime.engine.shared_cache import SharedCache
-from fs_runtime.engine.stored import StoredImage, Sums
-from fs_runtime.gpu import device_works
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
+from fs_runtime.system.gpu import device_works
 
 log = logging.getLogger("fs_runtime.engine")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from fs_runtime.psm.files import TrainingError
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.system.files import TrainingError
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Those whose model reads √ᾱ y + √(1 − ᾱ) ε and is told a whole timestep, with ᾱ from the betas of their configuration.

@@ -55,7 +55,7 @@ class SmoothnessMapper(PsmNetwork):
         self.register_buffer("std", torch.ones(config.features))
         self.embed = NoiseLevelEmbedding(config.condition)
         self.enter = nn.Linear(config.features, config.width)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(_MapperBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.leave = nn.Linear(config.width, config.features)
         nn.init.zeros_(self.leave.weight)
@@ -97,7 +97,7 @@ class SmoothnessMapper(PsmNetwork):
         return mapped
 
 
-class _Block(nn.Module):
+class _MapperBlock(nn.Module):
     """Attention over all tokens, depth-wise convolution over the grid, and an MLP, each modulated and residual."""
 
     def __init__(self, config: MapperConfig) -> None:

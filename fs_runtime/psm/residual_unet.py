@@ -127,7 +127,7 @@ class _Level(nn.Module):
     def __init__(self, width: int, blocks: int, condition: int) -> None:
         super().__init__()
         self.film = FiLM(condition, width)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_ResidualBlock(width) for _ in range(blocks))
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         h = self.film(h, condition)
@@ -136,7 +136,7 @@ class _Level(nn.Module):
         return h
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     """``h + W₂ max(W₁ h, 0)``. Starts as little more than the identity, so that deep networks learn from the start."""
 
     def __init__(self, width: int) -> None:

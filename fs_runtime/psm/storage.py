@@ -17,11 +17,11 @@ from fs_runtime.encoders import CheckpointError, VisionEncoder
 from fs_runtime.encoders.checkpoint import fingerprint
 from fs_runtime.psm import PsmFacts
 from fs_runtime.psm.diffusion import DiffusionPurifier
-from fs_runtime.psm.files import write_file
 from fs_runtime.psm.mapper import SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.psm.residual_unet import ResidualUNetPurifier
 from fs_runtime.psm.unet import UNetPurifier
+from fs_runtime.system.files import write_file
 
 CARD = "card.json"
 ANY_ENCODER = "any"

@@ -51,11 +51,11 @@ class UNetPurifier(Denoiser):
         widths = config.widths
         super().__init__(config.channels, config.patch, widths[0], config.condition, config.data_std)
         self.config = config
-        self.down = nn.ModuleList(_Block(width, width, config.condition) for width in widths[:-1])
+        self.down = nn.ModuleList(_UNetBlock(width, width, config.condition) for width in widths[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
-        self.middle = nn.ModuleList(_Block(widths[-1], widths[-1], config.condition) for _ in range(2))
+        self.middle = nn.ModuleList(_UNetBlock(widths[-1], widths[-1], config.condition) for _ in range(2))
         self.grow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths))
-        self.up = nn.ModuleList(_Block(2 * width, width, config.condition) for width in widths[:-1])
+        self.up = nn.ModuleList(_UNetBlock(2 * width, width, config.condition) for width in widths[:-1])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the convolutions are faster so
 
     @property
@@ -87,7 +87,7 @@ class UNetPurifier(Denoiser):
         return functional.silu(h)
 
 
-class _Block(nn.Module):
+class _UNetBlock(nn.Module):
     """Two convolutions with a way around them, modulated by the noise level."""
 
     def __init__(self, inputs: int, outputs: int, condition: int) -> None:

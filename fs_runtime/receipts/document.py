@@ -10,9 +10,8 @@ import rfc8785
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fs_runtime.network_options import CompileMode, Quantization
-from fs_runtime.pictures import digest
-from fs_runtime.query import MAX_RADIUS, sigma_value
+from fs_runtime.options import MAX_RADIUS, CompileMode, Quantization, sigma_value
+from fs_runtime.preprocessing.pictures import digest
 
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
 
@@ -21,16 +20,18 @@ class ReceiptError(ValueError):
     """A document that is not a receipt, with the field at fault in its message."""
 
 
-class _Part(BaseModel):
+class _ReceiptPart(BaseModel):
     # What was signed and what is read back are the same, field by field: a field has no default, or, if it came later,
     # one that is never written, so that receipts without it keep their bytes.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class ReceiptImage(_Part):
+class ReceiptImage(_ReceiptPart):
     """The image that was received, decoded to 8-bit RGB."""
 
-    digest: str = Field(pattern=_DIGEST, description="SHA-256 of size and pixels (fs_runtime.pictures.digest).")
+    digest: str = Field(
+        pattern=_DIGEST, description="SHA-256 of size and pixels (fs_runtime.preprocessing.pictures.digest)."
+    )
     height: int = Field(ge=1)
     width: int = Field(ge=1)
 
@@ -40,14 +41,14 @@ class ReceiptImage(_Part):
         return cls(digest=digest(pixels), height=pixels.shape[0], width=pixels.shape[1])
 
 
-class ReceiptPreprocessing(_Part):
+class ReceiptPreprocessing(_ReceiptPart):
     """The way from that image to the one that the encoder reads."""
 
     spectral_norm: float = Field(ge=0, description="‖A‖₂ from the client's pixels to the encoder's.")
     steps: dict[str, Any] = Field(description="The encoder's own statement; empty where it makes none.")
 
 
-class ReceiptUntil(_Part):
+class ReceiptUntil(_ReceiptPart):
     """The similarity that ends the sampling early: once it is certified, or most likely will not be by ``max_samples``.
 
     It need not be the one that the certificate was asked about.
@@ -58,7 +59,7 @@ class ReceiptUntil(_Part):
     min_similarity: float = Field(gt=0, le=1)
 
 
-class ReceiptDraws(_Part):
+class ReceiptDraws(_ReceiptPart):
     """The noise samples. The seed is a string: 64 bits do not fit into the numbers of JSON, which are exact to 53."""
 
     sigma: Annotated[float, AfterValidator(sigma_value)] = Field(description="σ in pixels of [0, 1].")
@@ -97,8 +98,8 @@ class ReceiptDraws(_Part):
         return self
 
 
-class ReceiptQuery(_Part):
-    """What the certificate was asked about (fs_runtime.query.CertificateQuery)."""
+class ReceiptQuery(_ReceiptPart):
+    """What the certificate was asked about (fs_runtime.options.CertificateQuery)."""
 
     radius: float = Field(ge=0, le=MAX_RADIUS)
     space: Literal["model", "client"]
@@ -106,7 +107,7 @@ class ReceiptQuery(_Part):
     curve: bool
 
 
-class ReceiptArithmetic(_Part):
+class ReceiptArithmetic(_ReceiptPart):
     """What computed it. CPU and CUDA draw different noise from one seed; the rest moves numbers within a tolerance."""
 
     device: Literal["cpu", "cuda"]
@@ -125,7 +126,7 @@ class ReceiptArithmetic(_Part):
     )
 
 
-class ReceiptFingerprints(_Part):
+class ReceiptFingerprints(_ReceiptPart):
     """Digests of the weights; null for a part that was not there."""
 
     model: str = Field(pattern=_DIGEST)
@@ -134,14 +135,14 @@ class ReceiptFingerprints(_Part):
     centre: str | None = Field(pattern=_DIGEST)
 
 
-class ReceiptSigner(_Part):
+class ReceiptSigner(_ReceiptPart):
     """Who signed: an Ed25519 key."""
 
     key_id: str = Field(pattern=_DIGEST, description="SHA-256 of the raw public key.")
     public_key: str = Field(description="The raw public key, 32 bytes in base64.")
 
 
-class Receipt(_Part):
+class Receipt(_ReceiptPart):
     """One certificate with all that is needed to compute it again, given the image and the weights.
 
     Everything but ``signature`` is signed, as canonical JSON (RFC 8785), so that neither the order of the fields nor

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from fs_runtime.certificate import Spread
-from fs_runtime.curve import bounds_at
-from fs_runtime.query import CertificateQuery
+from fs_runtime.certificate.curve import bounds_at
+from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts.document import Receipt, ReceiptUntil
 
 # The rule compares ρ with one that is up to 1e-9 above the smallest that does; and other versions of the mathematical

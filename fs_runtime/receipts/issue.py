@@ -6,8 +6,7 @@ import dataclasses
 from datetime import UTC, datetime
 
 from fs_runtime.engine import SmoothingEngine, SmoothingResult
-from fs_runtime.provenance import device_name, library_versions
-from fs_runtime.query import CertificateQuery
+from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts.document import (
     Receipt,
     ReceiptArithmetic,
@@ -20,7 +19,8 @@ from fs_runtime.receipts.document import (
 )
 from fs_runtime.receipts.signing import SigningKey
 from fs_runtime.robustness import ImageRobustness
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
+from fs_runtime.system.provenance import device_name, library_versions
 
 
 def issue_receipt(

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from fs_runtime.certificate import Spread, SpreadConfidenceSequence
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
-from fs_runtime.query import CertificateQuery
+from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts.document import Receipt
 from fs_runtime.robustness import Fingerprints, certify
-from fs_runtime.smoothing import FeatureMap, Smoother
+from fs_runtime.smoothing.feature_map import FeatureMap
+from fs_runtime.smoothing.smoother import Smoother
 
 # By how much ρ may move, by device and precision, when other batches, or another device of the same kind, sum in
 # another order: docs/receipts.md has the measurements behind them.

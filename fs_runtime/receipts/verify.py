@@ -11,8 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fs_runtime.pictures import digest
-from fs_runtime.provenance import library_versions
+from fs_runtime.preprocessing.pictures import digest
 from fs_runtime.receipts.comparison import differences
 from fs_runtime.receipts.document import Receipt
 from fs_runtime.receipts.ending import impossible_ending, unsupported_ending
@@ -20,7 +19,9 @@ from fs_runtime.receipts.issue import arithmetic_of
 from fs_runtime.receipts.replay import replay, tolerance
 from fs_runtime.receipts.signing import SignatureError, check_signature
 from fs_runtime.robustness import Fingerprints
-from fs_runtime.smoothing import FeatureMap, Smoother
+from fs_runtime.smoothing.feature_map import FeatureMap
+from fs_runtime.smoothing.smoother import Smoother
+from fs_runtime.system.provenance import library_versions
 
 Verdict = Literal["reproduced", "not_reproduced", "cannot_be_checked"]
 

@@ -27,7 +27,7 @@ QUESTION_KINDS = tuple(kind for kind in SCENE_KINDS if kind != "describe")
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class AskedItem:
     """Messages in OpenAI's shape, with PIL images, and the answer that counts as right."""
 
     kind: str
@@ -36,7 +36,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class AnswerScore:
     """How many answers of a kind were right."""
 
     kind: str
@@ -68,17 +68,17 @@ class Mistake:
 class Evaluation:
     """Scores by kind, and the mistakes behind them."""
 
-    scores: tuple[Score, ...]
+    scores: tuple[AnswerScore, ...]
     mistakes: tuple[Mistake, ...]
 
-    def score(self, *kinds: str) -> Score:
+    def score(self, *kinds: str) -> AnswerScore:
         """Sum the scores of some kinds; the score is named after the only kind, or "questions"."""
         chosen = [score for score in self.scores if score.kind in kinds]
         name = kinds[0] if len(kinds) == 1 else "questions"
-        return Score(name, sum(score.right for score in chosen), sum(score.total for score in chosen))
+        return AnswerScore(name, sum(score.right for score in chosen), sum(score.total for score in chosen))
 
     @property
-    def required(self) -> tuple[Score, ...]:
+    def required(self) -> tuple[AnswerScore, ...]:
         """The scores that `REQUIRED` names."""
         return self.score(*QUESTION_KINDS), self.score("describe"), self.score("digit")
 
@@ -128,7 +128,7 @@ def evaluate_reference(
         count[1] += 1
         if text != item.answer:
             mistakes.append(Mistake(item.kind, _last_text(item.messages), item.answer, text))
-    scores = tuple(Score(kind, right, total) for kind, (right, total) in counts.items())
+    scores = tuple(AnswerScore(kind, right, total) for kind, (right, total) in counts.items())
     return Evaluation(scores, tuple(mistakes))
 
 
@@ -171,7 +171,7 @@ def answer_all(
     return answers
 
 
-def held_out_items(questions: int, seed: int = EVALUATION_SEED) -> list[Item]:
+def held_out_items(questions: int, seed: int = EVALUATION_SEED) -> list[AskedItem]:
     """Make the held-out questions: fresh scenes, and every scan that training never saw."""
     rng = np.random.default_rng((seed, 0))
     items = [_about_scene(kind, rng) for kind in SCENE_KINDS for _ in range(questions)]
@@ -209,18 +209,18 @@ def assistant_message(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def _about_scene(kind: str, rng: np.random.Generator, *, unseen: bool = False) -> Item:
+def _about_scene(kind: str, rng: np.random.Generator, *, unseen: bool = False) -> AskedItem:
     while True:
         scene = sample_scene(rng)
         question = ask(Picture(scene=scene), kind, rng, unseen=unseen)
         if question:
-            return Item(kind, [user_message(question.text, render(scene))], question.answer)
+            return AskedItem(kind, [user_message(question.text, render(scene))], question.answer)
 
 
-def _about_digits(rng: np.random.Generator) -> list[Item]:
+def _about_digits(rng: np.random.Generator) -> list[AskedItem]:
     scans = load_digit_scans()[1]
     return [
-        Item(
+        AskedItem(
             "digit",
             [user_message(phrase("digit", rng), plain_digit(ink))],
             digit_answer(Picture(digit=int(label))),
@@ -229,14 +229,14 @@ def _about_digits(rng: np.random.Generator) -> list[Item]:
     ]
 
 
-def _about_one_of_two(rng: np.random.Generator) -> Item:
+def _about_one_of_two(rng: np.random.Generator) -> AskedItem:
     shown = [_any_picture(rng) for _ in range(2)]
     number = int(rng.integers(2)) + 1
     question = ask_in_image(_any_question(shown[number - 1][0], rng), number, 2, rng)
-    return Item("several images", [user_message(question.text, *(image for _, image in shown))], question.answer)
+    return AskedItem("several images", [user_message(question.text, *(image for _, image in shown))], question.answer)
 
 
-def _in_conversation(rng: np.random.Generator) -> Item:
+def _in_conversation(rng: np.random.Generator) -> AskedItem:
     """Ask after three earlier turns, one of which may have brought the picture in question."""
     messages: MESSAGES = []
     previous: Question | None = None
@@ -250,21 +250,21 @@ def _in_conversation(rng: np.random.Generator) -> Item:
         question = question or _any_question(picture, rng)
         messages.append(user_message(question.text, *images))
         if turn == 3:
-            return Item("conversation", messages, question.answer)
+            return AskedItem("conversation", messages, question.answer)
         messages.append(assistant_message(question.answer))
         previous = question
     raise AssertionError("the last turn returns")
 
 
-def _without_picture(rng: np.random.Generator) -> Item:
+def _without_picture(rng: np.random.Generator) -> AskedItem:
     question = missing_picture(rng) if rng.random() < 0.3 else small_talk(rng)
-    return Item("text only", [user_message(question.text)], question.answer)
+    return AskedItem("text only", [user_message(question.text)], question.answer)
 
 
-def _unseen_wording(rng: np.random.Generator) -> Item:
+def _unseen_wording(rng: np.random.Generator) -> AskedItem:
     kind = SCENE_KINDS[int(rng.integers(len(SCENE_KINDS)))]
     item = _about_scene(kind, rng, unseen=True)
-    return Item("unseen wording", item.messages, item.answer)
+    return AskedItem("unseen wording", item.messages, item.answer)
 
 
 def _any_picture(rng: np.random.Generator) -> tuple[Picture, Image.Image]:

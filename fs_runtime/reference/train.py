@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from fs_runtime.progress_bar import ProgressBar
+from fs_runtime.system.progress_bar import ProgressBar
 
 from .conversations import (
     IGNORED,

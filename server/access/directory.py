@@ -9,13 +9,13 @@ import secrets
 
 import structlog
 
-from server import watched_file
 from server.access.keys import StoredKey, find_key, stored_form
 from server.access.tenants import DEFAULT_TENANT, Access, AccessFileError, Tenant, parse_access
 from server.errors import ApiError
-from server.metrics import Metrics
-from server.settings import Settings
-from server.watched_file import WatchedFile
+from server.observability.metrics import Metrics
+from server.settings import files
+from server.settings.files import WatchedFile
+from server.settings.gateway import Settings
 
 log = structlog.get_logger("server.access")
 
@@ -28,15 +28,14 @@ class AccessDirectory:
 
     Args:
         settings: Keys of the environment, the access file, and the settings of tenants without their own.
-        metrics: Counts reloads.
 
     Raises:
-        AccessFileError: The file cannot be used at start.
+        AccessFileError: The file cannot be used.
+        KeyFormError: A key of the environment cannot be used.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._metrics = metrics
         self._file = WatchedFile(settings.access_file) if settings.access_file else None
         self._salt_key = (
             settings.cache_salt_key.get_secret_value().encode() if settings.cache_salt_key else secrets.token_bytes(32)
@@ -45,7 +44,6 @@ class AccessDirectory:
             StoredKey(stored_form(key.get_secret_value()), DEFAULT_TENANT) for key in settings.api_keys
         )
         self._access = Access({}, ()) if self._file is None else self._parse(self._file)
-        metrics.access_file_current.set(1)
 
     @property
     def is_open(self) -> bool:
@@ -88,23 +86,24 @@ class AccessDirectory:
         message = f"{tenant.name}\n{wish or ''}".encode("utf-8", "surrogatepass")
         return hmac.digest(self._salt_key, message, hashlib.sha256).hex()
 
-    async def watch(self) -> None:
-        """Takes over changes of the access file, until it is cancelled."""
+    async def watch(self, metrics: Metrics) -> None:
+        """Takes over changes of the access file, and counts them, until it is cancelled."""
+        metrics.access_file_current.set(1)
         while self._file is not None:
-            await asyncio.sleep(watched_file.WATCH_SECONDS)
+            await asyncio.sleep(files.WATCH_SECONDS)
             if await self._file.has_changed():
-                self._replace(self._file)
+                self._replace(self._file, metrics)
 
-    def _replace(self, file: WatchedFile) -> None:
+    def _replace(self, file: WatchedFile, metrics: Metrics) -> None:
         try:
             self._access = self._parse(file)
         except Exception as error:  # whatever it is, the watch goes on
-            self._metrics.access_reloads.labels(outcome="refused").inc()
-            self._metrics.access_file_current.set(0)
+            metrics.access_reloads.labels(outcome="refused").inc()
+            metrics.access_file_current.set(0)
             log.error("access file refused, the former one stays in force", file=str(file.path), problem=_words(error))
             return
-        self._metrics.access_reloads.labels(outcome="loaded").inc()
-        self._metrics.access_file_current.set(1)
+        metrics.access_reloads.labels(outcome="loaded").inc()
+        metrics.access_file_current.set(1)
         log.warning("access file loaded", tenants=len(self._access.tenants), keys=len(self._access.keys))
 
     def _parse(self, file: WatchedFile) -> Access:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from server.access.keys import StoredKey
-from server.request_settings import RequestSettings
-from server.strict_yaml import parse_yaml
+from server.settings.files import parse_yaml
+from server.settings.request import RequestSettings
 
 DEFAULT_TENANT = "default"
 S = TypeVar("S", bound=RequestSettings)
@@ -44,7 +44,7 @@ class TenantEntry(RequestSettings):
     models: Annotated[list[str], Field(min_length=1)] | None = None
 
 
-class _File(BaseModel):
+class _AccessFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     tenants: dict[TenantName, TenantEntry] = Field(min_length=1)
@@ -113,7 +113,7 @@ def read_access(path: Path, server: RequestSettings) -> Access:
 def parse_access(contents: bytes, server: RequestSettings) -> Access:
     """The same from the file's contents."""
     try:
-        file = parse_yaml(contents, _File)
+        file = parse_yaml(contents, _AccessFile)
     except ValueError as error:
         raise AccessFileError(str(error)) from None
     tenants: dict[str, Tenant] = {}

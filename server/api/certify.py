@@ -19,7 +19,7 @@ from server.api.dependencies import (
 )
 from server.api.openapi import ERRORS, request_body
 from server.api.schemas import CertifyRequest, CertifyResponse
-from server.smoothing import ImageSource
+from server.models.smoothing import ImageSource
 
 router = APIRouter()
 

@@ -22,22 +22,17 @@ from server.api.dependencies import (
     read_body,
     while_connected,
 )
-from server.api.event_stream import EventStream
 from server.api.openapi import ERRORS, request_body
-from server.api.passthrough import check_template_variables, refuse_fields
-from server.api.schemas import (
-    TEXT_PART_FIELDS,
-    TEXT_PARTS,
-    ChatCompletionRequest,
-    ContentPart,
-    Robustness,
-)
+from server.api.schemas import TEXT_PART_FIELDS, TEXT_PARTS, ChatCompletionRequest, ContentPart
 from server.errors import ApiError, internal_error, invalid
+from server.http.event_stream import EventStream
 from server.language_models.base import IMAGE_PART, ChatRequest
-from server.limits.answer_tokens import cap_answer_tokens
 from server.models.served import ServedModel
-from server.smoothing import ImageSource
-from server.withholding import withhold
+from server.models.smoothing import ImageSource
+from server.prompt_safety.answer_tokens import cap_answer_tokens
+from server.prompt_safety.passthrough import check_template_variables, refuse_fields
+from server.robustness.answer import Robustness
+from server.robustness.withholding import withhold
 
 router = APIRouter()
 log = structlog.get_logger("server.chat")

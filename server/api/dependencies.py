@@ -16,14 +16,14 @@ from pydantic import BaseModel, ValidationError
 from fs_runtime.receipts import SigningKey
 from server.access.directory import AccessDirectory
 from server.api.json_values import parse_json
-from server.drain import Drain
 from server.errors import from_validation, invalid
-from server.limits.limiter import RateLimiter
-from server.metrics import Metrics
+from server.http.drain import Drain
 from server.models.directory import ModelDirectory
 from server.models.served import ServedModel
-from server.settings import Settings
-from server.smoothing import Caller
+from server.models.smoothing import Caller
+from server.observability.metrics import Metrics
+from server.rate_limits.limiter import RateLimiter
+from server.settings.gateway import Settings
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

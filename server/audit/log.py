@@ -11,11 +11,12 @@ from typing import Any
 
 import structlog
 
-from server.api.schemas import ImageEntry, Robustness
 from server.audit.file import LineFile
 from server.errors import ApiError
-from server.metrics import Metrics
-from server.settings import Settings
+from server.observability.metrics import Metrics
+from server.robustness.answer import Robustness
+from server.robustness.entry import ImageEntry
+from server.settings.gateway import Settings
 
 log = structlog.get_logger("server.audit")
 

@@ -20,7 +20,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from fs_runtime.pictures import upright_rgb
+from fs_runtime.preprocessing.pictures import upright_rgb
 from server.images.faults import Fault, ImageFaultError
 from server.images.limits import ImageLimits
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from server.request_settings import RequestSettings
+    from server.settings.request import RequestSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from server.images.pool import DecodePool, DecodersBusyError
 from server.images.process import DecoderDiedError
 from server.images.remote import AddressRefusedError, RemoteError, RemoteImages
 from server.images.remote_urls import UrlPolicy, UrlRefusedError
-from server.metrics import Metrics
-from server.settings import Settings
-from server.tracing import stage
+from server.observability.metrics import Metrics
+from server.observability.tracing import stage
+from server.settings.gateway import Settings
 
 # Base64 of this many characters is decoded in a millisecond; more goes to a thread.
 _QUICK = 2**20

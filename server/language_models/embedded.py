@@ -15,7 +15,7 @@ from fs_runtime.embedded import ContextLengthError, EmbeddedModel, Generation, P
 from server.errors import ApiError, from_validation, invalid
 from server.language_models.answer_thread import AnswerThread
 from server.language_models.base import IMAGE_PART, ChatRequest, ImagePayload
-from server.settings import Settings
+from server.settings.gateway import Settings
 
 
 def _seed(seed: int) -> int:

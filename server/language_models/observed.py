@@ -12,8 +12,8 @@ from opentelemetry.trace import Span, SpanKind
 
 from server.errors import ApiError
 from server.language_models.base import ChatRequest, LanguageModel
-from server.model_metrics import ModelMetrics
-from server.tracing import failures_noted, tracer
+from server.observability.model_metrics import ModelMetrics
+from server.observability.tracing import failures_noted, tracer
 
 # Numbers of the request that the conventions name; anything else in it may be text.
 _REQUEST_NUMBERS = {

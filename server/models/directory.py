@@ -12,17 +12,18 @@ from typing import Literal
 import structlog
 
 from fs_runtime.encoders import CheckpointError
-from fs_runtime.memory import MemoryShortError, release_memory
-from server import watched_file
+from fs_runtime.loading.memory import MemoryShortError, release_memory
 from server.access.tenants import Tenant
-from server.daemon_thread import on_daemon_thread
+from server.concurrency import on_daemon_thread
 from server.errors import ApiError, invalid
-from server.metrics import Metrics
-from server.models.file import ModelsFileError, parse_models
+from server.models.file import ModelsFileError
 from server.models.loading import LoadedModel, load_model
 from server.models.served import ServedModel
-from server.settings import Settings
-from server.watched_file import WatchedFile
+from server.models.wanted import WantedModels
+from server.observability.metrics import Metrics
+from server.settings import files
+from server.settings.files import WatchedFile
+from server.settings.gateway import Settings
 
 log = structlog.get_logger("server.models")
 
@@ -49,20 +50,15 @@ class ModelDirectory:
     tried again.
 
     Args:
-        settings: The gateway's: its one model, or the models file.
+        wanted: The models that there should be.
         metrics: Counts loads and unloads.
         serve: Makes a loaded model ready for requests.
-
-    Raises:
-        ModelsFileError: The file cannot be used at start.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, serve: Callable[[LoadedModel], ServedModel]) -> None:
-        self._settings = settings
+    def __init__(self, wanted: WantedModels, metrics: Metrics, serve: Callable[[LoadedModel], ServedModel]) -> None:
+        self._models = wanted
         self._metrics = metrics
         self._serve = serve
-        self._file = WatchedFile(settings.models_file) if settings.models_file else None
-        self._wanted = {settings.model_name: settings} if self._file is None else self._parse(self._file)
         self._running: dict[str, ServedModel] = {}
         self._leaving: dict[asyncio.Task[None], str] = {}
         self._failures: dict[str, _Failure] = {}
@@ -149,11 +145,10 @@ class ModelDirectory:
 
     async def watch(self) -> None:
         """Takes over changes of the models file, until it is cancelled."""
-        while self._file is not None:
-            await asyncio.sleep(watched_file.WATCH_SECONDS)
+        while self._models.file is not None:
+            await asyncio.sleep(files.WATCH_SECONDS)
             try:
-                if await self._file.has_changed():
-                    self._replace(self._file)
+                await self._read_again(self._models.file)
                 await self._approach()
             except Exception:  # whatever it is, the watch goes on
                 log.exception("models could not be changed")
@@ -167,9 +162,10 @@ class ModelDirectory:
         running, self._running = self._running, {}
         await asyncio.gather(*(model.close() for model in running.values()))
 
-    def _replace(self, file: WatchedFile) -> None:
+    async def _read_again(self, file: WatchedFile) -> None:
         try:
-            self._wanted = self._parse(file)
+            if not await self._models.has_changed():
+                return
         except ModelsFileError as error:
             self._metrics.models_file_reloads.labels(outcome="refused").inc()
             self._metrics.models_file_current.set(0)
@@ -182,12 +178,9 @@ class ModelDirectory:
         }
         log.warning("models file loaded", models=list(self._wanted))
 
-    def _parse(self, file: WatchedFile) -> dict[str, Settings]:
-        try:
-            contents = file.contents()
-        except OSError as error:
-            raise ModelsFileError(str(error)) from None
-        return parse_models(contents, self._settings)
+    @property
+    def _wanted(self) -> dict[str, Settings]:
+        return self._models.by_name
 
     def _is_current(self, name: str, settings: Settings) -> bool:
         model = self._running.get(name)

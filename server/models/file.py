@@ -7,19 +7,14 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from server.certificate_settings import CertificateSettings
-from server.model_settings import OF_ONE_CHECKPOINT, ModelSettings
-from server.strict_yaml import parse_yaml
+from server.settings.files import parse_yaml
+from server.settings.model import OF_ONE_CHECKPOINT, ModelOwnSettings, ModelSettings
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/\-]{0,127}$")]
 
 
 class ModelsFileError(ValueError):
     """The models file cannot be used; the message says why, and holds nothing of its contents but names."""
-
-
-class ModelOwnSettings(CertificateSettings, ModelSettings):
-    """All settings that a model may have of its own."""
 
 
 S = TypeVar("S", bound=ModelOwnSettings)
@@ -39,7 +34,7 @@ class ModelEntry(ModelOwnSettings):
         return self
 
 
-class _File(BaseModel):
+class _ModelsFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[ModelEntry] = Field(min_length=1)
@@ -68,7 +63,7 @@ def read_models(path: Path, server: S) -> dict[str, S]:
 def parse_models(contents: bytes, server: S) -> dict[str, S]:
     """The same from the file's contents."""
     try:
-        file = parse_yaml(contents, _File)
+        file = parse_yaml(contents, _ModelsFile)
     except ValueError as error:
         raise ModelsFileError(str(error)) from None
     models: dict[str, S] = {}

@@ -10,15 +10,15 @@ from fs_runtime.embedded import EmbeddedModel, load_embedded_model
 from fs_runtime.encoders import CheckpointError, load_family
 from fs_runtime.encoders.checkpoint import Checkpoint
 from fs_runtime.encoders.families import Family
+from fs_runtime.encoders.turn_tokens import turn_tokens
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.loading import load_engine, resolve_device, resolve_dtype
-from fs_runtime.memory import check_memory
-from fs_runtime.smoothing import Smoother
-from fs_runtime.turn_tokens import turn_tokens
-from server.certificate_settings import CertificateSettings
-from server.model_settings import ModelSettings
-from server.settings import Settings
-from server.shared_cache import build_shared_cache
+from fs_runtime.engine.cache.shared import SharedCache, SharedCacheOptions
+from fs_runtime.loading.engine import load_engine, resolve_device, resolve_dtype
+from fs_runtime.loading.memory import check_memory
+from fs_runtime.smoothing.smoother import Smoother
+from server.settings.certificate import CertificateSettings
+from server.settings.gateway import Settings
+from server.settings.model import ModelSettings
 
 log = structlog.get_logger("server.models")
 
@@ -162,3 +162,18 @@ def say_what_smooths(settings: Settings, smoother: Smoother) -> None:
             model=settings.model_name,
             **facts,
         )
+
+
+def build_shared_cache(settings: Settings) -> SharedCache | None:
+    """The cache that the settings name; None if they name none. Connects when it is first used."""
+    if settings.cache_redis_url is None or settings.cache_redis_key is None:
+        return None
+    return SharedCache(
+        SharedCacheOptions(
+            settings.cache_redis_url.get_secret_value(),
+            settings.cache_redis_key.get_secret_value(),
+            settings.cache_redis_timeout,
+            settings.cache_redis_lifetime,
+            settings.cache_redis_image_bytes,
+        )
+    )

@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from fs_runtime.receipts import SigningKey
-from server.api.control_tokens import ControlTokens
 from server.audit.log import AuditLog
 from server.images.reader import ImageReader
 from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
-from server.language_models.fitness import Fitness
 from server.language_models.none import NoLanguageModel
 from server.language_models.observed import ObservedLanguageModel
-from server.language_models.upstreams import Upstreams
-from server.language_models.vllm import VllmLanguageModel
-from server.limits.limiter import RateLimiter
-from server.metrics import Metrics
-from server.model_metrics import ModelMetrics
+from server.language_models.vllm.fitness import Fitness
+from server.language_models.vllm.model import VllmLanguageModel
+from server.language_models.vllm.upstreams import Upstreams
 from server.models.loading import LoadedModel
-from server.settings import Settings
-from server.smoothing import SmoothingService
+from server.models.smoothing import SmoothingService
+from server.observability.metrics import Metrics
+from server.observability.model_metrics import ModelMetrics
+from server.prompt_safety.control_tokens import ControlTokens
+from server.rate_limits.limiter import RateLimiter
+from server.settings.gateway import Settings
 
 
 @dataclass(frozen=True, slots=True)

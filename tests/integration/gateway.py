@@ -19,9 +19,11 @@ import uvicorn
 from PIL import Image
 
 from fs_runtime.engine import SmoothingEngine
+from server.access.directory import AccessDirectory
 from server.app import create_app
 from server.models.loading import load_model
-from server.settings import Settings
+from server.models.wanted import WantedModels
+from server.settings.gateway import Settings
 
 TINY = "tiny-llava"
 
@@ -47,9 +49,8 @@ def running_gateway(model: Path | str, engine: SmoothingEngine, **settings: Any)
     """A gateway that shares ``engine``, under uvicorn in a thread."""
     settings = {"served_model_name": TINY, "samples": 16, **settings}
     chosen = Settings(model=str(model), **settings)
-    config = uvicorn.Config(
-        create_app(chosen, [load_model(chosen, engine)]), port=0, log_config=None, timeout_graceful_shutdown=5
-    )
+    application = create_app(chosen, AccessDirectory(chosen), WantedModels(chosen), [load_model(chosen, engine)])
+    config = uvicorn.Config(application, port=0, log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

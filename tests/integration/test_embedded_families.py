@@ -9,9 +9,9 @@ from PIL import Image
 
 from fs_runtime.encoders import FAMILIES, load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 from server.models.loading import load_model
-from server.settings import Settings
+from server.settings.gateway import Settings
 
 from .families import CASES, FamilyCase
 from .gateway import Gateway, chat, data_url, running_gateway

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer
 
 from fs_runtime.encoders import FAMILIES, load_encoder
 from fs_runtime.encoders.checkpoint import Checkpoint
-from fs_runtime.smoothing import Smoother
-from fs_runtime.turn_tokens import turn_tokens
-from server.language_models.fitness import Fitness
-from server.language_models.pool import Server
-from server.language_models.vllm import image_part as embeddings_part
+from fs_runtime.encoders.turn_tokens import turn_tokens
+from fs_runtime.smoothing.smoother import Smoother
+from server.language_models.vllm.fitness import Fitness
+from server.language_models.vllm.model import image_part as embeddings_part
+from server.language_models.vllm.pool import Server
 
 from .families import CASES, LLAVA_NEXT, QWEN3_VL, FamilyCase
 from .families.case import write_language_part

@@ -22,9 +22,9 @@ from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine, worker
 from fs_runtime.receipts import parse_receipt
 from fs_runtime.receipts.verify import verify
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 from server.models.loading import load_model
-from server.settings import Settings
+from server.settings.gateway import Settings
 
 from .gateway import TINY, Gateway, chat, data_url, picture, running_gateway, user
 

@@ -15,7 +15,7 @@ from PIL import Image
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.reference import reference_model_path
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 
 from .conftest import TinyLlavaServers
 from .gateway import TINY, Gateway, chat, picture, running_gateway, user

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from server.http_protocol import HttpProtocol
+from server.http.protocol import HttpProtocol
 
 from .serve_process import ServeProcess, serving
 

@@ -12,7 +12,7 @@ import pytest
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 
 from .gateway import Gateway, chat, running_gateway
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fs_runtime.loading import load_smoother
-from fs_runtime.pictures import upright_rgb
+from fs_runtime.loading.engine import load_smoother
+from fs_runtime.preprocessing.pictures import upright_rgb
 from fs_runtime.receipts import parse_receipt
 from fs_runtime.receipts.verify import verify
 

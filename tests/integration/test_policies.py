@@ -12,8 +12,8 @@ from PIL import Image
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.smoothing import Smoother
-from server.withholding import NOTICE
+from fs_runtime.smoothing.smoother import Smoother
+from server.robustness.withholding import NOTICE
 
 from .gateway import Gateway, chat, data_url, image_part, picture, running_gateway
 from .tenants import bearer, key_of, write_access

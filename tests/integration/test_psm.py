@@ -10,14 +10,14 @@ import torch
 from structlog.testing import capture_logs
 
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.loading import load_smoother
-from fs_runtime.pictures import upright_rgb
+from fs_runtime.loading.engine import load_smoother
+from fs_runtime.preprocessing.pictures import upright_rgb
 from fs_runtime.psm.storage import save_purifier
 from fs_runtime.psm.unet import UNetConfig, UNetPurifier
 from fs_runtime.receipts import parse_receipt
 from fs_runtime.receipts.verify import verify
 from server.models.loading import say_what_smooths
-from server.settings import Settings
+from server.settings.gateway import Settings
 
 from .gateway import Gateway, chat, data_url, picture, running_gateway
 

@@ -15,13 +15,13 @@ from PIL import Image
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.pictures import upright_rgb
+from fs_runtime.preprocessing.pictures import upright_rgb
 from fs_runtime.receipts import parse_receipt, read_public_key
 from fs_runtime.receipts.signing import write_new_key
 from fs_runtime.receipts.verify import Verification, verify
 from fs_runtime.reference import example_images
-from fs_runtime.smoothing import Smoother
-from fs_runtime.statements import at_least
+from fs_runtime.rounding import at_least
+from fs_runtime.smoothing.smoother import Smoother
 
 from .gateway import Gateway, chat, data_url, picture, running_gateway
 

@@ -17,12 +17,12 @@ import redis as redis_client
 
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
-from fs_runtime.engine import shared_cache as module
-from fs_runtime.engine.redis_store import Entry, RedisStore
-from fs_runtime.engine.shared_cache import SharedCache, SharedCacheOptions
-from fs_runtime.smoothing import Smoother
+from fs_runtime.engine.cache import shared as module
+from fs_runtime.engine.cache.redis_store import Entry, RedisStore
+from fs_runtime.engine.cache.shared import SharedCache, SharedCacheOptions
+from fs_runtime.smoothing.smoother import Smoother
 from server.models.loading import load_model
-from server.settings import Settings
+from server.settings.gateway import Settings
 
 from .gateway import Gateway, data_url, picture, running_gateway
 from .redis_process import RedisServer

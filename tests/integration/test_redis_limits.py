@@ -13,14 +13,14 @@ from structlog.testing import capture_logs
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 from server.access.tenants import Tenant
 from server.errors import ApiError
-from server.limits import limiter as module
-from server.limits import redis as storage
-from server.limits.limiter import RateLimiter
-from server.metrics import Metrics
-from server.request_settings import RequestSettings
+from server.observability.metrics import Metrics
+from server.rate_limits import limiter as module
+from server.rate_limits import redis as storage
+from server.rate_limits.limiter import RateLimiter
+from server.settings.request import RequestSettings
 
 from .gateway import data_url, picture, running_gateway
 from .redis_process import RedisServer

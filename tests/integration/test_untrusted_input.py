@@ -16,9 +16,9 @@ import pytest
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.smoothing import Smoother
-from server.run import configure_logging
-from server.settings import Settings
+from fs_runtime.smoothing.smoother import Smoother
+from server.observability.logs import configure_logging
+from server.settings.gateway import Settings
 
 from .gateway import TINY, Gateway, chat, data_url, picture, running_gateway
 

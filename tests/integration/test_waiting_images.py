@@ -15,10 +15,10 @@ from PIL import Image
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.pictures import digest
+from fs_runtime.preprocessing.pictures import digest
 from fs_runtime.receipts import parse_receipt
 from fs_runtime.receipts.verify import verify
-from fs_runtime.smoothing import Smoother
+from fs_runtime.smoothing.smoother import Smoother
 
 from .gateway import data_url, running_gateway
 

@@ -1,0 +1,99 @@
+"""Bounds over a range of radii, and over the tokens of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fs_runtime.certificate import (
+    Spread,
+    chi_squared_similarity,
+    fcsb,
+    score_from_norm,
+    spectral_similarity,
+    tight_similarity,
+)
+from fs_runtime.certificate.arguments import Array
+
+_RATIOS = np.arange(61) / 20  # r / σ
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """One list per bound, an entry per radius, 0.0 for no certificate; ``spectral`` is null if it was not asked for."""
+
+    best: list[float]
+    tight: list[float]
+    spectral: list[float] | None
+    chi_squared: list[float]
+    fcsb: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Similarity against radius.
+
+    Attributes:
+        radius_model: ℓ2 radii on the image the encoder reads, in pixels of [0, 1], from 0 to 3 σ.
+        radius_client: The same on the image as sent.
+        certified: Lower bounds; all hold at once with the certificate's confidence.
+        estimate: The same with plug-in values: **not** certified. Null where there is no estimate.
+    """
+
+    radius_model: list[float]
+    radius_client: list[float]
+    certified: Bounds
+    estimate: Bounds | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMap:
+    """Certified similarity of every token at the asked radius; all tokens at once, with a confidence of its own.
+
+    Attributes:
+        confidence: 1 - α of the map by itself; together with the image's certificate it is 1 - 2α.
+        similarity: Rows of the token grid, each a list over its columns; 0.0 for no certificate.
+    """
+
+    confidence: float
+    similarity: list[list[float]]
+
+
+def bounds_at(norm: float, spread: Spread | None, radius: Array, sigma: float) -> Bounds:
+    """All bounds at each radius of ``radius`` ``(n,)``, from ρ and, if known, the spread."""
+    tight = tight_similarity(norm, radius, sigma)
+    spectral = None if spread is None else np.asarray(spectral_similarity(norm, spread, radius, sigma))
+    best = tight if spectral is None else spectral  # spectral is never below tight
+    return Bounds(
+        best=best.tolist(),
+        tight=tight.tolist(),
+        spectral=None if spectral is None else spectral.tolist(),
+        chi_squared=chi_squared_similarity(norm, radius, sigma).tolist(),
+        fcsb=fcsb(score_from_norm(norm), radius, sigma).tolist(),
+    )
+
+
+def curve_of(
+    norm: float,
+    spread: Spread | None,
+    estimate: tuple[float, Spread | None] | None,
+    sigma: float,
+    spectral_norm: float,
+) -> Curve:
+    """The curve from radius 0 to 3 σ, in steps of σ / 20.
+
+    Args:
+        norm: Lower bound of ρ.
+        spread: Upper bounds of the variances; None if they were not asked for.
+        estimate: Plug-in values of both; None if there are none.
+        sigma: σ > 0 in pixels of [0, 1].
+        spectral_norm: ‖A‖₂ from the client's pixels to the encoder's.
+    """
+    radius = _RATIOS * sigma
+    return Curve(
+        radius_model=radius.tolist(),
+        radius_client=(radius / spectral_norm).tolist(),
+        certified=bounds_at(norm, spread, radius, sigma),
+        estimate=None if estimate is None else bounds_at(*estimate, radius, sigma),
+    )

@@ -1,0 +1,1 @@
+"""``fs-serve bench``: the commands that measure speed."""

@@ -1,0 +1,1 @@
+"""``fs-serve evaluate``: the commands that measure accuracy, certificates, and what attacks do to both."""

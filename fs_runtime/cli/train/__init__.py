@@ -1,0 +1,1 @@
+"""``fs-serve train``: the commands that train networks."""

@@ -1,0 +1,153 @@
+"""The ``fs-serve train purifier`` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fs_runtime.cli.options import DeviceOption
+
+if TYPE_CHECKING:
+    from fs_runtime.psm.network import PsmNetwork
+    from fs_runtime.training.purifier import PurifierSettings
+
+
+def train(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the purifier; a run that was cut short there goes on.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="small or large; by default --start-from's, else small. A small one grows into a large."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 20_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops in a step.")] = 4,
+    crop: Annotated[int, typer.Option(min=16, max=288, help="Pixels per side of a crop.")] = 96,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 8e-4,
+    sigma: Annotated[str, typer.Option(help="Least and greatest noise level.")] = "0.05,1",
+    focus: Annotated[str, typer.Option(help="Between these two lie half of the noise levels.")] = "0.1,0.5",
+    start_from: Annotated[Path | None, typer.Option(help="Folder of such a purifier to go on training.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes weights, pictures and noise.")] = 0,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="bfloat16 (mixed) or float32.")] = "bfloat16",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(help="Draw pictures of the kind trained on into this PNG, and stop.")
+    ] = None,
+) -> None:
+    """Train a purifier for photographs and any encoder, on synthetic pictures that are drawn as it goes."""
+    from fs_runtime.cli.train.run import require_training_packages
+    from fs_runtime.system.files import TrainingError
+
+    if contact_sheet is not None:
+        _draw(contact_sheet, seed)
+        return
+    if output is None:
+        raise typer.BadParameter("give the folder for the purifier", param_hint="--output")
+    from fs_runtime.psm.residual_unet import SIZES
+
+    if size is None and start_from is None:
+        size = "small"
+    if size is not None and size not in SIZES:
+        raise typer.BadParameter(f"size is {' or '.join(SIZES)}", param_hint="--size")
+    if precision not in ("bfloat16", "float32"):
+        raise typer.BadParameter("precision is bfloat16 or float32", param_hint="--precision")
+    require_training_packages("tensorboardX")
+    from fs_runtime.training.purifier import PurifierSettings
+
+    mixed: Literal["no", "bf16"] = "bf16" if precision == "bfloat16" else "no"
+    try:
+        settings = PurifierSettings(
+            steps=steps,
+            batch_size=batch_size,
+            crop=crop,
+            learning_rate=learning_rate,
+            sigma=_levels("--sigma", sigma),
+            focus=_levels("--focus", focus),
+            seed=seed,
+            precision=mixed,
+        )
+        _run(settings, size, output, start_from, device, workers, checkpoint_every)
+    except TrainingError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+def _run(
+    settings: PurifierSettings,
+    size: str | None,
+    output: Path,
+    start_from: Path | None,
+    device: str,
+    workers: int,
+    checkpoint_every: int,
+) -> None:
+    import torch
+    from rich.console import Console
+
+    from fs_runtime.loading.engine import resolve_device
+    from fs_runtime.psm.storage import save_purifier
+    from fs_runtime.training.purifier import train_purifier
+    from fs_runtime.training.report import RunReport
+
+    console = Console(stderr=True)
+    place = torch.device(resolve_device(device))
+    torch.manual_seed(settings.seed)
+    purifier, said = _start(size, start_from)
+    with RunReport(output / "logs", console, shown=True) as report:
+        facts = train_purifier(
+            purifier,
+            output,
+            settings,
+            device=place,
+            workers=workers,
+            checkpoint_every=checkpoint_every,
+            report=report.step,
+        )
+    card = save_purifier(output, purifier, {**said, **facts})
+    table = ", ".join(f"{psnr:.2f} dB at σ = {sigma}" for sigma, psnr in card["held_out_psnr"].items())
+    console.print(f"PSNR on held-out synthetic pictures: {table}")
+    console.print(f"The purifier is in {output}; use it with --psm {output}", markup=False)
+
+
+def _start(size: str | None, start_from: Path | None) -> tuple[PsmNetwork, dict[str, Any]]:
+    """The network that training begins with, and what its card says of that."""
+    from fs_runtime.psm.residual_unet import SIZES, ResidualUNetPurifier
+    from fs_runtime.psm.storage import load_purifier
+    from fs_runtime.system.files import TrainingError
+
+    if start_from is None:
+        assert size is not None  # noqa: S101 (the command's default)
+        return ResidualUNetPurifier(SIZES[size]), {"name": f"photo-{size}"}
+    purifier, card = load_purifier(start_from)
+    said = {"name": card.get("name", "photo"), "started_from": {"purifier": purifier.fingerprint}}
+    if size is None:
+        return purifier, said
+    if not isinstance(purifier, ResidualUNetPurifier):
+        raise TrainingError(f"the purifier in {start_from} is no purifier for photographs; leave --size out")
+    try:
+        return purifier.grown(SIZES[size]), said | {"name": f"photo-{size}"}
+    except ValueError as error:
+        raise TrainingError(f"{error}; leave --size out, or start from another") from None
+
+
+def _draw(path: Path, seed: int) -> None:
+    from PIL import Image
+
+    from fs_runtime.training.dead_leaves import contact_sheet
+
+    Image.fromarray(contact_sheet(seed)).save(path)
+    typer.echo(f"Pictures of the kind that purifiers are trained on are in {path}")
+
+
+def _levels(option: str, text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(level) for level in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            "give two levels separated by a comma, for example 0.05,1", param_hint=option
+        ) from None
+    return low, high

@@ -1,0 +1,164 @@
+"""What every training command does around the training: packages, device, pictures, encoder, and what it shows."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from rich.console import Console
+
+    from fs_runtime.encoders import VisionEncoder
+    from fs_runtime.training.data import Pictures, Skipped
+    from fs_runtime.training.progress import Progress
+
+Precision = Literal["no", "bf16"]
+
+ImagesOption = Annotated[
+    str, typer.Option(help="Folder of pictures (with its subfolders), or 'reference' for drawn scenes and digits.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Pictures in a step, over all processes.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16 (mixed).")]
+WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that read pictures.")]
+CheckpointOption = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is about to start.
+
+    Attributes:
+        encoder: The model's vision part, on the accelerator's device.
+        pictures: To train on.
+        facts: What the card is to say about model and data.
+        accelerator: For several processes and mixed precision.
+        workers: Processes that read pictures.
+        report: Shows a step.
+        console: For messages.
+    """
+
+    encoder: VisionEncoder
+    pictures: Pictures
+    facts: dict[str, Any]
+    accelerator: Accelerator
+    workers: int
+    report: Callable[[Progress], None]
+    console: Console
+
+
+def require_training_packages(*packages: str) -> None:
+    """Ends the command with a hint unless packages of the extra ``train`` are installed; all, if none is named."""
+    try:
+        for package in packages or ("accelerate", "tensorboardX"):
+            importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        typer.echo(f"{error.name} is missing: pip install 'fs-serve[train]'", err=True)
+        raise typer.Exit(2) from None
+
+
+def mixed_precision(precision: str, device: str) -> Precision:
+    """What a ``--precision`` option means on a device, as accelerate calls it.
+
+    Raises:
+        typer.BadParameter: It means nothing.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise typer.BadParameter("precision is auto, float32 or bfloat16")
+    on_gpu = device.partition(":")[0] == "cuda"
+    return "bf16" if precision == "bfloat16" or (precision == "auto" and on_gpu) else "no"
+
+
+def take_gpu(device: str, processes: int) -> None:
+    """Makes the GPU ``cuda:<index>`` the one that this process computes on; any other device needs nothing.
+
+    Raises:
+        TrainingError: There are several processes, and each has a GPU of its own.
+    """
+    import torch
+
+    from fs_runtime.system.files import TrainingError
+
+    place = torch.device(device)
+    if place.type != "cuda" or place.index is None:
+        return
+    if processes > 1:
+        raise TrainingError(
+            f"--device {device} is one GPU, and there are {processes} processes, which take one each: give --device "
+            "cuda, and choose GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    torch.cuda.set_device(place)
+
+
+@contextmanager
+def open_run(
+    model: str,
+    images: str,
+    output: Path,
+    device: str,
+    precision: Precision,
+    workers: int | None,
+    *,
+    frozen: bool = True,
+) -> Iterator[Run]:
+    """Finds the pictures, loads the encoder and opens the progress bar; the bar is closed at the end.
+
+    Args:
+        model: As the ``--model`` option has it.
+        images: As the ``--images`` option has it.
+        output: Folder of the run; files that were left out are listed there.
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``.
+        precision: Of the passes.
+        workers: Processes that read pictures; None for a number that suits the device.
+        frozen: Whether the encoder is not trained: then its weights, too, have the precision of the passes.
+
+    Raises:
+        TrainingError: There is no picture that can be used, or a GPU is named to several processes.
+        CheckpointError: The model cannot be loaded.
+    """
+    from accelerate import Accelerator
+    from rich.console import Console
+
+    from fs_runtime.cli.options import checkpoint_of
+    from fs_runtime.encoders import load_encoder
+    from fs_runtime.training.data import find_pictures
+    from fs_runtime.training.report import RunReport
+
+    console = Console(stderr=True)
+    on_cpu = device.partition(":")[0] == "cpu"
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    take_gpu(device, accelerator.num_processes)
+    pictures, skipped = find_pictures(images)
+    if accelerator.is_main_process:
+        console.print(f"{len(pictures)} pictures from {images}", markup=False)
+        _list_skipped(skipped, output, console)
+    dtype = "bfloat16" if precision == "bf16" and frozen else "float32"
+    encoder = load_encoder(checkpoint_of(model), device=str(accelerator.device), dtype=dtype)
+    facts: dict[str, Any] = {
+        "encoder": {"model": model},
+        "data": {"images": images if images == "reference" else Path(images).name, "pictures": len(pictures)},
+    }
+    if workers is None:
+        workers = 0 if on_cpu else min(8, os.cpu_count() or 1)
+    with RunReport(output / "logs", console, shown=accelerator.is_main_process) as report:
+        yield Run(encoder, pictures, facts, accelerator, workers, report.step, console)
+
+
+def _list_skipped(skipped: tuple[Skipped, ...], output: Path, console: Console) -> None:
+    """Says how many files were left out, and writes their names and reasons to ``skipped.txt``."""
+    from fs_runtime.system.files import write_file
+
+    if not skipped:
+        return
+    path = output / "skipped.txt"
+    write_file(path, "".join(f"{fault.path}\t{fault.reason}\n" for fault in skipped).encode())
+    for fault in skipped[:5]:
+        console.print(f"left out {fault.path}: {fault.reason}", markup=False)
+    console.print(f"{len(skipped)} files were left out; all are listed in {path}", markup=False)

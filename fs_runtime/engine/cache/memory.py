@@ -1,0 +1,60 @@
+"""Finished images by what they are a function of, least recently used out first, within a number of bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+
+from fs_runtime.engine.cache.key import CacheKey
+from fs_runtime.engine.cache.stored import StoredImage
+
+_LARGEST_SHARE = 16
+
+
+class ImageCache:
+    """Finished images in memory. Not safe for threads by itself.
+
+    An image gets at most a sixteenth of the room, so that no few push out all others: what is needed to go on with it
+    is left out first, and if it is still too large it is not kept.
+
+    Args:
+        max_bytes: Room for all; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._images: OrderedDict[CacheKey, tuple[StoredImage, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def max_image_bytes(self) -> int:
+        """Most that one image may take."""
+        return self.max_bytes // _LARGEST_SHARE
+
+    def get(self, key: CacheKey) -> StoredImage | None:
+        """The image, which counts as used."""
+        found = self._images.get(key)
+        if found is None:
+            return None
+        self._images.move_to_end(key)
+        return found[0]
+
+    def put(self, key: CacheKey, image: StoredImage) -> None:
+        """Keeps an image in place of what was kept under the key."""
+        if image.nbytes > self.max_image_bytes:
+            image = dataclasses.replace(image, sums=None)
+        size = image.nbytes
+        self._forget(key)
+        if size > self.max_image_bytes:
+            return
+        self._images[key] = image, size
+        self.nbytes += size
+        while self.nbytes > self.max_bytes:
+            self._forget(next(iter(self._images)))
+
+    def _forget(self, key: CacheKey) -> None:
+        _, size = self._images.pop(key, (None, 0))
+        self.nbytes -= size

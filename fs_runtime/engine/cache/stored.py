@@ -1,0 +1,186 @@
+"""A finished image as the cache keeps it: on the host, ready to answer from and to go on with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fs_runtime.encoders import PreparedImage
+from fs_runtime.engine.draws import Draws
+from fs_runtime.engine.request import SmoothingRequest
+from fs_runtime.smoothing.noise import fresh_seed
+from fs_runtime.smoothing.smoother import Smoother
+from fs_runtime.smoothing.spread_sketch import SpreadSketch
+from fs_runtime.smoothing.sums import SmoothingState
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The smoothed image, on the host.
+
+    Attributes:
+        payload: Arrays for the language model.
+        norm_estimate: Plug-in estimate of ρ; None for fewer than two samples.
+        token_norm_estimates: ``(T,)`` the same for each token; None likewise.
+    """
+
+    payload: dict[str, NDArray[np.generic]]
+    norm_estimate: float | None
+    token_norm_estimates: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, smoother: Smoother, state: SmoothingState) -> Mean:
+        """Finishes the sums as they are; more samples may follow.
+
+        Raises:
+            ValueError: The encoder returned values that are not finite, or that the language model must not get.
+        """
+        smoothed = smoother.finish(state)
+        tokens = smoothed.token_norm_estimates
+        return cls(
+            smoother.encoder.payload(smoothed.embeddings, state.image),
+            smoothed.norm_estimate,
+            None if tokens is None else tokens.double().cpu().numpy(),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        tokens = 0 if self.token_norm_estimates is None else self.token_norm_estimates.nbytes
+        return tokens + sum(array.nbytes for array in self.payload.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Running sums of an image (:class:`SmoothingState`), on the host.
+
+    Attributes:
+        feature_sum: ``(T, D)``.
+        token_squares: ``(T,)``.
+        length_sum: ``(T,)``.
+        count: Samples in them.
+        position: Of the image's noise, behind the last sample.
+        sketch: Of the spread; None if it is not bounded.
+    """
+
+    feature_sum: Tensor
+    token_squares: Tensor
+    length_sum: Tensor
+    count: int
+    position: Tensor
+    sketch: SpreadSketch | None
+
+    @classmethod
+    def of(cls, state: SmoothingState) -> Sums:
+        """Copies the sums of an image to the host.
+
+        Raises:
+            ValueError: No sample was drawn yet.
+        """
+        if state.feature_sum is None or state.token_squares is None or state.length_sum is None:
+            raise ValueError("no sample was drawn yet")
+        return cls(
+            state.feature_sum.cpu().clone(),
+            state.token_squares.cpu().clone(),
+            state.length_sum.cpu().clone(),
+            state.count,
+            state.noise.position().clone(),
+            None if state.sketch is None else state.sketch.to("cpu"),
+        )
+
+    def put_into(self, state: SmoothingState) -> None:
+        """Gives a fresh state of the same image and seed these sums, copied, and the place in its noise."""
+        device = state.x.device
+        state.feature_sum = self.feature_sum.to(device, copy=True)
+        state.token_squares = self.token_squares.to(device, copy=True)
+        state.length_sum = self.length_sum.to(device, copy=True)
+        state.count = self.count
+        state.noise.rewind(self.position.clone())
+        state.sketch = None if self.sketch is None else self.sketch.to(device)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        tensors = self.feature_sum, self.token_squares, self.length_sum, self.position
+        return sum(tensor.nbytes for tensor in tensors) + (self.sketch.nbytes if self.sketch else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which draws they are: all that was fixed before the first of them was made.
+
+    Attributes:
+        seed: Of the noise.
+        planned: Samples that the first request for these draws asked for.
+        begun: When that came, in seconds of Unix time.
+    """
+
+    seed: int
+    planned: int
+    begun: float
+
+    @classmethod
+    def fresh(cls, planned: int, seed: int | None = None) -> Origin:
+        """Of new draws; ``seed`` None takes one from the operating system."""
+        return cls(fresh_seed() if seed is None else seed, planned, time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """What the cache keeps of one image. Nothing of it changes.
+
+    Attributes:
+        origin: Of the draws.
+        draws: What certificates are computed from.
+        mean: What the language model gets.
+        sums: What further samples are added to; None if there was no room for them.
+        spectral_norm: ‖A‖₂ from the client's pixels to the encoder's.
+        token_grids: Rows and columns of the rectangles that the tokens fill, one after another.
+        cost: Of one sample, in tokens.
+    """
+
+    origin: Origin
+    draws: Draws
+    mean: Mean
+    sums: Sums | None
+    spectral_norm: float
+    token_grids: tuple[tuple[int, int], ...]
+    cost: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        return self.draws.nbytes + self.mean.nbytes + (self.sums.nbytes if self.sums else 0) + 4096
+
+    def is_better_than(self, other: StoredImage | None) -> bool:
+        """Whether it can answer more than another one of the same draws; always, if that is of other draws or None."""
+        if other is None or other.origin != self.origin:
+            return True
+        mine, theirs = ((image.draws.count, image.sums is not None) for image in (self, other))
+        return mine > theirs
+
+    def start(self, smoother: Smoother, image: PreparedImage, request: SmoothingRequest) -> SmoothingState:
+        """The state to go on with, on the device; this one stays as it is."""
+        state = smoother.start(
+            image, request.sigma, self.origin.seed, request.feature_map, spectral=request.bounds_spread
+        )
+        if self.sums is not None:
+            self.sums.put_into(state)
+        return state
+
+
+@dataclass(frozen=True, slots=True)
+class KnownImage:
+    """What replicas know of an image together.
+
+    Attributes:
+        origin: Of the draws that all of them make or have.
+        image: What was drawn; None if nothing is finished yet.
+    """
+
+    origin: Origin
+    image: StoredImage | None

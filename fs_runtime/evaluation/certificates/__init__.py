@@ -1,0 +1,1 @@
+"""How our bounds compare with those of the literature."""

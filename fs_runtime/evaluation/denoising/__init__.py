@@ -1,0 +1,1 @@
+"""How well purifiers denoise photographs, beside classical denoisers."""

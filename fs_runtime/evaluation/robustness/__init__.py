@@ -1,0 +1,1 @@
+"""Accuracy and attack success of each defence."""

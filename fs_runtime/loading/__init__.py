@@ -1,0 +1,5 @@
+"""From a checkpoint's name to a running engine, and whether it fits into memory."""
+
+from fs_runtime.loading.engine import load_engine, load_smoother, psm_folder, resolve_device, resolve_dtype
+
+__all__ = ["load_engine", "load_smoother", "psm_folder", "resolve_device", "resolve_dtype"]

@@ -1,0 +1,215 @@
+"""From names in a configuration to a running engine."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fs_runtime.encoders import CheckpointError, ImageSizeError, VisionEncoder, load_encoder
+from fs_runtime.engine import SmoothingEngine
+from fs_runtime.engine.cache.shared import SharedCache
+from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Quantization
+from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
+from fs_runtime.psm.storage import load_psm
+from fs_runtime.reference import reference_model_path, reference_psm_path
+from fs_runtime.robustness import Fingerprints
+from fs_runtime.smoothing.compilation import check_mode
+from fs_runtime.smoothing.feature_map import ENCODER_FEATURES
+from fs_runtime.smoothing.feature_statistics import FILE_NAME, FeatureStatistics, StatisticsError
+from fs_runtime.smoothing.smoother import Smoother
+from fs_runtime.system.gpu import limit_memory
+
+log = logging.getLogger("fs_runtime.loading")
+
+_SQUARE, _WIDE = (336, 336), (168, 672)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is ``cuda`` where there is a GPU, else ``cpu``.
+
+    Raises:
+        CheckpointError: There is no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise CheckpointError(f"device is auto, cpu, cuda or cuda:<index>, not {device!r}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise CheckpointError(f"device {device} is wanted, and torch finds {torch.cuda.device_count()} such here")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """``auto`` is ``bfloat16`` on a GPU, else ``float32``.
+
+    Raises:
+        CheckpointError: There is no such arithmetic.
+    """
+    if dtype == "auto":
+        return "float32" if device.startswith("cpu") else "bfloat16"
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype is auto or one of {', '.join(DTYPES)}, not {dtype!r}")
+    return dtype
+
+
+def psm_folder(psm: str, model: str) -> Path | None:
+    """Folder that a ``psm`` setting means; None for no purifier and mapper.
+
+    Args:
+        psm: A folder, ``none``, the name of a purifier that ships, or ``auto``: the PSM that ships for this very model,
+            else the small purifier that ships for photographs. Every encoder reads three colours
+            (:meth:`VisionEncoder.prepare`), so it fits all of them.
+        model: Folder or hub id of the model.
+    """
+    if psm == "none":
+        return None
+    shipped = shipped_purifiers()
+    if psm != "auto":
+        return shipped.get(psm, Path(psm))
+    return reference_psm_path() if model == str(reference_model_path()) else shipped.get(DEFAULT)
+
+
+def load_smoother(
+    model: str,
+    *,
+    psm: str = "auto",
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    quantization: Quantization | None = None,
+) -> Smoother:
+    """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
+
+    ``max_pixels`` caps x in families that read any resolution (:meth:`VisionEncoder.cap`); 0 leaves the model's own.
+    ``quantization`` takes the products of the encoder's linear layers in that format (:meth:`VisionEncoder.in_float8`);
+    purifier, mapper and feature statistics are those of the encoder without.
+
+    Raises:
+        CheckpointError: The cap is too small, or the device cannot compute in that format; else as
+            :func:`fs_runtime.encoders.load_encoder` and :func:`fs_runtime.psm.storage.load_psm`.
+    """
+    device = resolve_device(device)
+    # Inner products and norms are float32. TF32, which an environment variable can switch on, errs by up to 1e-3.
+    torch.set_float32_matmul_precision("highest")
+    encoder = load_encoder(model, revision=revision, device=device, dtype=resolve_dtype(dtype, device))
+    if max_pixels:
+        try:
+            encoder.cap(max_pixels)
+        except ValueError as error:
+            raise CheckpointError(f"{model}: {error}") from None
+    folder = psm_folder(psm, model)
+    smoother = Smoother(encoder)
+    if folder is not None:
+        loaded = load_psm(folder, encoder)
+        smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma, psm=loaded.facts)
+    # A purifier for any encoder knows no features: those statistics lie with the model.
+    beside_psm = smoother.psm is not None and smoother.psm.encoder == "this"
+    smoother.statistics = load_statistics(folder if folder and beside_psm else Path(model), smoother)
+    if quantization == "fp8":
+        smoother.encoder = encoder.in_float8()
+    return smoother
+
+
+def load_statistics(folder: Path, smoother: Smoother) -> FeatureStatistics | None:
+    """Feature statistics of ``folder``, if it has them.
+
+    Raises:
+        CheckpointError: They are damaged, or of other weights.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        statistics = FeatureStatistics.load(path)
+    except StatisticsError as error:
+        raise CheckpointError(str(error)) from None
+    here = Fingerprints.of(smoother, ENCODER_FEATURES)
+    card = statistics.card
+    if (card.encoder, card.purifier, card.mapper) != (here.model, here.purifier, here.mapper):
+        raise CheckpointError(
+            f"{path} was made with other weights; make it again with `fs-serve evaluate features --output {folder}`"
+        )
+    return statistics
+
+
+def load_engine(
+    model: str,
+    *,
+    psm: str = "auto",
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    gpu_memory_fraction: float | None = None,
+    batch_size: int | None = None,
+    max_queued_samples: int = 65536,
+    max_queued_images: int = 1024,
+    cache_bytes: int = 0,
+    shared_cache: SharedCache | None = None,
+    max_sketch_bytes: int = 0,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    compile_mode: CompileMode | None = None,
+    quantization: Quantization | None = None,
+) -> SmoothingEngine:
+    """Loads ``model`` and starts the engine.
+
+    Args:
+        model: Folder or hub id; this and what is not named here as :func:`load_smoother` and :class:`SmoothingEngine`.
+        gpu_memory_fraction: Most of the GPU's memory that this process may allocate; 1 or None for no limit.
+        batch_size: None picks one that suits the device.
+        compile_mode: Of ``torch.compile``, for the networks; None leaves them as they are. A model that reads images at
+            several sizes runs eagerly in any case, and a warning says so.
+
+    Raises:
+        CheckpointError: As :func:`load_smoother`, a share of GPU memory is given and the device is no GPU, or the mode
+            does not work with this version of torch.
+    """
+    if gpu_memory_fraction is not None and gpu_memory_fraction != 1:
+        try:
+            limit_memory(torch.device(resolve_device(device)), gpu_memory_fraction)
+        except ValueError as error:
+            raise CheckpointError(f"gpu_memory_fraction: {error}; leave it out, or set 1") from None
+    smoother = load_smoother(
+        model,
+        psm=psm,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        max_pixels=max_pixels,
+        quantization=quantization,
+    )
+    if batch_size is None:
+        batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
+    if compile_mode is not None:
+        check_mode(compile_mode, smoother.encoder.device)
+        shape = only_shape(smoother.encoder)
+        if shape is None:
+            log.warning("%s reads images at several sizes: its networks are not compiled", model)
+        else:
+            smoother.compile(compile_mode, shape, batch_size)
+    return SmoothingEngine(
+        smoother,
+        batch_size=batch_size,
+        max_queued_samples=max_queued_samples,
+        max_queued_images=max_queued_images,
+        cache_bytes=cache_bytes,
+        shared_cache=shared_cache,
+        max_sketch_bytes=max_sketch_bytes,
+    )
+
+
+def only_shape(encoder: VisionEncoder) -> tuple[int, ...] | None:
+    """``(C, H, W)`` of every image or tile that an encoder reads; None where that depends on the picture's size."""
+    shapes = set()
+    for height, width in (_SQUARE, _WIDE):
+        try:
+            pixels = encoder.prepare(np.zeros((height, width, 3), np.uint8)).pixels
+        except ImageSizeError:
+            return None
+        shapes.add(tuple(pixels.shape[-3:]))
+    return shapes.pop() if len(shapes) == 1 else None

@@ -1,0 +1,70 @@
+"""What a certificate is asked about and how the networks are run: closed sets and bounds, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Space = Literal["model", "client"]
+
+CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"]
+"""Modes of ``torch.compile``; the last two replay CUDA graphs on a GPU."""
+
+COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
+
+Quantization = Literal["fp8"]
+"""In which format the encoder's linear layers take their products, where that is not the encoder's dtype."""
+
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+
+DEFAULT_MAX_PIXELS = 1280 * 28 * 28
+"""1,280 tokens of Qwen2-VL, about a megapixel. Published checkpoints allow twelve times as many; what is kept of one
+image in flight would then take gigabytes."""
+
+# Below it the noise is not Gaussian any more: float32 pixels near 1 lie 6e-8 apart, and x + δ is rounded to them.
+MIN_SIGMA = 1e-3
+MAX_RADIUS = 1e6  # far beyond the size of any change of any image; more would overflow somewhere
+
+
+def sigma_value(sigma: float) -> float:
+    """``sigma``, if it is 0, which turns smoothing off, or large enough for its noise to be Gaussian.
+
+    Raises:
+        ValueError: It is not; the message says what would be.
+    """
+    if sigma == 0 or MIN_SIGMA <= sigma < math.inf:
+        return sigma
+    raise ValueError(f"sigma must be 0, which turns smoothing off, or at least {MIN_SIGMA:g}; got {sigma:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Radius:
+    """One ℓ2 radius, in pixels of [0, 1], on the image the encoder reads and on the client's decoded to 8-bit RGB."""
+
+    model: float
+    client: float
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateQuery:
+    """What a certificate is asked about.
+
+    Attributes:
+        radius: ℓ2 size of the attack, in pixels of [0, 1].
+        space: Where it is measured: ``client`` on the image as sent, decoded to 8-bit RGB;
+            ``model`` on the image the encoder reads.
+        min_similarity: Similarity below which the certificate does not satisfy the caller; None for none.
+        curve: Whether to give the bounds over a range of radii too.
+    """
+
+    radius: float
+    space: Space = "model"
+    min_similarity: float | None = None
+    curve: bool = False
+
+    def radii(self, spectral_norm: float) -> Radius:
+        """The radius in both spaces, for an image whose preprocessing has this ‖A‖₂ (docs/guarantee.md section 6)."""
+        if self.space == "client":
+            return Radius(self.radius * spectral_norm, self.radius)
+        return Radius(self.radius, self.radius / spectral_norm)

@@ -1,0 +1,1 @@
+"""From a picture to the pixels that an encoder reads, in float, with the spectral norm of the way."""

@@ -1,0 +1,134 @@
+"""What is known of a model's features over a reference set: their mean, and how similar different images are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, device
+
+if TYPE_CHECKING:
+    from fs_runtime.encoders.base import Grid, Stage
+    from fs_runtime.smoothing.feature_map import FeatureMap
+
+STAGES: tuple[Stage, ...] = ("encoder", "projector")
+FILE_NAME = "feature_statistics.safetensors"
+
+
+class StatisticsError(ValueError):
+    """The statistics cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Cosine similarity between the smoothed features of *different* images: what a bound must exceed to mean much.
+
+    Attributes:
+        mean: Over all pairs of the reference set.
+        high: The value that 95% of the pairs do not exceed.
+    """
+
+    mean: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsCard:
+    """Where the statistics come from.
+
+    Attributes:
+        encoder: Fingerprint of the vision encoder.
+        purifier: Fingerprint of the purifier; None for none.
+        mapper: Fingerprint of the mapper; None for none.
+        sigma: σ of the noise.
+        samples: Noise samples for each image.
+        images: Images of the reference set.
+    """
+
+    encoder: str
+    purifier: str | None
+    mapper: str | None
+    sigma: float
+    samples: int
+    images: int
+
+
+class FeatureStatistics:
+    """Mean feature and floor of each certified stage.
+
+    Args:
+        card: Where they come from.
+        centres: Mean features over the images: by stage and token grid ``(T, D)`` float32, and by stage and None, over
+            the tokens too, ``(1, D)`` for grids that the reference set does not have.
+        floors: Per stage, for features as they are and for centred ones.
+    """
+
+    def __init__(
+        self,
+        card: StatisticsCard,
+        centres: dict[tuple[Stage, Grid | None], Tensor],
+        floors: dict[Stage, tuple[Floor, Floor]],
+    ) -> None:
+        self.card = card
+        self._centres = centres
+        self._floors = floors
+        self._tensors = {_name(*key): centre.float().cpu().contiguous() for key, centre in centres.items()}
+        digest = hashlib.sha256()
+        for name in sorted(self._tensors):
+            digest.update(name.encode() + self._tensors[name].numpy().tobytes())
+        self.fingerprint = f"sha256:{digest.hexdigest()}"
+
+    def centre(self, stage: Stage, grid: Grid, on: device) -> Tensor:
+        """``(T, D)`` or ``(1, D)`` float32, the fixed vectors that centring takes off the tokens of this grid."""
+        key = (stage, grid) if (stage, grid) in self._centres else (stage, None)
+        self._centres[key] = self._centres[key].to(on)
+        return self._centres[key]
+
+    def floor(self, feature_map: FeatureMap) -> Floor:
+        """Similarity of different images under this feature map, at the noise level of the card."""
+        return self._floors[feature_map.stage][int(feature_map.centred)]
+
+    def floor_at(self, feature_map: FeatureMap, sigma: float) -> Floor | None:
+        """The same at the noise level ``sigma``; None where it was not measured, since the floor rises with σ."""
+        return self.floor(feature_map) if sigma == self.card.sigma else None
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file."""
+        floors = {stage: [asdict(floor) for floor in pair] for stage, pair in self._floors.items()}
+        save_file(self._tensors, path, {"card": json.dumps(asdict(self.card)), "floors": json.dumps(floors)})
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureStatistics:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            StatisticsError: The file is missing or not of this kind.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                centres = {_key(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            card = StatisticsCard(**json.loads(metadata["card"]))
+            floors = json.loads(metadata["floors"])
+            pairs = {stage: (Floor(**floors[stage][0]), Floor(**floors[stage][1])) for stage in STAGES}
+            if any((stage, None) not in centres for stage in STAGES):
+                raise KeyError("centre")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise StatisticsError(f"{path} holds no feature statistics: {type(error).__name__}") from error
+        return cls(card, centres, pairs)
+
+
+def _name(stage: Stage, grid: Grid | None) -> str:
+    return stage if grid is None else f"{stage}.{'x'.join(map(str, grid))}"
+
+
+def _key(name: str) -> tuple[Stage, Grid | None]:
+    stage, _, grid = name.partition(".")
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage}")
+    return stage, tuple(map(int, grid.split("x"))) if grid else None

@@ -1,0 +1,238 @@
+"""The noise pass: one image's samples in, running sums and inner products out (docs/guarantee.md sections 1, 4 and 5).
+
+The direction that turns the norm of a vector mean into a scalar game is updated at every sample: sample i is
+compared with the mean of samples 1 … i - 1, so only the first sample is spent on it, and a certificate does not
+depend on how the samples were cut into batches. A Gram matrix per token does this for a whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
+from fs_runtime.options import CompileMode, sigma_value
+from fs_runtime.psm import Mapper, PsmFacts, Purifier
+from fs_runtime.smoothing.compilation import CompiledNetworks
+from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
+from fs_runtime.smoothing.feature_statistics import FeatureStatistics
+from fs_runtime.smoothing.noise import NoiseStream
+from fs_runtime.smoothing.spread_sketch import SpreadSketch
+from fs_runtime.smoothing.sums import InnerProducts, SmoothedFeatures, SmoothingState, add, addition_of, norm_estimate
+
+DEFAULT_SIGMA = 0.05  # a bare encoder's features fall apart above it (docs/reference-model.md)
+
+
+class Smoother:
+    """Runs noisy copies through purifier, encoder and mapper, and keeps the sums of each image.
+
+    Args:
+        encoder: The vision part.
+        purifier: Denoiser before the encoder; None for none.
+        mapper: Residual network after the encoder; None for none.
+        sigma: Noise level that suits them, for callers who do not choose one.
+        statistics: Mean feature and floor of a reference set; None if the model has none.
+        psm: What is said of purifier and mapper in answers; None where nothing is known.
+
+    Attributes:
+        compiled: The networks as :meth:`compile` made them; None where they run as they are.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        purifier: Purifier | None = None,
+        mapper: Mapper | None = None,
+        sigma: float = DEFAULT_SIGMA,
+        statistics: FeatureStatistics | None = None,
+        psm: PsmFacts | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.purifier = purifier
+        self.mapper = mapper
+        self.statistics = statistics
+        self.psm = psm
+        self.sigma = sigma
+        self.compiled: CompiledNetworks | None = None
+
+    def compile(self, mode: CompileMode, shape: Sequence[int], largest: int) -> None:
+        """Has the networks compiled, at their first use, for noisy images or tiles of one shape.
+
+        What is differentiated, has no noise or another shape runs as before (:class:`CompiledNetworks`).
+
+        Args:
+            mode: Of ``torch.compile``.
+            shape: ``(C, H, W)``.
+            largest: Rows of the largest batch.
+        """
+        self.compiled = CompiledNetworks(self._networks, mode, shape, largest)
+
+    def features(self, x: Tensor, sigma: Tensor, grid: Grid, *, noisy: bool) -> Tensor:
+        """Purifier, encoder and mapper, each where there is one; differentiable in ``x`` if they are.
+
+        Args:
+            x: ``(B, C, H, W)`` pixels, noise included, or ``(B, N, C, H, W)``: tiles pass one by one.
+            sigma: ``(B,)`` noise levels.
+            grid: Of the tokens.
+            noisy: Whether noise was added; without, purifier and mapper have nothing to do and are left out.
+
+        Returns:
+            ``(B, T, D)`` token features, not made unit.
+        """
+        if x.dim() == 5:
+            tiles = x.shape[1]
+            by_tile = self._features(x.flatten(0, 1), sigma.repeat_interleave(tiles), grid, noisy)
+            return self.encoder.assemble(by_tile.view(-1, tiles, *by_tile.shape[1:]), grid)
+        return self._features(x, sigma, grid, noisy)
+
+    def _features(self, x: Tensor, sigma: Tensor, grid: Grid, noisy: bool) -> Tensor:
+        """The same for ``(B, C, H, W)`` images or tiles."""
+        rows_and_columns = (grid[0], grid[1])
+        if self.compiled is not None and noisy and self.compiled.takes(x):
+            return self.compiled(x, sigma, rows_and_columns)
+        return self._networks(x, sigma, rows_and_columns, noisy)
+
+    def _networks(self, x: Tensor, sigma: Tensor, grid: tuple[int, int], noisy: bool) -> Tensor:
+        """The networks as they are."""
+        if self.purifier is not None and noisy:
+            x = self.purifier(x, sigma)
+        features = self.encoder.encode(x)
+        if self.mapper is not None and noisy:
+            features = self.mapper(features, sigma, grid)
+        return features
+
+    def start(
+        self,
+        image: PreparedImage,
+        sigma: float,
+        seed: int,
+        feature_map: FeatureMap = ENCODER_FEATURES,
+        *,
+        spectral: bool = False,
+    ) -> SmoothingState:
+        """Begins an image: its pixels go to the device, no sample is drawn.
+
+        Args:
+            image: From :meth:`VisionEncoder.prepare`.
+            sigma: Standard deviation of the noise in pixels of [0, 1].
+            seed: Of the image's draws.
+            feature_map: Which f is smoothed.
+            spectral: Whether to keep a sketch of the features' spread.
+
+        Raises:
+            ValueError: σ is too small for Gaussian noise in float32, or centred features were asked for and the model
+                has no feature statistics.
+        """
+        sigma_value(sigma)
+        if feature_map.centred and self.statistics is None:
+            raise ValueError("centred features need the model's feature statistics, and it has none")
+        device = self.encoder.device
+        noise = NoiseStream(seed, device)
+        sketch = SpreadSketch() if spectral and sigma > 0 else None
+        return SmoothingState(image, image.pixels.to(device), sigma, noise, feature_map, sketch)
+
+    @torch.inference_mode()
+    def step(self, parts: Sequence[tuple[SmoothingState, int]]) -> list[InnerProducts]:
+        """Draws samples for several images in one batch and adds them to their sums.
+
+        Args:
+            parts: Pairs of an image and how many samples to draw for it. All images have one shape, one grid and one
+                feature map, and either all have σ = 0 or none has.
+
+        Returns:
+            The new inner products of each image, on the device.
+
+        When it fails, for example for want of memory, all images stand as before, draws included.
+        """
+        positions = [state.noise.position() for state, _ in parts]
+        unit, lengths = self._unit_features(parts)
+        counts = [count for _, count in parts]
+        try:
+            additions = [
+                addition_of(state, unit_part, lengths_part)
+                for (state, _), unit_part, lengths_part in zip(
+                    parts, torch.split(unit, counts), torch.split(lengths, counts), strict=True
+                )
+            ]
+        except Exception:
+            for (state, _), position in zip(parts, positions, strict=True):
+                state.noise.rewind(position)
+            raise
+        for (state, _), addition in zip(parts, additions, strict=True):
+            add(state, addition)
+        return [addition.products for addition in additions]
+
+    @torch.inference_mode()
+    def draw(self, state: SmoothingState, count: int) -> Tensor:
+        """Unit features ``(count, T, D)`` float32 of an image's next samples; its sums stay as they are."""
+        return self._unit_features([(state, count)])[0]
+
+    @torch.inference_mode()
+    def finish(self, state: SmoothingState) -> SmoothedFeatures:
+        """Mean direction, typical norm, projection and the plug-in estimate of ρ.
+
+        Raises:
+            ValueError: No sample was drawn, or the encoder returned values that are not finite.
+        """
+        if state.feature_sum is None or state.token_squares is None or state.length_sum is None:
+            raise ValueError("no sample was drawn yet")
+        if not bool(torch.isfinite(state.feature_sum).all() & torch.isfinite(state.length_sum).all()):
+            raise ValueError("the vision encoder returned values that are not finite for this image")
+        n = state.count
+        direction = torch.nn.functional.normalize(state.feature_sum, dim=-1)
+        features = direction * (state.length_sum / n).unsqueeze(-1)
+        if state.feature_map.centred:
+            features = features + self._centre(state)
+        at_projector = state.feature_map.stage == "projector"
+        embeddings = features if at_projector else self.encoder.project(features, state.image.grid)
+        if n < 2:
+            return SmoothedFeatures(features, embeddings, None, None)
+        image_norm = norm_estimate(state.token_squares.mean(), n)
+        return SmoothedFeatures(features, embeddings, float(image_norm), norm_estimate(state.token_squares, n))
+
+    def _unit_features(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
+        """Unit features ``(B, T, D)`` of new samples, and their lengths before ``(B, T)``."""
+        positions = [state.noise.position() for state, _ in parts]
+        try:
+            x, sigma = self._noisy_copies(parts)
+            first = parts[0][0]
+            features = self.features(x, sigma, first.image.grid, noisy=first.sigma > 0)
+            features = self._mapped(features, first)  # (B, T, D)
+        except Exception:
+            for (state, _), position in zip(parts, positions, strict=True):
+                state.noise.rewind(position)
+            raise
+        lengths = torch.linalg.vector_norm(features, dim=-1)  # (B, T)
+        return features / lengths.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1), lengths
+
+    def _noisy_copies(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
+        """Noisy copies ``(B, …)`` of the images' shape and the noise level ``(B,)`` of each."""
+        device = self.encoder.device
+        batch = sum(count for _, count in parts)
+        x = torch.empty((batch, *parts[0][0].x.shape), device=device)
+        start = 0
+        for state, count in parts:
+            copies = x[start : start + count]
+            if state.sigma > 0:
+                state.noise.draw(copies)
+                torch.add(state.x, copies, alpha=state.sigma, out=copies)
+            else:
+                copies.copy_(state.x)
+            start += count
+        # On the host: repeating on the device would wait for it, to know how many there are.
+        levels = torch.tensor([state.sigma for state, _ in parts])
+        return x, levels.repeat_interleave(torch.tensor([count for _, count in parts])).to(device)
+
+    def _mapped(self, features: Tensor, first: SmoothingState) -> Tensor:
+        """From the encoder's features to those of the feature map, before they are made unit."""
+        if first.feature_map.stage == "projector":
+            features = self.encoder.project(features, first.image.grid)
+        if first.feature_map.centred:
+            features = features.float() - self._centre(first)
+        return features.float()
+
+    def _centre(self, state: SmoothingState) -> Tensor:
+        assert self.statistics is not None  # noqa: S101 (checked by start)
+        return self.statistics.centre(state.feature_map.stage, state.image.grid, self.encoder.device)

@@ -1,0 +1,151 @@
+"""The running sums of one image, and what new samples add to them (docs/guarantee.md sections 4 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fs_runtime.encoders.base import PreparedImage
+from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
+from fs_runtime.smoothing.noise import NoiseStream
+from fs_runtime.smoothing.spread_sketch import SpreadSketch
+
+
+@dataclass(slots=True)
+class SmoothingState:
+    """Running sums of one image. All tensors are on the encoder's device; T tokens of width D.
+
+    Attributes:
+        image: The prepared image.
+        x: ``(C, H, W)``, or ``(N, C, H, W)`` for tiles, its pixels on the device.
+        sigma: Standard deviation σ of the noise; 0 turns smoothing off.
+        noise: The image's draws.
+        feature_map: Which f is smoothed.
+        sketch: Bounds the features' spread; None if nobody asks for it.
+        count: Samples taken so far.
+        feature_sum: ``(T, D)`` float32, Σ f_t over the samples; f_t is token t's unit feature.
+        token_squares: ``(T,)`` float32, ‖feature_sum_t‖².
+        length_sum: ``(T,)`` float32, Σ of the norms that the features had before they were made unit.
+    """
+
+    image: PreparedImage
+    x: Tensor
+    sigma: float
+    noise: NoiseStream
+    feature_map: FeatureMap = ENCODER_FEATURES
+    sketch: SpreadSketch | None = None
+    count: int = 0
+    feature_sum: Tensor | None = None
+    token_squares: Tensor | None = None
+    length_sum: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InnerProducts:
+    """What the confidence sequence reads, for n new samples of one image.
+
+    Attributes:
+        image: ``(n,)`` float32, ⟨û, f⟩ of the stacked token features: the mean token cosine with the running mean.
+        tokens: ``(n, T)`` float32, the same for each token by itself.
+
+    Sample 1 has no predecessor and is left out: an image's first block holds one row less than its samples.
+    """
+
+    image: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothedFeatures:
+    """The outcome for one image.
+
+    Attributes:
+        features: ``(T, D)`` float32 at the certified stage: direction of the sample mean ĝ_t times the typical norm
+            of token t (section 5), plus the centre if the features were centred.
+        embeddings: ``(T', D')`` what the language model reads.
+        norm_estimate: Plug-in estimate of ρ (no confidence); None for fewer than two samples.
+        token_norm_estimates: ``(T,)`` the same for each token; None for fewer than two samples.
+    """
+
+    features: Tensor
+    embeddings: Tensor
+    norm_estimate: float | None
+    token_norm_estimates: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What n new samples make of an image's sums; nothing of the image is changed before all of it is computed."""
+
+    products: InnerProducts
+    feature_sum: Tensor
+    token_squares: Tensor
+    length_sum: Tensor
+    count: int
+    deviations: Tensor | None
+
+
+def addition_of(state: SmoothingState, unit: Tensor, lengths: Tensor) -> Addition:
+    """The sums with n further samples, ``unit`` ``(n, T, D)`` and ``lengths`` ``(n, T)``.
+
+    With S the sum of the samples before sample i, ⟨f_i, S⟩ and ‖S‖² follow from the old sum and the Gram matrix of
+    the new samples; X_i = ⟨f_i, S⟩ / ‖S‖. The stacked feature of the image is the tokens' divided by √T, so its
+    inner products are means over tokens.
+    """
+    by_token = unit.transpose(0, 1)  # (T, n, D)
+    gram = by_token @ by_token.mT  # (T, n, n)
+    products = gram.tril(-1).sum(-1)  # (T, n): ⟨f_i, Σ of the new samples before i⟩
+    own = gram.diagonal(dim1=1, dim2=2)  # (T, n): ‖f_i‖²
+    feature_sum, length_sum = unit.sum(0), lengths.sum(0)
+    token_squares = torch.zeros_like(lengths[0])
+    if state.feature_sum is not None and state.token_squares is not None and state.length_sum is not None:
+        products = products + (by_token @ state.feature_sum.unsqueeze(-1)).squeeze(-1)
+        feature_sum, length_sum = state.feature_sum + feature_sum, state.length_sum + length_sum
+        token_squares = state.token_squares
+    growth = 2 * products + own
+    squares = token_squares.unsqueeze(-1) + growth.cumsum(-1) - growth  # (T, n): ‖S_t‖² before sample i
+    skip = int(state.count == 0)
+    products, squares = products[:, skip:], squares[:, skip:].clamp_min(torch.finfo(torch.float32).tiny)
+    return Addition(
+        products=InnerProducts(
+            image=(products.mean(0) / squares.mean(0).sqrt()).clamp(-1, 1),
+            tokens=(products / squares.sqrt()).clamp(-1, 1).mT,
+        ),
+        feature_sum=feature_sum,
+        token_squares=feature_sum.square().sum(-1),
+        length_sum=length_sum,
+        count=state.count + unit.shape[0],
+        deviations=_deviations(state, unit) if state.sketch is not None else None,
+    )
+
+
+def add(state: SmoothingState, addition: Addition) -> None:
+    """Takes new samples into an image's sums. Without memory for its sketch the image goes on without one."""
+    state.feature_sum = addition.feature_sum
+    state.token_squares = addition.token_squares
+    state.length_sum = addition.length_sum
+    state.count = addition.count
+    if state.sketch is not None and addition.deviations is not None:
+        try:
+            state.sketch.update(addition.deviations)
+        except RuntimeError:  # out of memory, or no eigenvalues: the image goes on with what ρ alone certifies
+            state.sketch = None
+
+
+def _deviations(state: SmoothingState, unit: Tensor) -> Tensor:
+    """Stacked features ``(n, T D)`` less the mean of the samples before each; sample 1 has none and is left out."""
+    skip = int(state.count == 0)
+    before = unit.cumsum(0).sub_(unit)
+    if state.feature_sum is not None:
+        before += state.feature_sum
+    counts = torch.arange(state.count + skip, state.count + unit.shape[0], device=unit.device)
+    tokens = unit.shape[1]
+    stacked: Tensor = (unit[skip:] - before[skip:] / counts.view(-1, 1, 1)) / float(tokens) ** 0.5
+    return stacked.flatten(1)
+
+
+def norm_estimate(square: Tensor, n: int) -> Tensor:
+    """Estimate of ρ from ‖Σ f‖² of n unit vectors: E‖Σ f‖² = n + n (n - 1) ρ²."""
+    return ((square - n) / (n * (n - 1))).clamp(0, 1).sqrt()

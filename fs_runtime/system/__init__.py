@@ -1,0 +1,1 @@
+"""The machine under the runtime: files, GPUs, terminals, versions."""

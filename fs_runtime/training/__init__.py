@@ -1,0 +1,1 @@
+"""Training of purifiers, mappers and robust encoders."""

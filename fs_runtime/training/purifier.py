@@ -1,0 +1,212 @@
+"""Trains a purifier for photographs on pictures of dead leaves, for no encoder in particular.
+
+Everything that is random in a step follows from the seed and the step's number, so a run that was killed goes on from
+its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fs_runtime import __version__
+from fs_runtime.encoders.checkpoint import fingerprint
+from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.system.files import TrainingError
+from fs_runtime.training.checkpoint import CHECKPOINT, TrainingCheckpoint, read_checkpoint, write_checkpoint
+from fs_runtime.training.dead_leaves import VERSION, LeavesStream, leaves_picture
+from fs_runtime.training.loop import warm_cosine
+from fs_runtime.training.progress import Progress
+
+_SERVED = 0.25  # the noise level that the paper and the gateway use
+_MEASURED = (0.1, _SERVED, 0.5)  # noise levels of the table in the card
+_HELD_OUT = 24  # pictures
+_SIDE = 224  # pixels a side of those
+_LEAST_ERROR = 1e-6  # mean squared error below which a crop is done: 60 dB
+_DATA_STD = 0.25  # of pixels, for the unit of the loss
+_STREAMS = {"noise": 2, "held out": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class PurifierSettings:
+    """How a purifier is trained. A run resumes only with the settings it began with.
+
+    Attributes:
+        steps: How many, with a linear warm-up and then a cosine down to nothing.
+        batch_size: Crops of one step.
+        crop: Pixels per side of a crop.
+        learning_rate: Peak of AdamW's.
+        sigma: Least and greatest noise level. Half of the crops get one drawn log-uniformly from the whole range, half
+            from ``focus``.
+        focus: The levels that matter most.
+        average: Decay of the running mean of the weights, which is what is kept.
+        seed: Fixes weights, pictures and noise.
+        precision: Arithmetic of the passes; weights and optimiser stay in float32.
+    """
+
+    steps: int = 20_000
+    batch_size: int = 4
+    crop: int = 96
+    learning_rate: float = 8e-4
+    sigma: tuple[float, float] = (0.05, 1.0)
+    focus: tuple[float, float] = (0.1, 0.5)
+    average: float = 0.999
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "bf16"
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "focus"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise TrainingError(
+                    f"{name} must be two levels above 0 and at most 1 in rising order, got {low}, {high}"
+                )
+        if not 0 <= self.learning_rate < math.inf:
+            raise TrainingError(f"learning rate must be finite and not negative; got {self.learning_rate}")
+
+
+def train_purifier(
+    purifier: PsmNetwork,
+    output: Path,
+    settings: PurifierSettings,
+    *,
+    device: torch.device | None = None,
+    workers: int = 1,
+    checkpoint_every: int = 500,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains ``purifier`` and leaves the mean weights in it; goes on from a checkpoint in ``output``.
+
+    The loss is each crop's root mean squared error, in units of what is left where nothing is known of a picture but
+    its variance, so that all noise levels count alike. It lies between the squared error, which busy crops would rule,
+    and its logarithm, which flat ones would.
+
+    Args:
+        purifier: Fresh, or to be trained on.
+        output: Folder of the checkpoint.
+        settings: How to train.
+        device: Where to; the CPU by default.
+        workers: Processes that draw pictures.
+        checkpoint_every: Steps from one checkpoint, and score, to the next.
+        report: Told about each step.
+
+    Returns:
+        Facts for the card: data, settings, noise levels, table of PSNR on held-out synthetic pictures, versions.
+
+    Raises:
+        TrainingError: A full disk, a checkpoint of another run, or a gradient that is not finite.
+    """
+    device = device or torch.device("cpu")
+    purifier.to(device).train().requires_grad_(True)
+    identity = {
+        "start": fingerprint(purifier.describe(), purifier),
+        "generator": VERSION,
+        **dataclasses.asdict(settings),
+    }
+    mean = {name: parameter.detach().clone() for name, parameter in purifier.named_parameters()}
+    optimizer = torch.optim.AdamW(
+        purifier.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
+    resumed = read_checkpoint(output / CHECKPOINT, identity)
+    start, score = 0, math.nan
+    if resumed:
+        purifier.load_state_dict(resumed.networks["purifier"])
+        for name, tensor in mean.items():
+            tensor.copy_(resumed.networks["mean"][name])
+        optimizer.load_state_dict(resumed.optimizer)
+        start, score = resumed.step, resumed.score
+    held_out = _held_out(settings.seed)
+    stream = LeavesStream(settings.seed, settings.batch_size, settings.crop)
+    for step, clean in enumerate(stream.batches(start, settings.steps, workers), start=start):
+        rate = settings.learning_rate * warm_cosine(step, settings.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = _loss(purifier, clean.to(device, non_blocking=True), settings, step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(purifier.parameters(), 1.0)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingError(f"the gradient is not finite at step {step}; choose a smaller learning rate")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(settings.average, (step + 1) / (step + 10))  # the first steps are soon forgotten
+        torch._foreach_lerp_(list(mean.values()), [p.detach() for p in purifier.parameters()], 1 - decay)
+        done = step + 1
+        if done % checkpoint_every == 0 or done == settings.steps:
+            score = _with(purifier, mean, lambda: _psnr(purifier, held_out, _SERVED, settings.seed))
+            networks = {"purifier": purifier.state_dict(), "mean": mean}
+            write_checkpoint(
+                output / CHECKPOINT,
+                TrainingCheckpoint("purifier", done, score, networks, optimizer.state_dict()),
+                identity,
+            )
+        report(Progress("purifier", done, settings.steps, float(loss.detach()), score))
+    with torch.no_grad():
+        for name, parameter in purifier.named_parameters():
+            parameter.copy_(mean[name])
+    purifier.eval().requires_grad_(False)
+    return {
+        "data": {"kind": "dead leaves", "generator": VERSION, "photographs": 0},
+        "sigma": {"served": _SERVED, "trained": list(settings.sigma), "focus": list(settings.focus)},
+        "training": {name: value for name, value in dataclasses.asdict(settings).items() if name != "sigma"},
+        "held_out_psnr": {str(sigma): _psnr(purifier, held_out, sigma, settings.seed) for sigma in _MEASURED},
+        "versions": {"fs_serve": __version__, "torch": torch.__version__},
+    }
+
+
+def _loss(purifier: nn.Module, clean: Tensor, settings: PurifierSettings, step: int) -> Tensor:
+    generator = _generator(settings.seed, "noise", step)  # on the CPU, so that it is the same on every device
+    count = len(clean)
+    share = torch.rand(count, generator=generator)
+    low, high = torch.tensor([settings.sigma, settings.focus], dtype=torch.float32).log().unbind(-1)
+    narrow = (torch.rand(count, generator=generator) < 0.5).long()
+    sigma = (low[narrow] + (high - low)[narrow] * share).exp().to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    with torch.autocast(clean.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        purified = purifier(clean + sigma.view(-1, 1, 1, 1) * noise, sigma)
+    error = ((purified.float() - clean).square().mean(dim=(1, 2, 3)) + _LEAST_ERROR).sqrt()
+    unit = sigma * _DATA_STD / (sigma.square() + _DATA_STD**2).sqrt()
+    loss: Tensor = (error / unit).mean()
+    return loss
+
+
+def _held_out(seed: int) -> Tensor:
+    """``(_HELD_OUT, 3, _SIDE, _SIDE)`` pictures that training does not draw."""
+    rngs = [np.random.default_rng((seed, _STREAMS["held out"], number)) for number in range(_HELD_OUT)]
+    pictures = np.stack([leaves_picture(rng, _SIDE) for rng in rngs])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.inference_mode()
+def _psnr(purifier: nn.Module, pictures: Tensor, sigma: float, seed: int) -> float:
+    """Mean PSNR, dB, over pictures with values clipped to [0, 1]."""
+    device = next(purifier.parameters()).device
+    scores = []
+    for number, clean in enumerate(pictures):
+        noise = torch.randn(clean.shape, generator=_generator(seed, "held out", number))
+        noisy = (clean + sigma * noise)[None].to(device)
+        purified = purifier(noisy, torch.tensor([sigma], device=device))[0].clamp(0, 1).cpu()
+        scores.append(-10 * math.log10(float((purified - clean).square().mean()) + _LEAST_ERROR))
+    return sum(scores) / len(scores)
+
+
+def _with(purifier: nn.Module, weights: dict[str, Tensor], measure: Callable[[], float]) -> float:
+    """Measures with other weights and puts the old ones back."""
+    kept = {name: parameter.detach().clone() for name, parameter in purifier.named_parameters()}
+    purifier.load_state_dict(weights, strict=False)
+    try:
+        return measure()
+    finally:
+        purifier.load_state_dict(kept, strict=False)
+
+
+def _generator(seed: int, stream: str, number: int) -> torch.Generator:
+    words = np.random.SeedSequence((seed, _STREAMS[stream], number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]) >> 1)

@@ -1,0 +1,79 @@
+"""Stopping without losing requests: what is under way when the gateway is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.concurrency import Deadlines
+from server.errors import ApiError
+
+
+class Drain:
+    """Two steps: first the gateway says that it stops and goes on serving; in the end what is left gets an error.
+
+    Attributes:
+        begun: Whether the gateway has been told to stop; it is then not ready for further clients.
+        over: Whether the time to finish is over.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.over = False
+        self._waits = Deadlines()
+
+    def begin(self) -> None:
+        """The gateway has been told to stop."""
+        self.begun = True
+
+    def finish(self) -> None:
+        """The time is over: everything in :meth:`limit` ends."""
+        self.over = True
+        self._waits.expire()
+
+    @asynccontextmanager
+    async def limit(self) -> AsyncIterator[None]:
+        """Ends the block when the time is over; put no ``yield`` to others into it.
+
+        Raises:
+            ApiError: 503, the gateway stops.
+        """
+        if self.over:
+            raise self._stopping()
+        try:
+            async with self._waits.until():
+                yield
+        except TimeoutError:
+            if self.over:
+                raise self._stopping() from None
+            raise
+
+    @staticmethod
+    def _stopping() -> ApiError:
+        return ApiError(
+            503,
+            "the server is shutting down and has no time left for this request; try again",
+            code="shutting_down",
+            headers={"retry-after": "1"},
+        )
+
+
+class DrainMiddleware:
+    """Has clients open a new connection, perhaps to another replica, for whatever they ask next."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app = app
+        self.drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+
+        async def send_and_close(message: Message) -> None:
+            if self.drain.begun and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive, send_and_close if scope["type"] == "http" else send)

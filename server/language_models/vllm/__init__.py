@@ -1,0 +1,1 @@
+"""A pool of vLLM servers that answer: places, health, retries, exchanges."""

@@ -1,0 +1,207 @@
+"""One request at one vLLM server, from sending it to the end of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from server.concurrency import Deadlines
+from server.errors import ApiError
+from server.language_models.vllm import errors as upstream_errors
+from server.language_models.vllm.pool import Server
+from server.language_models.vllm.retries import Outcome
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseLimits:
+    """Seconds that each phase may take; that of connecting is the client's.
+
+    Attributes:
+        first_token: From sending the request to the first event of a stream.
+        next_token: From one event of a stream to the next.
+        total: From the first attempt to the end of the answer; the only one that bounds an answer that is not streamed,
+            since vLLM sends nothing of it before it is complete.
+    """
+
+    first_token: float
+    next_token: float
+    total: float
+
+
+class ExchangeError(Exception):
+    """The exchange failed: ``outcome`` is for the pool, ``answer`` for the client."""
+
+    def __init__(self, outcome: Outcome, answer: ApiError) -> None:
+        super().__init__(answer.message)
+        self.outcome = outcome
+        self.answer = answer
+
+
+class Exchange:
+    """Sends one request and reads its answer.
+
+    Args:
+        client: Sends it.
+        server: Where to.
+        limits: Of each phase.
+        deadline: When the answer must be complete, on the loop's clock.
+        waits: Where the wait for the first byte is listed, so that it can be ended when the server is lost.
+    """
+
+    def __init__(
+        self, client: httpx.AsyncClient, server: Server, limits: PhaseLimits, deadline: float, waits: Deadlines
+    ) -> None:
+        self.server = server
+        self.started = time.monotonic()
+        self.first: dict[str, Any] = {}
+        self._client = client
+        self._limits = limits
+        self._deadline = deadline
+        self._waits = waits
+        self._response: httpx.Response | None = None
+        self._events: AsyncIterator[dict[str, Any]] | None = None
+
+    async def served_model(self) -> str:
+        """The first model that the server lists.
+
+        Raises:
+            ExchangeError: It lists none.
+        """
+        limit = min(self._now() + self._limits.first_token, self._deadline)
+        with self._faults_explained("did not list its models in time"):
+            async with self._waits.until(limit):
+                response = await self._client.get(f"{self.server.url}/v1/models")
+        if response.status_code != httpx.codes.OK:
+            raise _failure({}, response.status_code)
+        try:
+            return str(_object(response.content)["data"][0]["id"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise ExchangeError(Outcome.FAILED, upstream_errors.failed()) from error
+
+    async def begin(self, content: bytes, request_id: str, *, streamed: bool) -> None:
+        """Sends the request and waits until ``first`` is there: the first event of a stream, or the whole answer.
+
+        Raises:
+            ExchangeError: No answer began.
+        """
+        limit = min(self._now() + self._limits.first_token, self._deadline) if streamed else self._deadline
+        with self._faults_explained("sent no token in time"):
+            async with self._waits.until(limit):
+                request = self._client.build_request(
+                    "POST",
+                    f"{self.server.url}/v1/chat/completions",
+                    content=content,
+                    headers={"content-type": "application/json", "x-request-id": request_id},
+                )
+                self._response = await self._client.send(request, stream=True)
+                if self._response.status_code != httpx.codes.OK:
+                    raise await _refusal(self._response)
+                if streamed:
+                    self._events = _events(self._response)
+                    begun = await anext(self._events, None)
+                    if begun is None:  # the end, and nothing before it
+                        raise ExchangeError(Outcome.BROKEN_OFF, upstream_errors.broken_off())
+                    self.first = begun
+                else:
+                    await self._response.aread()
+                    self.first = _object(self._response.content)
+
+    async def rest(self) -> AsyncIterator[dict[str, Any]]:
+        """The further events of a stream.
+
+        Raises:
+            ExchangeError: It broke off, or was silent for too long.
+        """
+        assert self._events is not None, "only streams have a rest"  # noqa: S101
+        while True:
+            with self._faults_explained("stopped in the middle of its answer"):
+                try:
+                    async with asyncio.timeout_at(min(self._now() + self._limits.next_token, self._deadline)):
+                        event = await anext(self._events)
+                except StopAsyncIteration:
+                    return
+            yield event
+
+    async def close(self) -> None:
+        """Closes the answer; vLLM stops working on it if it was not complete."""
+        if self._response is not None:
+            await self._response.aclose()
+
+    @contextmanager
+    def _faults_explained(self, silence: str) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ExchangeError(Outcome.UNREACHABLE, upstream_errors.unavailable()) from error
+        except (TimeoutError, httpx.TimeoutException) as error:
+            over = self._now() >= self._deadline
+            what = f"took longer than the {self._limits.total:g} s that an answer may take" if over else silence
+            raise ExchangeError(Outcome.TIMED_OUT, upstream_errors.timed_out(what)) from error
+        except httpx.HTTPError as error:
+            raise ExchangeError(Outcome.BROKEN_OFF, upstream_errors.broken_off()) from error
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The server-sent events of an answer up to ``[DONE]``."""
+    async for line in _lines(response.aiter_bytes()):
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return
+        event = _object(data)
+        if "error" in event:
+            code = event["error"].get("code") if isinstance(event["error"], dict) else None
+            raise _failure(event, code if isinstance(code, int) else 502)
+        yield event
+    raise ExchangeError(Outcome.BROKEN_OFF, upstream_errors.broken_off())
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines as event streams have them: texts may hold what ends a line elsewhere, such as U+2028."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = _LINE_END.split(rest + piece)  # between the two halves of CR LF it finds an empty line more
+        for line in lines:
+            yield line
+    yield rest
+
+
+def _object(data: str | bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise ExchangeError(Outcome.FAILED, upstream_errors.failed()) from error
+    if not isinstance(value, dict):
+        raise ExchangeError(Outcome.FAILED, upstream_errors.failed())
+    return value
+
+
+async def _refusal(response: httpx.Response) -> ExchangeError:
+    await response.aread()
+    try:
+        contents = response.json()
+    except ValueError:
+        contents = {}
+    return _failure(contents, response.status_code)
+
+
+def _failure(contents: Any, status: int) -> ExchangeError:
+    answer = upstream_errors.from_answer(contents, status)
+    if answer.status < 500:
+        return ExchangeError(Outcome.REFUSED, answer)
+    return ExchangeError(Outcome.BUSY if answer.status == 503 else Outcome.FAILED, answer)

@@ -1,0 +1,217 @@
+"""The vLLM servers as one: places, health, attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import httpx
+
+from server.concurrency import Deadlines
+from server.errors import ApiError
+from server.language_models.vllm import errors as upstream_errors
+from server.language_models.vllm.exchange import Exchange, ExchangeError, PhaseLimits
+from server.language_models.vllm.fitness import Fitness
+from server.language_models.vllm.health import HealthChecks
+from server.language_models.vllm.places import NoPlaceError, NoServerError, Places
+from server.language_models.vllm.pool import Pool, Server
+from server.language_models.vllm.retries import Outcome, RetryBudget, Wanted, attempts
+from server.observability.tracing import forward_trace
+from server.observability.upstream_metrics import ModelUpstreamMetrics, PoolReading, ServerReading
+from server.settings.gateway import Settings
+
+# uvicorn, and so vLLM, closes a connection that was idle for 5 s; closing it first spares a request that meets the end.
+_KEEP_IDLE = 3.0
+
+
+class Upstreams:
+    """Sends each request to the server that has the fewest, and to another one if it fails before its first byte.
+
+    Args:
+        settings: Addresses, key and limits.
+        metrics: Where it is counted.
+        fitness: What a server must take; None asks nothing.
+        transport: Replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: ModelUpstreamMetrics,
+        fitness: Fitness | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        headers = {}
+        if settings.vllm_api_key is not None:
+            headers["authorization"] = f"Bearer {settings.vllm_api_key.get_secret_value()}"
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=settings.vllm_connect_timeout),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEP_IDLE),
+            transport=transport,
+            trust_env=False,
+            event_hooks={"request": [forward_trace]},
+        )
+        self._limits = PhaseLimits(
+            settings.vllm_first_token_timeout, settings.vllm_next_token_timeout, settings.vllm_total_timeout
+        )
+        self._pool = Pool(Server(url, settings.vllm_max_in_flight) for url in settings.vllm_addresses)
+        self._places = Places(self._pool, settings.max_waiting, settings.vllm_max_wait)
+        self._health = HealthChecks(
+            self._client,
+            self._pool,
+            interval=settings.vllm_health_interval,
+            timeout=settings.vllm_health_timeout,
+            fitness=fitness,
+            changed=self._health_changed,
+        )
+        # All that one server has in flight can be asked for once more; what goes beyond is paid for by requests.
+        self._budget = RetryBudget(reserve=settings.vllm_max_in_flight)
+        self._retries = settings.vllm_retries
+        self._waits = {server: Deadlines() for server in self._pool.servers}
+        self._models: dict[Server, str] = {}
+        self._fixed_model = settings.vllm_model
+        self._checking: asyncio.Task[None] | None = None
+        self._metrics = metrics
+        metrics.watch(self._reading)
+
+    async def start(self) -> None:
+        """Knows from then on which servers are healthy."""
+        await self._health.check_now()
+        self._checking = asyncio.create_task(self._health.run())
+
+    async def close(self) -> None:
+        """Ends the health checks and closes the connections."""
+        if self._checking is not None:
+            self._checking.cancel()
+        self._health.cancel()
+        await self._client.aclose()
+        self._metrics.retire([server.name for server in self._pool.servers])
+
+    async def ready(self) -> bool:
+        """Whether any server is healthy; when none is known to be, they are asked."""
+        if not self._pool.healthy:
+            await self._health.check_now()
+        return self._pool.healthy
+
+    async def admit(self) -> None:
+        """Turns a request away that would be turned away later, before anything has been spent on it.
+
+        Raises:
+            ApiError: 503 or 429.
+        """
+        if not await self.ready():
+            raise self._unavailable()
+        if self._places.full:
+            self._metrics.count_shed("queue_full")
+            raise upstream_errors.overloaded()
+
+    async def open(self, encode: Callable[[str], bytes], request_id: str, *, streamed: bool) -> Exchange:
+        """Sends a request until an answer has begun. :meth:`end` the exchange in every case.
+
+        Args:
+            encode: Makes the body, for the name that the server has for the model; called on another thread.
+            request_id: Forwarded.
+            streamed: Whether the body asks for a stream.
+
+        Raises:
+            ApiError: No server answered, or one refused the request.
+        """
+        deadline = asyncio.get_running_loop().time() + self._limits.total
+        plan = attempts(self._budget, self._retries)
+        wanted = next(plan)
+        failure: ExchangeError | None = None
+        bodies: dict[str, bytes] = {}
+        while True:
+            server = await self._place(wanted, failure)
+            if failure is not None:
+                self._metrics.count_retry(failure.outcome)
+            exchange = Exchange(self._client, server, self._limits, deadline, self._waits[server])
+            try:
+                model = await self._model_of(exchange)
+                if model not in bodies:
+                    bodies[model] = await asyncio.to_thread(encode, model)
+                await exchange.begin(bodies[model], request_id, streamed=streamed)
+            except ExchangeError as error:
+                failure = error
+                await self.end(exchange, error.outcome)
+                try:
+                    wanted = plan.send((server, error.outcome))
+                except StopIteration:
+                    raise error.answer from error
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise error.answer from error
+            except BaseException:
+                await self.end(exchange, Outcome.WITHDRAWN)
+                raise
+            else:
+                server.breaker.succeeded(time.monotonic())
+                return exchange
+
+    async def end(self, exchange: Exchange, outcome: Outcome) -> None:
+        """Closes the exchange, gives its place back and learns from its outcome."""
+        server = exchange.server
+        now = time.monotonic()
+        try:
+            await exchange.close()
+        finally:
+            if outcome.blames_the_server:
+                server.breaker.failed(now)
+                self._health.check_soon()
+            elif outcome in (Outcome.ANSWERED, Outcome.REFUSED):
+                server.breaker.succeeded(now)
+            else:
+                server.breaker.withdrew()
+            if outcome is Outcome.UNREACHABLE and server.healthy:
+                server.checked(False)
+                self._health.report(server)
+            self._metrics.observe(server.name, outcome, now - exchange.started)
+            self._places.give_back(server)
+
+    async def _place(self, wanted: Wanted, failure: ExchangeError | None) -> Server:
+        try:
+            try:
+                return await self._places.take(wanted)
+            except NoServerError:
+                if failure is not None:
+                    raise failure.answer from failure
+                await self._health.check_now()
+                return await self._places.take(wanted)
+        except NoServerError:
+            raise self._unavailable() from None
+        except NoPlaceError as error:
+            self._metrics.count_shed(error.reason)
+            raise (upstream_errors.overloaded() if self._pool.healthy else self._unavailable()) from None
+
+    def _unavailable(self) -> ApiError:
+        return upstream_errors.unfit() if self._pool.unfit else upstream_errors.unavailable()
+
+    async def _model_of(self, exchange: Exchange) -> str:
+        """The server's name of the model, asked once: the configured one, or the first that it serves."""
+        if self._fixed_model is not None:
+            return self._fixed_model
+        server = exchange.server
+        if server not in self._models:
+            self._models[server] = await exchange.served_model()
+        return self._models[server]
+
+    def _reading(self) -> PoolReading:
+        """What a scrape reads."""
+        now = time.monotonic()
+        servers = (
+            ServerReading(server.name, server.in_flight, server.healthy, server.breaker.state(now))
+            for server in self._pool.servers
+        )
+        return PoolReading(tuple(servers), self._places.waiting, self._budget.balance)
+
+    def _health_changed(self, server: Server) -> None:
+        """Serves who waits, and sends elsewhere what hangs at a server that is lost."""
+        if server.healthy:
+            self._places.serve_waiting()
+        else:
+            self._models.pop(server, None)  # it may come back with another one
+        if self._pool.healthy:
+            for lost in self._pool.servers:
+                if not lost.healthy:
+                    self._waits[lost].expire()

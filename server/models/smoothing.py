@@ -1,0 +1,293 @@
+"""From image parts of a request to embeddings and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+from fs_runtime.encoders.base import ImageSizeError
+from fs_runtime.engine import (
+    DeadlineExceededError,
+    DeviceLostError,
+    EngineClosedError,
+    EngineOverloadedError,
+    SmoothingEngine,
+    SmoothingError,
+    SmoothingRequest,
+    SmoothingResult,
+)
+from fs_runtime.options import CertificateQuery
+from fs_runtime.receipts import SigningKey
+from fs_runtime.receipts.issue import issue_receipt
+from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
+from fs_runtime.rounding import at_least
+from server.access.tenants import Tenant
+from server.audit.log import AuditLog
+from server.errors import ApiError, invalid, shutting_down
+from server.images.limits import ImageLimits
+from server.images.picture import Picture
+from server.images.reader import ImageReader
+from server.language_models.base import ImagePayload
+from server.observability.model_metrics import ModelMetrics
+from server.observability.tracing import certificate_attributes, record_pass, stage
+from server.rate_limits.limiter import RateLimiter
+from server.robustness.answer import Robustness
+from server.robustness.entry import ImageEntry, Judgement
+from server.robustness.headers import robustness_headers
+from server.robustness.options import RobustnessOptions
+from server.robustness.planning import SmoothingPlan, plan_of
+from server.robustness.policy import Decision, Evidence, consequence, judge, strictest
+from server.settings.gateway import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image as the request gives it: a data URL, and where it stands in the request."""
+
+    url: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is.
+
+    Attributes:
+        headers: Of the answer, whatever it will be: the tenant's limits, and once it is known what is certified.
+    """
+
+    tenant: Tenant
+    request_id: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Smoothed:
+    """One image after the pass, with the certificate of its query and the verdicts on its requirements."""
+
+    result: SmoothingResult
+    entry: ImageEntry
+    decision: Decision
+    digest: str
+
+
+class SmoothingService:
+    """Decodes, smooths, certifies and judges the images of a request to one model, within the limits of its tenant."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: SmoothingEngine,
+        images: ImageReader,
+        metrics: ModelMetrics,
+        limiter: RateLimiter,
+        audit: AuditLog,
+        key: SigningKey | None,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._images = images
+        self._metrics = metrics
+        self._limiter = limiter
+        self._audit = audit
+        self._key = key
+
+    async def run(
+        self, images: list[ImageSource], options: RobustnessOptions, caller: Caller
+    ) -> tuple[list[ImagePayload], Robustness]:
+        """Smooths all images of one request together.
+
+        The tenant is charged for images and samples before any work is done, and gets back samples that an early end
+        saved. What fails or is cancelled stays charged: else failing on purpose would be a way around the limits.
+
+        Returns:
+            Payloads of all images, those to be withheld included, and what is known about them.
+
+        Raises:
+            ApiError: An image or an option is invalid, a limit is used up, the server is too busy, or a certificate
+                was rejected.
+        """
+        settings = caller.tenant.settings_for(self._settings)
+        plan = plan_of(options, settings, self._engine.smoother, allow_seed=self._settings.allow_seed)
+        most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
+        if len(images) > most:
+            raise invalid(
+                f"the request holds {len(images)} images; at most {most} are allowed",
+                "messages",
+                "too_many_images",
+            )
+        if not images:
+            nothing = Robustness.of([])
+            caller.headers.update(robustness_headers(nothing))
+            return [], nothing
+        charge = await self._limiter.charge(
+            caller.tenant, {"images": len(images), "samples": len(images) * plan.samples}
+        )
+        caller.headers.update(charge.headers)
+        tasks = [asyncio.create_task(self._one(image, plan, caller)) for image in images]
+        try:
+            done = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # one bad image, or a client that left, ends the work on the others
+                task.cancel()
+        unused = sum(plan.samples - min(plan.samples, image.result.drawn) for image in done)
+        await self._limiter.give_back(charge, {"samples": unused})
+        robustness = await self._decide(done, plan, caller)
+        return [image.result.payload for image in done], robustness
+
+    async def _decide(self, images: list[_Smoothed], plan: SmoothingPlan, caller: Caller) -> Robustness:
+        """Sums up the verdicts, and writes the decision down before it takes effect."""
+        decision = strictest([image.decision for image in images]) if plan.requirements else None
+        robustness = Robustness.of([image.entry for image in images], plan.requirements, decision)
+        caller.headers.update(robustness_headers(robustness))
+        if decision is not None:
+            self._metrics.count_decision(decision)
+        await self._audit.record(
+            robustness,
+            [image.digest for image in images],
+            request_id=caller.request_id,
+            tenant=caller.tenant.name,
+            model=self._settings.model_name,
+        )
+        if decision == "reject":
+            raise _rejected(robustness)
+        return robustness
+
+    async def _one(self, source: ImageSource, plan: SmoothingPlan, caller: Caller) -> _Smoothed:
+        limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
+        file = await self._images.file(source.url, source.param, limits)
+        picture = Picture(
+            file,
+            lambda file: self._images.decode(file, source.param, limits),
+            described=plan.receipt or self._audit.enabled,
+        )
+        result = await self._smooth(picture, source, plan, caller.tenant.name)
+        record_pass(
+            result.queue_seconds,
+            result.smoothing_seconds,
+            {"fs.model": self._settings.model_name, "fs.samples": result.samples},
+        )
+        smoother = self._engine.smoother
+        fingerprints = Fingerprints.of(smoother, plan.feature_map)
+        floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
+        with stage(self._metrics, "certificate") as span:
+            certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor, smoother.psm)
+            judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
+            span.set_attributes(certificate_attributes(certificate))
+        self._metrics.observe_image(certificate, own_parameters=plan.own_parameters)
+        self._metrics.count_cache(result.cache)
+        receipt = None
+        if plan.receipt:
+            receipt = await asyncio.to_thread(
+                lambda: issue_receipt(
+                    self._engine,
+                    picture.description(),
+                    plan.query,
+                    result,
+                    certificate,
+                    request_id=caller.request_id,
+                    key=self._key,
+                )
+            )
+        decision = consequence(plan.requirements, [judgement.verdict for judgement in judgements])
+        entry = ImageEntry.of(
+            certificate,
+            result.cache,
+            receipt,
+            judgements,
+            withheld=decision == "withhold",
+            spectral_left_out=plan.bounds_spread and result.spread is None,
+        )
+        image_digest = (await asyncio.to_thread(picture.description)).digest if self._audit.enabled else ""
+        return _Smoothed(result, entry, decision, image_digest)
+
+    async def _smooth(self, picture: Picture, source: ImageSource, plan: SmoothingPlan, tenant: str) -> SmoothingResult:
+        # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
+        # take longer than all the rest.
+        request = SmoothingRequest(
+            image=picture.pixels,
+            image_id=await asyncio.to_thread(picture.file_digest),
+            timeout=self._settings.smoothing_timeout,
+            use_cache=plan.cache,
+            tenant=tenant,
+            sigma=plan.sigma,
+            samples=plan.samples,
+            confidence=plan.confidence,
+            granularity=plan.granularity,
+            seed=plan.seed,
+            feature_map=plan.feature_map,
+            spectral=plan.spectral,
+            token_map=plan.token_map,
+            until=plan.until,
+        )
+        try:
+            return await self._engine.smooth(request)
+        except ImageSizeError as error:
+            raise invalid(str(error), source.param, "image_size_not_supported") from None
+        except EngineOverloadedError as error:
+            raise ApiError(
+                429,
+                "the server has more images than it can smooth in time; try again later, or ask for fewer samples",
+                code="overloaded",
+                headers={"retry-after": str(max(1, math.ceil(error.estimated_wait or 1.0)))},
+            ) from None
+        except DeadlineExceededError:
+            raise ApiError(
+                504,
+                f"{source.param}: smoothing was not done within {self._settings.smoothing_timeout:g} s; try again "
+                "later, or ask for fewer samples",
+                code="smoothing_timeout",
+                param=source.param,
+            ) from None
+        except DeviceLostError:
+            raise ApiError(
+                503,
+                "the server's GPU has failed, and the server must be started again; try another one",
+                code="device_lost",
+                headers={"retry-after": "30"},
+            ) from None
+        except EngineClosedError:
+            raise shutting_down() from None
+        except SmoothingError as error:
+            raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
+
+
+def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: SmoothingPlan) -> tuple[Judgement, ...]:
+    """The verdict on each requirement, at the radius that it names."""
+    judgements = []
+    for requirement in plan.requirements:
+        at = certificate
+        if (requirement.radius, requirement.space) != (plan.query.radius, plan.query.space):
+            # Bounds of all radii hold at once, so another one costs no further confidence.
+            at = certify(result, CertificateQuery(requirement.radius, requirement.space), certificate.fingerprints)
+        evidence = Evidence(at.smoothed.best, at.estimate.best, plan.full_budget)
+        judgements.append(Judgement(judge(requirement, evidence), evidence.certified, evidence.estimate))
+    return tuple(judgements)
+
+
+def _rejected(robustness: Robustness) -> ApiError:
+    """The 422, with the image and requirement that decided."""
+    failed = [
+        (requirement, judgement)
+        for image in robustness.images
+        for requirement, judgement in zip(robustness.requirements, image.judgements, strict=True)
+        if {"failed": requirement.on_failure, "undecided": requirement.on_undecided}.get(judgement.verdict) == "reject"
+    ]
+    requirement, judgement = min(failed, key=lambda pair: (pair[1].verdict == "undecided", pair[1].certified or 0.0))
+    whose = "this server's" if requirement.source == "server" else "the"
+    message = (
+        f"the certified similarity {at_least(judgement.certified or 0.0)} is below {whose} min_similarity "
+        f"{requirement.similarity:g} at {requirement.space} radius {requirement.radius:g}"
+    )
+    if judgement.verdict == "undecided":
+        message += f", though its estimate {judgement.estimate:.4f} is not: more samples may certify it"
+    else:
+        message += "; another picture of the same thing, or another sigma, may do better"
+    return ApiError(
+        422,
+        message,
+        code="certificate_undecided" if judgement.verdict == "undecided" else "certificate_below_minimum",
+        param="robustness.min_similarity",
+        extra={"robustness": robustness.model_dump(mode="json")},
+    )

@@ -1,0 +1,1 @@
+"""What texts of clients may hold before a language model reads them."""

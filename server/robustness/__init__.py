@@ -1,0 +1,1 @@
+"""The object ``robustness`` of requests and answers: options, plan, policy, entries."""

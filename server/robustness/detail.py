@@ -1,0 +1,77 @@
+"""What is certified for a request, in words: the field ``detail``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from fs_runtime.rounding import at_least
+
+if TYPE_CHECKING:
+    from server.robustness.entry import ImageEntry
+
+
+def detail_of(images: Sequence[ImageEntry]) -> str:
+    """Sums up the images of one request for the person who reads it."""
+    if not images:
+        return "nothing to certify: the request holds no image"
+    parts = [_certified(images)]
+    if weak := [i for i, image in enumerate(images) if _says_little(image)]:
+        image = images[weak[0]]
+        assert image.floor is not None  # noqa: S101 (it says little beside the floor)
+        parts.append(
+            f"the certified similarity of {_named(weak)} ({at_least(_best(image))} for the first of them) is no more "
+            f"than what different pictures have by an estimate ({image.floor.mean:.3f} on average, 95% of them up to "
+            f"{image.floor.high:.3f}), so it does not say that the picture stays itself"
+        )
+    if withheld := [i for i, image in enumerate(images) if image.withheld]:
+        parts.append(f"withheld from the language model, below a required similarity: {_named(withheld)}")
+    if left_out := [i for i, image in enumerate(images) if image.spectral_left_out]:
+        parts.append(
+            f"the spread was not bounded for {_named(left_out)}, which has too many tokens for it: a smaller picture "
+            "is certified more tightly"
+        )
+    outside = ((image.sigma, image.psm) for image in images if image.psm and not image.psm.sigma_in_range)
+    for sigma, psm in islice(outside, 1):  # it is the same for all images
+        parts.append(
+            f"sigma {sigma:g} is outside what the purifier {psm.name} was trained for, {psm.sigma_low:g} to "
+            f"{psm.sigma_high:g}: certificates hold, answers may suffer"
+        )
+    return "; ".join(parts)
+
+
+def _certified(images: Sequence[ImageEntry]) -> str:
+    failed = [i for i, image in enumerate(images) if not image.certified]
+    if not failed:
+        return "every image has a certified similarity at its radius"
+    return f"no similarity is certified at the radius for {_named(failed)}: {_remedy([images[i] for i in failed])}"
+
+
+def _remedy(images: Sequence[ImageEntry]) -> str:
+    """What would certify more."""
+    if all(image.sigma == 0 for image in images):
+        return "smoothing is off, since sigma is 0"
+    remedies = ["a smaller radius"]
+    if any(image.psm is None or image.sigma < image.psm.sigma_high for image in images):
+        remedies.insert(0, "a larger sigma")
+    if all(image.estimate.best is None for image in images):
+        return f"more samples would hardly do; ask for {' or '.join(remedies)}"
+    return f"ask for {', '.join(['more samples', *remedies[:-1]])} or {remedies[-1]}"
+
+
+def _says_little(image: ImageEntry) -> bool:
+    """Whether another picture may well be as similar (docs/guarantee.md, section 10).
+
+    The floor is that of whole images, so nothing is said of a worst token beside it.
+    """
+    known = image.certified and image.granularity == "image"
+    return known and image.floor is not None and _best(image) <= image.floor.high
+
+
+def _best(image: ImageEntry) -> float:
+    return image.smoothed.best or 0.0
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"image {', '.join(map(str, numbers))}"

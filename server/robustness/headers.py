@@ -1,0 +1,22 @@
+"""The certificates of a request in headers, known before the first token."""
+
+from __future__ import annotations
+
+from fs_runtime.rounding import at_least
+from server.robustness.answer import Robustness
+
+
+def robustness_headers(robustness: Robustness) -> dict[str, str]:
+    """What is certified for the worst image, and what followed."""
+    if not robustness.images:
+        return {"x-robustness-certified": "none"}
+    worst = min(robustness.images, key=lambda image: image.smoothed.best or 0.0)
+    return {
+        "x-robustness-certified": str(robustness.certified).lower(),
+        "x-robustness-similarity": at_least(worst.smoothed.best or 0.0, 6),
+        "x-robustness-radius": str(worst.radius.model),
+        "x-robustness-sigma": str(worst.sigma),
+        "x-robustness-samples": str(worst.samples),
+        "x-robustness-confidence": str(worst.confidence),
+        **({"x-robustness-decision": robustness.decision} if robustness.decision else {}),
+    }

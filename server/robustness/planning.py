@@ -1,0 +1,168 @@
+"""A request's options with the tenant's settings filled in, and held to their ceilings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fs_runtime.engine import Granularity
+from fs_runtime.options import CertificateQuery
+from fs_runtime.smoothing.feature_map import FeatureMap
+from fs_runtime.smoothing.smoother import Smoother
+from server.errors import ApiError, invalid
+from server.robustness.options import RobustnessOptions
+from server.robustness.policy import AskedPolicy, Requirement, ServerPolicy, requirements_of
+from server.settings.request import RequestSettings
+
+DEFAULT_SIGMA_FRACTION = 0.5  # radius over sigma where nobody says
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothingPlan:
+    """How the images of one request are smoothed, certified and judged.
+
+    Attributes:
+        query: What the certificates are asked about; its ``min_similarity`` is the request's own. A request without one
+            is told about the largest that is required at its radius.
+        full_budget: Whether no image gets fewer samples than the server gives by default, where its minimum binds.
+    """
+
+    sigma: float
+    samples: int
+    confidence: float
+    granularity: Granularity
+    feature_map: FeatureMap
+    spectral: bool
+    token_map: bool
+    seed: int | None
+    query: CertificateQuery
+    until: CertificateQuery | None
+    requirements: list[Requirement]
+    full_budget: bool
+    receipt: bool
+    own_parameters: bool
+    cache: bool
+
+    @property
+    def bounds_spread(self) -> bool:
+        """Whether the features' spread is to be bounded."""
+        return self.spectral and self.granularity == "image" and self.sigma > 0
+
+
+def plan_of(
+    options: RobustnessOptions, settings: RequestSettings, smoother: Smoother, *, allow_seed: bool
+) -> SmoothingPlan:
+    """Fills in what the request leaves open.
+
+    Raises:
+        ApiError: The request asks for what the operator does not allow, or for what does not fit together.
+    """
+    default_sigma = smoother.sigma if settings.sigma is None else settings.sigma
+    sigma = default_sigma if options.sigma is None else options.sigma
+    samples = settings.samples if options.samples is None else options.samples
+    _check_ceilings(sigma, samples, options, settings, allow_seed)
+    radius = settings.radius if options.radius is None else options.radius
+    radius = sigma * DEFAULT_SIGMA_FRACTION if radius is None else radius
+    server = _server_policy(settings, default_sigma)
+    required = requirements_of(
+        server,
+        AskedPolicy(options.min_similarity, radius, options.space, options.on_failure, options.on_undecided),
+    )
+    _check_consistency(options, required)
+    features = {
+        name: _pinned(name, options, settings, server.is_binding) for name in ("stage", "centred", "granularity")
+    }
+    if features["centred"] and smoother.statistics is None:
+        raise invalid("this model has no feature statistics to centre with; leave centred out", "robustness.centred")
+    confidence = settings.confidence if options.confidence is None else options.confidence
+    if server.is_binding:
+        confidence = max(confidence, settings.confidence)  # whatever holds with more confidence holds with less
+    adaptive = settings.adaptive if options.adaptive is None else options.adaptive
+    return SmoothingPlan(
+        sigma=sigma,
+        samples=samples if sigma > 0 else 1,  # without noise one sample says all
+        confidence=confidence,
+        granularity=features["granularity"],
+        feature_map=FeatureMap(features["stage"], features["centred"]),
+        spectral=settings.spectral if options.spectral is None else options.spectral,
+        token_map=options.token_map,
+        seed=options.seed,
+        query=CertificateQuery(radius, options.space, _asked_similarity(options, radius, required), options.curve),
+        until=_until(required) if adaptive else None,
+        requirements=required,
+        full_budget=samples >= settings.samples or not server.is_binding,
+        receipt=settings.receipts if options.receipt is None else options.receipt,
+        own_parameters=options.own_parameters,
+        cache=options.cache or server.is_binding,  # a request sent again keeps its draws
+    )
+
+
+def _asked_similarity(options: RobustnessOptions, radius: float, required: list[Requirement]) -> float | None:
+    """Whoever asks about a similarity is told about it, also where it is not among the requirements, since another one
+    implies it."""
+    if options.min_similarity is not None:
+        return options.min_similarity
+    here = [item.similarity for item in required if (item.radius, item.space) == (radius, options.space)]
+    return max(here, default=None)
+
+
+def _server_policy(settings: RequestSettings, default_sigma: float) -> ServerPolicy:
+    """At a radius that the request's sigma has no say in: a smaller sigma would make a smaller radius."""
+    radius = settings.min_similarity_radius
+    if radius is None:
+        radius = default_sigma * DEFAULT_SIGMA_FRACTION if settings.radius is None else settings.radius
+    return ServerPolicy(
+        similarity=settings.min_similarity,
+        radius=radius,
+        space=settings.min_similarity_space,
+        on_failure=settings.on_failure,
+        on_undecided=settings.on_undecided or settings.on_failure,
+        binds=settings.policy_binds,
+    )
+
+
+def _until(required: list[Requirement]) -> CertificateQuery | None:
+    """What ends the sampling early. With two requirements, neither of which implies the other, all samples are drawn:
+    an early end at one would leave the other undecided."""
+    if len(required) != 1:
+        return None
+    return CertificateQuery(required[0].radius, required[0].space, required[0].similarity)
+
+
+def _pinned(name: str, options: RobustnessOptions, settings: RequestSettings, binding: bool) -> Any:
+    """The option or the operator's default; under a binding minimum the latter, for it speaks of these features."""
+    asked, default = getattr(options, name), getattr(settings, name)
+    if binding and asked is not None and asked != default:
+        raise invalid(
+            f"this server requires a similarity of features with {name}: {default!r}, so {name} cannot be {asked!r}; "
+            "leave it out",
+            f"robustness.{name}",
+            "policy_conflict",
+        )
+    return default if asked is None else asked
+
+
+def _check_ceilings(
+    sigma: float, samples: int, options: RobustnessOptions, settings: RequestSettings, allow_seed: bool
+) -> None:
+    if sigma > settings.max_sigma:
+        raise invalid(f"sigma {sigma} is above this server's limit of {settings.max_sigma}", "robustness.sigma")
+    if samples > settings.max_samples:
+        raise invalid(f"samples {samples} is above this server's limit of {settings.max_samples}", "robustness.samples")
+    if options.seed is not None and not allow_seed:
+        raise ApiError(
+            403,
+            "this server does not let requests fix the seed, since known noise can be attacked; leave it out",
+            code="seed_not_allowed",
+            param="robustness.seed",
+        )
+
+
+def _check_consistency(options: RobustnessOptions, required: list[Requirement]) -> None:
+    if options.adaptive and not any(item.similarity for item in required):
+        raise invalid(
+            "adaptive sampling ends when min_similarity is certified; give one above 0", "robustness.min_similarity"
+        )
+    for name in ("on_failure", "on_undecided"):
+        if getattr(options, name) not in (None, "flag") and not required:
+            raise invalid(f"{name} needs a min_similarity to fail by; give one", "robustness.min_similarity")

@@ -1,0 +1,97 @@
+"""The settings of smoothing, certificate and policy, which a model and a tenant may each have of their own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from fs_runtime.options import MAX_RADIUS, sigma_value
+
+
+class CertificateSettings(BaseModel):
+    """What a request gets, and may ask for, of its images' certificates."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    sigma: Annotated[float, AfterValidator(sigma_value)] | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Noise level when the request does not say, in pixels of [0, 1]; by default the one that the "
+        "purifier and mapper were trained for, and 0.05 without them.",
+    )
+    max_sigma: float = Field(1.0, ge=0, allow_inf_nan=False, description="Largest noise level a request may ask for.")
+    samples: int = Field(256, ge=1, description="Noise samples for each image when the request does not say.")
+    max_samples: int = Field(4096, ge=1, description="Most noise samples a request may ask for: they are what costs.")
+    confidence: float = Field(
+        0.999,
+        ge=1e-9,
+        le=1 - 1e-9,
+        description="Probability that a certificate holds, over the server's own draws; from 1e-9 to 1 - 1e-9.",
+    )
+    radius: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_RADIUS,
+        description="l2 radius when the request does not say; by default half of sigma.",
+    )
+    granularity: Literal["image", "token"] = Field(
+        "image", description="Whether the mean over tokens is certified or every token, when the request does not say."
+    )
+    stage: Literal["encoder", "projector"] = Field(
+        "encoder", description="Whose output is certified when the request does not say."
+    )
+    centred: bool = Field(
+        False,
+        description="Take the mean feature of a reference set off first when the request does not say; the model "
+        "must have feature statistics.",
+    )
+    spectral: bool = Field(
+        True,
+        description="Bound the features' spread too: it certifies far more at the same samples, for a little time.",
+    )
+    adaptive: bool = Field(
+        False,
+        description="Stop drawing samples once min_similarity is certified, or will not be: it saves encoder passes.",
+    )
+    receipts: bool = Field(
+        False, description="Add a receipt to each image's certificate when the request does not say."
+    )
+
+    min_similarity: float | None = Field(
+        None, ge=0, le=1, description="Certified similarity that every image must reach; by default none."
+    )
+    min_similarity_radius: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_RADIUS,
+        description="l2 radius at which min_similarity must hold, whatever radius and sigma a request asks for; by "
+        "default the one of a request that says nothing.",
+    )
+    min_similarity_space: Literal["model", "client"] = Field(
+        "model", description="Whether min_similarity_radius is measured on the encoder's image or on the one sent."
+    )
+    on_failure: Literal["flag", "withhold", "reject"] = Field(
+        "flag",
+        description="Below min_similarity: answer and say so (flag), answer without the image (withhold), or 422 "
+        "(reject).",
+    )
+    on_undecided: Literal["flag", "withhold", "reject"] | None = Field(
+        None,
+        description="The same where the estimate reaches min_similarity but the samples ended before it was "
+        "certified; by default as on_failure.",
+    )
+    policy_binds: bool = Field(
+        True,
+        description="min_similarity, its radius, on_failure, on_undecided, confidence, stage, centred and granularity "
+        "bind: requests may add to them, not take away. Without: they are defaults that a request may override.",
+    )
+
+    def contradiction(self) -> str | None:
+        """What does not fit together, in words; None if all does."""
+        if self.sigma is not None and self.sigma > self.max_sigma:
+            return f"sigma {self.sigma} is above max_sigma {self.max_sigma}"
+        if self.samples > self.max_samples:
+            return f"samples {self.samples} is above max_samples {self.max_samples}"
+        return None
