@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from tests.child_process import pytest_configure
 from tests.integration.tiny_llava import build_tiny_llava
+from tests.skips import pytest_sessionfinish
+from tests.workers import pytest_collection_modifyitems
 
-__all__ = ["pytest_configure"]  # a hook
+__all__ = ["pytest_collection_modifyitems", "pytest_configure", "pytest_sessionfinish"]  # hooks
 
 
 @pytest.fixture(scope="session")

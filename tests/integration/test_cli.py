@@ -1,4 +1,4 @@
-"""The command as a person uses it: real processes, the model that ships."""
+"""The command as a person uses it, with the model that ships: in processes of its own where it keeps what is theirs."""
 
 import json
 import re
@@ -15,6 +15,7 @@ import pytest
 from fs_runtime.reference import example_images
 from tests.child_process import WITH_PARENT
 from tests.child_process import environment as inherited
+from tests.commands import run_here
 from tests.forked_process import forks_with_libraries
 
 COMMAND = [sys.executable, "-m", "server.cli"]
@@ -92,10 +93,10 @@ def test_ask_reports_errors(served: tuple[str, str], tmp_path: Path) -> None:
 
 
 def test_certify() -> None:
-    people = run("certify", IMAGE, "--samples", "64")
+    people = run_here("certify", IMAGE, "--samples", "64")
     assert people.returncode == 0, people.stderr
     assert "cosine similarity at that radius" in people.stdout
-    program = run("certify", IMAGE, "--samples", "64", "--sigma", "0.2", "--radius", "0.05", "--json")
+    program = run_here("certify", IMAGE, "--samples", "64", "--sigma", "0.2", "--radius", "0.05", "--json")
     certificate = json.loads(program.stdout)
     assert certificate["samples"] == 64
     assert certificate["sigma"] == 0.2
@@ -103,16 +104,16 @@ def test_certify() -> None:
 
 
 def test_certify_says_whether_the_asked_similarity_was_reached() -> None:
-    missed = run("certify", IMAGE, "--min-similarity", "0.9999")
+    missed = run_here("certify", IMAGE, "--min-similarity", "0.9999")
     assert missed.returncode == 1
     assert "NOT reached" in missed.stdout
-    reached = run("certify", IMAGE, "--min-similarity", "0.5", "--radius", "0.01")
+    reached = run_here("certify", IMAGE, "--min-similarity", "0.5", "--radius", "0.01")
     assert reached.returncode == 0
     assert "reached; sampling ended there" in reached.stdout
 
 
 def test_certify_shows_all_bounds_and_draws_them(tmp_path: Path) -> None:
-    done = run("certify", IMAGE, "--samples", "64", "--radius", "0.02", "--plot", str(tmp_path / "plot.png"))
+    done = run_here("certify", IMAGE, "--samples", "64", "--radius", "0.02", "--plot", str(tmp_path / "plot.png"))
     assert done.returncode == 0, done.stderr
     for word in ("spectral", "tight", "FCSB", "ρ, lower bound", "floor", "99.8"):
         assert word in done.stdout
@@ -122,7 +123,7 @@ def test_certify_shows_all_bounds_and_draws_them(tmp_path: Path) -> None:
 
 def test_evaluate_features(tmp_path: Path) -> None:
     small = ("evaluate", "features", "--count", "6", "--samples", "2", "--sigma", "0.1")
-    done = run(*small, "--json", "--output", str(tmp_path))
+    done = run_here(*small, "--json", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["card"]["images"] == 6
@@ -170,21 +171,21 @@ def test_a_variable_that_is_misspelt_starts_nothing() -> None:
     ],
 )
 def test_mistakes_are_explained(arguments: list[str], word: str) -> None:
-    done = run(*arguments)
+    done = (run if arguments[0] in ("serve", "ask") else run_here)(*arguments)
     assert done.returncode == 2
     assert word in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_help_is_for_people() -> None:
-    text = run("--help").stdout
+    text = run_here("--help").stdout
     for command in ("serve", "ask", "certify", "bench", "train", "evaluate"):
         assert command in text
     settings = run("serve", "--help").stdout
     for flag in ("--port", "--samples", "--vllm-url", "--min-similarity"):
         assert flag in settings
     assert "bombs" in settings  # the reasons are there too
-    assert re.match(r"\d+\.\d+", run("--version").stdout)
+    assert re.match(r"\d+\.\d+", run_here("--version").stdout)
 
 
 def test_help_loads_no_torch() -> None:
@@ -198,7 +199,7 @@ def test_help_loads_no_torch() -> None:
 
 def test_bench_smoothing(tmp_path: Path) -> None:
     small = ("bench", "smoothing", "--samples", "32", "--batch-sizes", "8,16", "--rounds", "1", "--psm", "auto")
-    done = run(*small, "--image-samples", "20,33", "--json", "--output", str(tmp_path / "pass"))
+    done = run_here(*small, "--image-samples", "20,33", "--json", "--output", str(tmp_path / "pass"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found == json.loads((tmp_path / "pass.json").read_text())
@@ -213,7 +214,7 @@ def test_bench_smoothing(tmp_path: Path) -> None:
 
 def test_bench_smoothing_in_several_ways(tmp_path: Path) -> None:
     small = ("bench", "smoothing", "--samples", "8", "--batch-sizes", "8", "--rounds", "1")
-    done = run(*small, "--quantization", "none,fp8", "--json", "--output", str(tmp_path / "ways"))
+    done = run_here(*small, "--quantization", "none,fp8", "--json", "--output", str(tmp_path / "ways"))
     assert done.returncode == 0, done.stderr
     eager, float8 = json.loads(done.stdout)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".svg"}
@@ -221,17 +222,17 @@ def test_bench_smoothing_in_several_ways(tmp_path: Path) -> None:
     assert (eager["found"]["quantization"], float8["found"]["quantization"]) == (None, "fp8")
     assert float8["of_first_bare"] == pytest.approx(float8["found"]["smoothing"] / eager["found"]["bare"])
     assert "fp8, eager: " in done.stderr  # told before the table
-    wrong = run(*small, "--compile", "none,fast")
+    wrong = run_here(*small, "--compile", "none,fast")
     assert wrong.returncode == 2
     assert "max-autotune-no-cudagraphs" in wrong.stderr.replace("\n", "")
 
 
 def test_bench_bets() -> None:
     small = ("bench", "bets", "--samples", "64", "--alphas", "0.05", "--sigmas", "0.25", "--streams", "2")
-    people = run(*small)
+    people = run_here(*small)
     assert people.returncode == 0, people.stderr
     assert "features, σ = 0.25, token" in people.stdout
-    program = json.loads(run(*small, "--json").stdout)
+    program = json.loads(run_here(*small, "--json").stdout)
     assert {row["samples"] for row in program["deficits"]} == {32, 64}
     assert all(0 < row["deficit"] <= 1 for row in program["deficits"])
     assert all(row["state_bytes"] > 0 for row in program["costs"])
@@ -263,7 +264,7 @@ def test_bench_serve_against_a_running_gateway_and_one_of_its_own(served: tuple[
 
 def test_bench_certify(tmp_path: Path) -> None:
     small = ("bench", "certify", "--psm", "none", "--similarities", "0.3,0.999999", "--samples", "16,64")
-    done = run(*small, "--confidence", "0.9", "--json", "--output", str(tmp_path / "certify"))
+    done = run_here(*small, "--confidence", "0.9", "--json", "--output", str(tmp_path / "certify"))
     assert done.returncode == 0, done.stderr
     rows = {(row["similarity"], row["way"], row["max_samples"]): row for row in json.loads(done.stdout)}
     assert len(rows) == 6

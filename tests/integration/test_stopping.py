@@ -13,6 +13,7 @@ from glob import glob
 from pathlib import Path
 
 import httpx
+import libfaketime
 import psutil
 import pytest
 
@@ -53,7 +54,7 @@ def vllm(vllm_servers: VllmServers) -> list[VllmServer]:
 def test_stopping_under_load_loses_nothing(vllm: list[VllmServer], tmp_path: Path) -> None:
     """Readiness goes first; who asks meanwhile is served and sent to a new connection; then it ends with status 0."""
     urls = ",".join(server.url for server in vllm)
-    flags = ["--language-model", "vllm", "--vllm-urls", urls, "--drain-lead", "2", "--drain-timeout", "20"]
+    flags = ["--language-model", "vllm", "--vllm-urls", urls, "--drain-lead", "5", "--drain-timeout", "60"]
     long = STREAM | {"max_tokens": 300, "ignore_eos": True, "temperature": 1.0}
     with serving(*flags, stderr=tmp_path / "log", fork=False) as server:
         load = Load(server.url, [BODY, STREAM, long], clients=6)
@@ -62,12 +63,12 @@ def test_stopping_under_load_loses_nothing(vllm: list[VllmServer], tmp_path: Pat
         before = len(load.seen)
         told = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: ready(server) == 503, limit=1.5, what="readiness going down")
+        wait_until(lambda: ready(server) == 503, what="readiness going down")
         late = ask(server.url, BODY)
         assert late.good
         assert late.headers["connection"] == "close"
-        assert server.process.wait(60) == 0
-        assert time.monotonic() - told >= 2
+        assert server.process.wait(120) == 0
+        assert time.monotonic() - told >= 5
         seen = load.join()
     accepted = [one for one in seen if one.status is not None]
     assert len(accepted) > before
@@ -93,11 +94,11 @@ def test_what_does_not_end_in_time_ends_with_an_error(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    with serving("--drain-lead", "60", stderr=tmp_path / "log", fork=False) as server:
+    with serving("--drain-lead", "600", stderr=tmp_path / "log", fork=False) as server:
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: ready(server) == 503)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(5) == 128 + signal.SIGTERM
+        assert server.process.wait(60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -118,7 +119,7 @@ def test_a_signal_ends_it_at_once_while_weights_are_fetched(number: signal.Signa
             with asking:
                 server = psutil.Process(process.pid)
                 (server.children()[0] if container else server).send_signal(number)
-                assert process.wait(30) == 128 + number
+                assert process.wait(60) == 128 + number
         finally:
             process.kill()
             process.wait()
@@ -182,10 +183,9 @@ def test_logs_that_cannot_be_written_stop_nothing(fault: str, request: pytest.Fi
 
 
 def _libfaketime() -> str:
-    found = glob("/usr/lib/*/faketime/libfaketime.so.1")
-    if not found:
-        pytest.skip("libfaketime is not installed (Debian: apt-get install faketime)")
-    return found[0]
+    """Debian's, or that of the wheel."""
+    wheel = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    return next(iter(glob("/usr/lib/*/faketime/libfaketime.so.1")), str(wheel))
 
 
 @pytest.mark.vllm

@@ -158,13 +158,18 @@ class VllmServers:
         self._servers: dict[tuple[object, ...], VllmServer] = {}
 
     def start(self, model: Path, *arguments: str, name: str, plugin: bool = False) -> VllmServer:
-        """Return the server of this model, name and arguments, perhaps still starting: ``wait_until_ready``."""
+        """Return the server of this model, name and arguments, perhaps still starting: ``wait_until_ready``.
+
+        One that a test has left dead is started again.
+        """
         key = (model, arguments, name, plugin)
         if key not in self._servers:
             log = self._logs / f"{len(self._servers)}-{name}.log"
             self._servers[key] = VllmServer(self._forks, model, *arguments, name=name, log=log, plugin=plugin)
-            self._servers[key].start()
-        return self._servers[key]
+        server = self._servers[key]
+        if server.process is None or server.process.poll() is not None:
+            server.start()
+        return server
 
     def stop(self) -> None:
         """Stop all servers."""

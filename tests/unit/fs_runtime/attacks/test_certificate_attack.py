@@ -71,7 +71,7 @@ def test_bad_input_is_named(smoother, prepared, change, field):
 
 
 def test_command():
-    options = "--images 1 --ratios 0.5 --draws 8 --steps 3 --restarts 1 --samples 128 --device cpu"
+    options = "--images 1 --ratios 0.5 --draws 4 --steps 2 --restarts 1 --samples 64 --device cpu"
     runner = CliRunner()
     done = runner.invoke(app, ["evaluate", "certificate-attack", *options.split(), "--json"])
     assert done.exit_code == 0, done.output

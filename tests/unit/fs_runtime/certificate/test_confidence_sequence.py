@@ -85,16 +85,17 @@ def laws(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[tuple[str
     yield "below 0", np.full(shape, -0.3), 0.0
 
 
-def test_coverage_of_rare_failures_and_heavy_spreads() -> None:
-    runs = 2000
+@pytest.mark.parametrize("runs", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_coverage_of_rare_failures_and_heavy_spreads(runs: int) -> None:
     for name, samples, mean in laws(np.random.default_rng(0), (250, runs)):
         assert ever_failed(samples, mean).sum() <= failure_limit(ALPHA, runs), name
 
 
-def test_rare_failures_use_up_most_of_alpha() -> None:
+@pytest.mark.parametrize("runs", [4000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_rare_failures_use_up_most_of_alpha(runs: int) -> None:
     # The bound is not slack: p is chosen so that a run without a failure up to n is a failure of the sequence,
     # nearly 0.9 α of them by the leader, which is next to all in.
-    n, runs = 200, 20_000
+    n = 200
     p = 1 - (ALPHA * 0.9) ** (1 / n)
     samples, mean = rare_failures(np.random.default_rng(3), p, (n, runs))
     failures = ever_failed(samples, mean).mean()

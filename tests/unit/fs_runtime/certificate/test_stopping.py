@@ -89,17 +89,19 @@ def test_gives_up_for_certain_when_even_perfect_samples_would_not_do() -> None:
     assert rule_for(0.5, 100).decide(sequence, np.ones(8)) == "continue"
 
 
-def test_rarely_gives_up_on_what_could_be_reached() -> None:
+@pytest.mark.parametrize("runs", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_rarely_gives_up_on_what_could_be_reached(runs: int) -> None:
     given_up = 0
-    for seed in range(300):
+    for seed in range(runs):
         sequence = NormConfidenceSequence(0.95)
         given_up += run(rule_for(0.87, 32 * 64), sequence, sampled(0.9, 0.1, 64, seed)) == "out_of_reach"
-    assert given_up <= 6
+    assert given_up <= 0.02 * runs
 
 
-def test_stopping_costs_no_coverage() -> None:
+@pytest.mark.parametrize("runs", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_stopping_costs_no_coverage(runs: int) -> None:
     """The mean is just below what is asked for: whoever reports `reached` is wrong. At most α of the runs may be."""
-    alpha, runs, wrong = 0.1, 2000, 0
+    alpha, wrong = 0.1, 0
     rng = np.random.default_rng(1)
     for _ in range(runs):
         sequence = NormConfidenceSequence(1 - alpha)

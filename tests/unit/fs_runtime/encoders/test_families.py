@@ -102,12 +102,17 @@ def transformers_inputs(
     return {**ids, **{name: inputs[name] for name in case.inputs}}
 
 
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if "embedded" in FAMILIES[case.model_type].language_models],
+    ids=lambda case: case.model_type,
+    indirect=True,
+    scope="module",
+)
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_embedded_language_model_answers_as_transformers(
     case: FamilyCase, folder: Path, family: VisionEncoder, count: int
 ) -> None:
-    if "embedded" not in FAMILIES[case.model_type].language_models:
-        pytest.skip("not served by the embedded language model")
     whole: Any = case.reference.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pictures = [random_picture(size, seed) for seed, size in enumerate(case.sizes[:count])]

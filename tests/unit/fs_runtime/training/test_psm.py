@@ -28,6 +28,8 @@ from fs_runtime.system.files import TrainingError
 from fs_runtime.training.loop import StageSettings
 from fs_runtime.training.progress import Progress
 from fs_runtime.training.psm import PsmSettings, train_psm
+from tests.child_process import environment
+from tests.forked_process import forks_with_libraries
 
 SETTINGS = PsmSettings(
     sigma=(0.25, 0.1, 0.35),
@@ -130,7 +132,9 @@ def test_training_against_attacks_can_be_interrupted_too(
     assert not all(torch.equal(tensor, without[name]) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("search", [{"attack_steps": 2}, {"attack_steps": 0, "replays": 3}])
+@pytest.mark.parametrize(
+    "search", [{"attack_steps": 2}, pytest.param({"attack_steps": 0, "replays": 3}, marks=pytest.mark.slow)]
+)
 def test_training_against_attacks_makes_features_harder_to_move(
     encoder: VisionEncoder, tmp_path: Path, search: dict[str, int]
 ) -> None:
@@ -243,11 +247,12 @@ def command(model: Path, images: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400", "TERM": "dumb"}
+ENVIRONMENT = environment() | {"OMP_NUM_THREADS": "1", "COLUMNS": "400", "TERM": "dumb"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+    """A command of :func:`command` in a process of its own, which has the largest libraries already."""
+    return forks_with_libraries().run("server.cli", *arguments[3:], environment=ENVIRONMENT)
 
 
 @pytest.fixture
@@ -263,9 +268,11 @@ def images(tmp_path: Path) -> Path:
 
 def test_the_command_survives_a_kill(tiny_llava: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(tiny_llava, images, output), env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    arguments = command(tiny_llava, images, output)
+    with Path(os.devnull).open("wb") as nowhere:
+        process = forks_with_libraries().fork(
+            module="server.cli", arguments=arguments[3:], environment=ENVIRONMENT, log=nowhere
+        )
     deadline = time.monotonic() + 200
     while not (output / "checkpoint.pt").exists():
         assert process.poll() is None
@@ -274,7 +281,7 @@ def test_the_command_survives_a_kill(tiny_llava: Path, images: Path, tmp_path: P
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (output / "card.json").exists()  # it was still at work
-    done = run(*command(tiny_llava, images, output))
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "20 pictures" in done.stderr
     assert "1 files were left out" in done.stderr
@@ -298,8 +305,10 @@ def test_the_command_survives_a_kill(tiny_llava: Path, images: Path, tmp_path: P
 def test_two_processes_do_what_one_does(tiny_llava: Path, images: Path, tmp_path: Path) -> None:
     one, two = (command(tiny_llava, images, tmp_path / name, "--purifier-epochs", "1") for name in ("one", "two"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *two[1:]]
-    for arguments in (one, launch):
-        done = run(*arguments)
+    for done in (
+        run(*one),
+        subprocess.run(launch, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False),
+    ):
         assert done.returncode == 0, done.stderr
     card = json.loads((tmp_path / "one" / "card.json").read_text())
     for part, kind in (("purifier", UNetPurifier), ("mapper", SmoothnessMapper)):
