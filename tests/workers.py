@@ -1,4 +1,4 @@
-"""Several workers of pytest-xdist: each file stays on one of them, and all that need vLLM share one."""
+"""Several workers of pytest-xdist: each file stays on one of them, and those that need vLLM share two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 # What takes longest begins first, or one worker would wait for it in the end.
+FAMILIES = "tests/integration/test_families.py"
 LONGEST = (
+    FAMILIES,
     "tests/integration/test_image.py",
     "tests/unit/fs_runtime/training/test_psm.py",
     "tests/integration/test_cli.py",
@@ -33,7 +35,8 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "vllm" if needs_vllm(file) else file
+        # Families have servers of their own; all others have some in common.
+        return "vllm" if needs_vllm(file) and file != FAMILIES else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
@@ -49,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def place(item: pytest.Item) -> int:
         file = item.nodeid.partition("::")[0]
-        if needs_vllm(file):
+        if needs_vllm(file) and file != FAMILIES:
             return -1
         return next((number for number, name in enumerate(LONGEST) if file.startswith(name)), len(LONGEST))
 

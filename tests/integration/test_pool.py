@@ -35,8 +35,8 @@ SETTINGS: dict[str, Any] = {
     "served_model_name": NAME,
     "language_model": "vllm",
     "vllm_health_interval": 0.3,
-    "vllm_health_timeout": 5,  # on a busy machine a server that is well takes its time
-    "vllm_connect_timeout": 10,
+    "vllm_health_timeout": 0.5,
+    "vllm_connect_timeout": 2,
 }
 
 
@@ -48,34 +48,20 @@ def engine() -> Iterator[SmoothingEngine]:
 
 
 @pytest.fixture(scope="module")
-def servers(vllm_servers: VllmServers) -> Iterator[list[VllmServer]]:
-    """Two servers that the tests may stop and kill; they run again afterwards, whatever became of the tests."""
+def servers(vllm_servers: VllmServers) -> list[VllmServer]:
+    """Two servers that the tests may stop and kill, and that they leave running."""
     model = reference_model_path()
     pair = [vllm_servers.start(model, *EMBEDDINGS_ONLY, "--seed", seed, name=NAME) for seed in ("1", "2")]
     for server in pair:
         server.wait_until_ready()
-    yield pair
-    for server in pair:
-        assert server.process is not None
-        if server.process.poll() is None:
-            signal_all(server, signal.SIGCONT)
-        else:
-            server.start()
-    for server in pair:
-        server.wait_until_ready()
-
-
-@pytest.fixture(autouse=True)
-def _quiet(servers: list[VllmServer]) -> None:
-    """No test counts what an earlier one left running."""
-    wait_until(lambda: running(servers) == 0, what="the end of earlier requests")
+    return pair
 
 
 @pytest.fixture(scope="module")
 def gateway(engine: SmoothingEngine, servers: list[VllmServer]) -> Iterator[Gateway]:
     urls = ",".join(server.url for server in servers)
-    with running_gateway(reference_model_path(), engine, vllm_urls=urls, **SETTINGS) as started:
-        yield started
+    with running_gateway(reference_model_path(), engine, vllm_urls=urls, **SETTINGS) as running:
+        yield running
 
 
 def signal_all(server: VllmServer, number: int) -> None:
@@ -90,14 +76,6 @@ def metric(address: str, name: str, **labels: str) -> float:
         if re.match(rf"{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items()):
             total += float(line.rpartition(" ")[2])
     return total
-
-
-def running(servers: list[VllmServer]) -> float:
-    return sum(
-        metric(server.url, name)
-        for server in servers
-        for name in ("vllm:num_requests_running", "vllm:num_requests_waiting")
-    )
 
 
 def host(server: VllmServer) -> str:
@@ -131,40 +109,25 @@ def test_both_servers_share_the_load(gateway: Gateway, servers: list[VllmServer]
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_leaves_stops_vllm(gateway: Gateway, servers: list[VllmServer], streamed: bool) -> None:
-    """By vLLM's own count it soon has nothing to do, has finished nothing, and has made few of the tokens asked for.
-
-    vLLM stands still from the first token until the gateway has let go, so that it cannot be done before.
-    """
+    """By vLLM's own count it soon has nothing to do, has finished nothing, and has made few of the tokens asked for."""
 
     def total(name: str) -> float:
         return sum(metric(server.url, name) for server in servers)
 
     tokens, finished = total("vllm:generation_tokens_total"), total("vllm:request_success_total")
     withdrawn = metric(gateway.url, "fs_upstream_requests_total", outcome="withdrawn")
-    try:
-        if streamed:
-            with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=LONG, timeout=60) as response:
-                next(response.iter_lines())
-                pause(servers)
-        else:
-            connection = send(gateway, LONG | {"stream": False})
-            wait_until(lambda: total("vllm:num_requests_running") > 0, what="the request")
-            pause(servers)
-            connection.close()
-        wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 0)
-    finally:
-        for server in servers:
-            signal_all(server, signal.SIGCONT)
-    wait_until(lambda: running(servers) == 0)
-    wait_until(lambda: all(healthy(gateway, server) for server in servers))
+    if streamed:
+        with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=LONG, timeout=60) as response:
+            next(response.iter_lines())
+    else:
+        connection = send(gateway, LONG | {"stream": False})
+        wait_until(lambda: total("vllm:num_requests_running") > 0, what="the request")
+        connection.close()
+    wait_until(lambda: total("vllm:num_requests_running") == 0)
+    wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 0)
     assert total("vllm:request_success_total") == finished
     assert total("vllm:generation_tokens_total") - tokens < 0.8 * LONG["n"] * LONG["max_tokens"]
     assert metric(gateway.url, "fs_upstream_requests_total", outcome="withdrawn") == withdrawn + 1
-
-
-def pause(servers: list[VllmServer]) -> None:
-    for server in servers:
-        signal_all(server, signal.SIGSTOP)
 
 
 def send(gateway: Gateway, body: dict[str, Any], receive_buffer: int | None = None) -> socket.socket:
@@ -207,7 +170,7 @@ def test_a_client_that_takes_nothing_is_cut_off(engine: SmoothingEngine, servers
         wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 1)
         wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 0, limit=60)
         assert metric(gateway.url, "fs_upstream_requests_total", outcome="withdrawn") == 1
-        wait_until(lambda: running(servers) == 0)
+        wait_until(lambda: sum(metric(server.url, "vllm:num_requests_running") for server in servers) == 0)
         connection.close()
 
 
@@ -245,7 +208,7 @@ def test_one_server_hangs_under_load(gateway: Gateway, servers: list[VllmServer]
 def test_a_stream_of_the_only_server_ends_with_an_error_when_it_hangs(
     engine: SmoothingEngine, servers: list[VllmServer]
 ) -> None:
-    settings = SETTINGS | {"vllm_url": servers[1].url, "vllm_next_token_timeout": 3, "vllm_first_token_timeout": 20}
+    settings = SETTINGS | {"vllm_url": servers[1].url, "vllm_next_token_timeout": 1, "vllm_first_token_timeout": 1}
     with running_gateway(reference_model_path(), engine, **settings) as gateway:
         try:
             with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=LONG, timeout=60) as response:
@@ -295,16 +258,20 @@ def test_servers_die_and_come_back(gateway: Gateway, servers: list[VllmServer]) 
     assert_only_begun_streams_failed(seen)
     assert ready(gateway)
 
-    begun = threading.Event()
-    with ThreadPoolExecutor(2) as clients:
-        whole = clients.submit(ask, gateway.url, LONG | {"stream": False})
-        wait_until(lambda: metric(second.url, "vllm:num_requests_running") > 0, what="the first request")
-        cut = clients.submit(ask, gateway.url, LONG, told=lambda seen: len(seen.events) > 2 and begun.set())
-        assert begun.wait(120)
+    def kill_soon() -> None:
+        time.sleep(0.5)
         signal_all(second, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_soon)
+    killer.start()
+    with ThreadPoolExecutor(1) as other:
+        whole = other.submit(ask, gateway.url, LONG | {"stream": False})
+        cut = ask(gateway.url, LONG)
+    killer.join()
     assert whole.result().status in (502, 503)
     assert whole.result().error in ("language_model_broken_off", "language_model_unavailable")
-    assert (cut.result().status, cut.result().whole, cut.result().error) == (200, True, "language_model_broken_off")
+    assert (cut.status, cut.whole, cut.error) == (200, True, "language_model_broken_off")
+    assert len(cut.events) > 2
 
     samples = metric(gateway.url, "fs_samples_total")
     for body in (BODY, STREAM):

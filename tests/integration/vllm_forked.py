@@ -4,19 +4,12 @@ A server imports vLLM twice, in its own process and in its engine's, which it sp
 second fork, by multiprocessing's fork server, made while there is one thread.
 """
 
-import functools
 import importlib
 import itertools
 import os
 import runpy
 from collections.abc import Sequence
 from multiprocessing import forkserver, get_context, util
-
-
-def wait_without_spinning() -> None:
-    """Let workers that wait for work sleep at once. vLLM has each spin for a second first, which takes a core away."""
-    channel = importlib.import_module("vllm.distributed.device_communicators.shm_broadcast")
-    channel.SpinCondition = functools.partial(channel.SpinCondition, busy_loop_s=0)
 
 
 def fork_engines() -> None:
@@ -42,6 +35,5 @@ def _fork_and_run(path: bytes, arguments: Sequence[str], passed: Sequence[int]) 
 
 
 if __name__ == "__main__":
-    wait_without_spinning()
     fork_engines()
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)

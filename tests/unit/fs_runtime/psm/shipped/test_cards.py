@@ -17,7 +17,7 @@ def test_they_are_small_and_in_the_package() -> None:
     shipped = shipped_purifiers()
     assert DEFAULT in shipped
     assert sum(file.stat().st_size for folder in shipped.values() for file in folder.iterdir()) <= 20e6
-    root = Path(__file__).parents[4]
+    root = Path(__file__).parents[5]
     packages = find_namespace_packages(str(root), include=["fs_runtime*"])
     assert {f"fs_runtime.psm.shipped.{name}" for name in shipped} <= set(packages)
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
