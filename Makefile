@@ -1,5 +1,6 @@
 # `make serve` starts the gateway, `make test` runs all tests; both set up what they need.
-# Variables: ARGS (passed on), WORKERS (processes that test), PYTHON (3.11 to 3.13), TORCH_INDEX_URL (an index with the torch build you want).
+# Variables: ARGS (passed on), WORKERS (processes that test), PYTHON (3.11 to 3.13), TORCH_INDEX_URL (an index with the
+# torch build you want).
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
     "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \

@@ -183,7 +183,7 @@ def test_logs_that_cannot_be_written_stop_nothing(fault: str, request: pytest.Fi
 
 
 def _libfaketime() -> str:
-    """Debian's, or that of the wheel."""
+    """The library of the Debian package, or that of the wheel."""
     wheel = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
     return next(iter(glob("/usr/lib/*/faketime/libfaketime.so.1")), str(wheel))
 
