@@ -208,6 +208,7 @@ def test_an_upgrade_is_a_request_like_others(tmp_path: Path) -> None:
                 answer = connection.getresponse()
                 assert (answer.status, answer.read()[:1]) == (status, b"{")
                 assert answer.headers["x-request-id"]
+        assert server.stop() == 0
     lines = log.read_text()
     assert '"/v1/models"' in lines
     assert "Rumpelstiltskin" not in lines

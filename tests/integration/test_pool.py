@@ -35,8 +35,8 @@ SETTINGS: dict[str, Any] = {
     "served_model_name": NAME,
     "language_model": "vllm",
     "vllm_health_interval": 0.3,
-    "vllm_health_timeout": 0.5,
-    "vllm_connect_timeout": 2,
+    "vllm_health_timeout": 5,  # on a busy machine a server that is well takes its time
+    "vllm_connect_timeout": 10,
 }
 
 
@@ -48,20 +48,34 @@ def engine() -> Iterator[SmoothingEngine]:
 
 
 @pytest.fixture(scope="module")
-def servers(vllm_servers: VllmServers) -> list[VllmServer]:
-    """Two servers that the tests may stop and kill, and that they leave running."""
+def servers(vllm_servers: VllmServers) -> Iterator[list[VllmServer]]:
+    """Two servers that the tests may stop and kill; they run again afterwards, whatever became of the tests."""
     model = reference_model_path()
     pair = [vllm_servers.start(model, *EMBEDDINGS_ONLY, "--seed", seed, name=NAME) for seed in ("1", "2")]
     for server in pair:
         server.wait_until_ready()
-    return pair
+    yield pair
+    for server in pair:
+        assert server.process is not None
+        if server.process.poll() is None:
+            signal_all(server, signal.SIGCONT)
+        else:
+            server.start()
+    for server in pair:
+        server.wait_until_ready()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(servers: list[VllmServer]) -> None:
+    """No test counts what an earlier one left running."""
+    wait_until(lambda: running(servers) == 0, what="the end of earlier requests")
 
 
 @pytest.fixture(scope="module")
 def gateway(engine: SmoothingEngine, servers: list[VllmServer]) -> Iterator[Gateway]:
     urls = ",".join(server.url for server in servers)
-    with running_gateway(reference_model_path(), engine, vllm_urls=urls, **SETTINGS) as running:
-        yield running
+    with running_gateway(reference_model_path(), engine, vllm_urls=urls, **SETTINGS) as started:
+        yield started
 
 
 def signal_all(server: VllmServer, number: int) -> None:
@@ -76,6 +90,14 @@ def metric(address: str, name: str, **labels: str) -> float:
         if re.match(rf"{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items()):
             total += float(line.rpartition(" ")[2])
     return total
+
+
+def running(servers: list[VllmServer]) -> float:
+    return sum(
+        metric(server.url, name)
+        for server in servers
+        for name in ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    )
 
 
 def host(server: VllmServer) -> str:
@@ -109,25 +131,40 @@ def test_both_servers_share_the_load(gateway: Gateway, servers: list[VllmServer]
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_leaves_stops_vllm(gateway: Gateway, servers: list[VllmServer], streamed: bool) -> None:
-    """By vLLM's own count it soon has nothing to do, has finished nothing, and has made few of the tokens asked for."""
+    """By vLLM's own count it soon has nothing to do, has finished nothing, and has made few of the tokens asked for.
+
+    vLLM stands still from the first token until the gateway has let go, so that it cannot be done before.
+    """
 
     def total(name: str) -> float:
         return sum(metric(server.url, name) for server in servers)
 
     tokens, finished = total("vllm:generation_tokens_total"), total("vllm:request_success_total")
     withdrawn = metric(gateway.url, "fs_upstream_requests_total", outcome="withdrawn")
-    if streamed:
-        with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=LONG, timeout=60) as response:
-            next(response.iter_lines())
-    else:
-        connection = send(gateway, LONG | {"stream": False})
-        wait_until(lambda: total("vllm:num_requests_running") > 0, what="the request")
-        connection.close()
-    wait_until(lambda: total("vllm:num_requests_running") == 0)
-    wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 0)
+    try:
+        if streamed:
+            with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=LONG, timeout=60) as response:
+                next(response.iter_lines())
+                pause(servers)
+        else:
+            connection = send(gateway, LONG | {"stream": False})
+            wait_until(lambda: total("vllm:num_requests_running") > 0, what="the request")
+            pause(servers)
+            connection.close()
+        wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 0)
+    finally:
+        for server in servers:
+            signal_all(server, signal.SIGCONT)
+    wait_until(lambda: running(servers) == 0)
+    wait_until(lambda: all(healthy(gateway, server) for server in servers))
     assert total("vllm:request_success_total") == finished
     assert total("vllm:generation_tokens_total") - tokens < 0.8 * LONG["n"] * LONG["max_tokens"]
     assert metric(gateway.url, "fs_upstream_requests_total", outcome="withdrawn") == withdrawn + 1
+
+
+def pause(servers: list[VllmServer]) -> None:
+    for server in servers:
+        signal_all(server, signal.SIGSTOP)
 
 
 def send(gateway: Gateway, body: dict[str, Any], receive_buffer: int | None = None) -> socket.socket:
@@ -156,7 +193,9 @@ def test_slow_clients_hold_nobody_up(gateway: Gateway, servers: list[VllmServer]
     for connection in slow:  # the whole answer is still there for whoever takes it
         rest = b""
         while not rest.endswith(b"0\r\n\r\n"):
-            rest += connection.recv(65536)
+            some = connection.recv(65536)
+            assert some, rest
+            rest += some
         assert b"data: [DONE]" in rest
         connection.close()
 
@@ -168,9 +207,9 @@ def test_a_client_that_takes_nothing_is_cut_off(engine: SmoothingEngine, servers
         huge = LONG | {"n": 8, "logprobs": True, "top_logprobs": 20}
         connection = send(gateway, huge, receive_buffer=4096)
         wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 1)
-        wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 0, limit=60)
+        wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight") == 0)
         assert metric(gateway.url, "fs_upstream_requests_total", outcome="withdrawn") == 1
-        wait_until(lambda: sum(metric(server.url, "vllm:num_requests_running") for server in servers) == 0)
+        wait_until(lambda: running(servers) == 0)
         connection.close()
 
 
@@ -192,11 +231,11 @@ def test_one_server_hangs_under_load(gateway: Gateway, servers: list[VllmServer]
     retries = metric(gateway.url, "fs_upstream_retries_total", reason="timed_out")
     load = Load(gateway.url, [BODY, STREAM], clients=6)
     try:
-        wait_until(lambda: len(load.seen) >= 6, limit=60)
+        wait_until(lambda: len(load.seen) >= 6)
         signal_all(servers[0], signal.SIGSTOP)
         wait_until(lambda: not healthy(gateway, servers[0]))
         count = len(load.seen)
-        wait_until(lambda: len(load.seen) >= count + 12, limit=60)
+        wait_until(lambda: len(load.seen) >= count + 12)
     finally:
         signal_all(servers[0], signal.SIGCONT)
         seen = load.stop()
@@ -208,7 +247,7 @@ def test_one_server_hangs_under_load(gateway: Gateway, servers: list[VllmServer]
 def test_a_stream_of_the_only_server_ends_with_an_error_when_it_hangs(
     engine: SmoothingEngine, servers: list[VllmServer]
 ) -> None:
-    settings = SETTINGS | {"vllm_url": servers[1].url, "vllm_next_token_timeout": 1, "vllm_first_token_timeout": 1}
+    settings = SETTINGS | {"vllm_url": servers[1].url, "vllm_next_token_timeout": 3, "vllm_first_token_timeout": 20}
     with running_gateway(reference_model_path(), engine, **settings) as gateway:
         try:
             with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=LONG, timeout=60) as response:
@@ -248,30 +287,32 @@ def test_servers_die_and_come_back(gateway: Gateway, servers: list[VllmServer]) 
     first, second = servers
     load = Load(gateway.url, [BODY, STREAM, LONG | {"n": 1}], clients=8)
     try:
-        wait_until(lambda: len(load.seen) >= 8, limit=60)
+        wait_until(lambda: len(load.seen) >= 8)
         signal_all(first, signal.SIGKILL)
         wait_until(lambda: not healthy(gateway, first))
         count = len(load.seen)
-        wait_until(lambda: len(load.seen) >= count + 16, limit=90)
+        wait_until(lambda: len(load.seen) >= count + 16)
     finally:
         seen = load.stop()
     assert_only_begun_streams_failed(seen)
     assert ready(gateway)
 
-    def kill_soon() -> None:
-        time.sleep(0.5)
-        signal_all(second, signal.SIGKILL)
+    begun = threading.Event()
 
-    killer = threading.Thread(target=kill_soon)
-    killer.start()
-    with ThreadPoolExecutor(1) as other:
-        whole = other.submit(ask, gateway.url, LONG | {"stream": False})
-        cut = ask(gateway.url, LONG)
-    killer.join()
+    def stand_still(seen: Seen) -> None:
+        if len(seen.events) == 3:
+            signal_all(second, signal.SIGSTOP)  # so that it cannot come to the end before it dies
+            begun.set()
+
+    with ThreadPoolExecutor(2) as clients:
+        cut = clients.submit(ask, gateway.url, LONG, told=stand_still)
+        assert begun.wait(120)
+        whole = clients.submit(ask, gateway.url, LONG | {"stream": False})
+        wait_until(lambda: metric(gateway.url, "fs_upstream_in_flight", server=host(second)) == 2 or whole.done())
+        signal_all(second, signal.SIGKILL)
     assert whole.result().status in (502, 503)
     assert whole.result().error in ("language_model_broken_off", "language_model_unavailable")
-    assert (cut.status, cut.whole, cut.error) == (200, True, "language_model_broken_off")
-    assert len(cut.events) > 2
+    assert (cut.result().status, cut.result().whole, cut.result().error) == (200, True, "language_model_broken_off")
 
     samples = metric(gateway.url, "fs_samples_total")
     for body in (BODY, STREAM):
