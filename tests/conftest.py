@@ -10,9 +10,14 @@ from fs_runtime.encoders import VisionEncoder, load_encoder
 from tests.child_process import pytest_configure
 from tests.integration.tiny_llava import build_tiny_llava
 from tests.skips import pytest_sessionfinish
-from tests.workers import pytest_collection_modifyitems
+from tests.workers import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 
-__all__ = ["pytest_collection_modifyitems", "pytest_configure", "pytest_sessionfinish"]  # hooks
+__all__ = [  # hooks
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_sessionfinish",
+    "pytest_xdist_make_scheduler",
+]
 
 
 @pytest.fixture(scope="session")
