@@ -7,6 +7,19 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Space = Literal["model", "client"]
+"""Where a radius is measured: on the image the encoder reads, or on the client's as sent."""
+
+Granularity = Literal["image", "token"]
+"""Whether one certificate speaks of all tokens together, or one of each."""
+
+Stage = Literal["encoder", "projector"]
+"""Whose features are certified: the encoder's (the paper), or the projector's, which the language model reads."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Arithmetic of the networks."""
+
+Dtype = Literal["auto", Precision]
+"""The same as it is asked for; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
 
 CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"]
 """Modes of ``torch.compile``; the last two replay CUDA graphs on a GPU."""
@@ -36,6 +49,11 @@ def sigma_value(sigma: float) -> float:
     if sigma == 0 or MIN_SIGMA <= sigma < math.inf:
         return sigma
     raise ValueError(f"sigma must be 0, which turns smoothing off, or at least {MIN_SIGMA:g}; got {sigma:g}")
+
+
+def radius_for(sigma: float, radius: float | None = None) -> float:
+    """The ℓ2 radius to certify at, in pixels of [0, 1]: the one that somebody chose, or half of σ."""
+    return sigma / 2 if radius is None else radius
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from fs_runtime.certificate import (
     spectral_radius,
     tight_similarity,
 )
-from fs_runtime.certificate.curve import Curve, TokenMap, bounds_at, curve_of
-from fs_runtime.encoders.base import Stage
-from fs_runtime.engine import ConfidenceSplit, Ending, Granularity, SmoothingResult
-from fs_runtime.options import CertificateQuery, Radius
+from fs_runtime.certificate.bounds import Similarity
+from fs_runtime.certificate.curve import Curve, TokenMap, curve_of
+from fs_runtime.engine import ConfidenceSplit, Ending, SmoothingResult
+from fs_runtime.options import CertificateQuery, Granularity, Radius, Stage
 from fs_runtime.psm import PsmFacts
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.feature_statistics import Floor
@@ -34,25 +34,6 @@ class Bound:
 
     lower: float
     estimate: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Similarity:
-    """Lower bounds of a cosine similarity; null where nothing is certified.
-
-    Attributes:
-        best: The largest of the others; all hold at once.
-        tight: Best bound that knows only ρ (docs/guarantee.md section 3).
-        spectral: The bound that also knows the features' spread (section 8); null if it was not asked for.
-        chi_squared: The closed form (section 3), never above ``tight``.
-        fcsb: The paper's bound (section 2), for comparison.
-    """
-
-    best: float | None
-    tight: float | None
-    spectral: float | None
-    chi_squared: float | None
-    fcsb: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +199,7 @@ def certify(
     if result.spread_estimate is not None:
         spread_estimate = Spread(min(result.spread_estimate, 1.0), min(result.spread_estimate, 4.0))
     radius = query.radii(result.spectral_norm)
-    smoothed = _similarity(lower, result.spread, radius.model, result.sigma)
+    smoothed = Similarity.at(lower, result.spread, radius.model, result.sigma)
     wanted = [0.5] if query.min_similarity in (None, 0.5) else [0.5, query.min_similarity]
     curve = None
     if query.curve and result.sigma > 0:
@@ -244,7 +225,7 @@ def certify(
         radius=radius,
         smoothed=smoothed,
         served=_served(result, lower, smoothed.best, radius.model),
-        estimate=_similarity(estimate, spread_estimate, radius.model, result.sigma),
+        estimate=Similarity.at(estimate, spread_estimate, radius.model, result.sigma),
         certified_radius=[_certified_radius(result, lower, similarity) for similarity in wanted if similarity],
         curve=curve,
         token_map=_token_map(result, radius.model),
@@ -256,16 +237,6 @@ def certify(
 
 def _smallest(norm: float | NDArray[np.float64] | None) -> float | None:
     return None if norm is None else float(np.min(norm))
-
-
-def _similarity(norm: float | None, spread: Spread | None, radius: float, sigma: float) -> Similarity:
-    if norm is None or sigma == 0:
-        return Similarity(None, None, None, None, None)
-    bounds = bounds_at(norm, spread, np.array([radius]), sigma)
-    spectral = (bounds.spectral[0] or None) if bounds.spectral else None
-    return Similarity(
-        bounds.best[0] or None, bounds.tight[0] or None, spectral, bounds.chi_squared[0] or None, bounds.fcsb[0] or None
-    )
 
 
 def _served(result: SmoothingResult, norm: float, smoothed: float | None, radius: float) -> Served:

@@ -6,28 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fs_runtime.certificate import (
-    Spread,
-    chi_squared_similarity,
-    fcsb,
-    score_from_norm,
-    spectral_similarity,
-    tight_similarity,
-)
-from fs_runtime.certificate.arguments import Array
+from fs_runtime.certificate.bounds import Bounds, bounds_at
+from fs_runtime.certificate.spread_bound import Spread
 
 _RATIOS = np.arange(61) / 20  # r / σ
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """One list per bound, an entry per radius, 0.0 for no certificate; ``spectral`` is null if it was not asked for."""
-
-    best: list[float]
-    tight: list[float]
-    spectral: list[float] | None
-    chi_squared: list[float]
-    fcsb: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +40,6 @@ class TokenMap:
 
     confidence: float
     similarity: list[list[float]]
-
-
-def bounds_at(norm: float, spread: Spread | None, radius: Array, sigma: float) -> Bounds:
-    """All bounds at each radius of ``radius`` ``(n,)``, from ρ and, if known, the spread."""
-    tight = tight_similarity(norm, radius, sigma)
-    spectral = None if spread is None else np.asarray(spectral_similarity(norm, spread, radius, sigma))
-    best = tight if spectral is None else spectral  # spectral is never below tight
-    return Bounds(
-        best=best.tolist(),
-        tight=tight.tolist(),
-        spectral=None if spectral is None else spectral.tolist(),
-        chi_squared=chi_squared_similarity(norm, radius, sigma).tolist(),
-        fcsb=fcsb(score_from_norm(norm), radius, sigma).tolist(),
-    )
 
 
 def curve_of(

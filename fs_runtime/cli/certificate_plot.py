@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fs_runtime.certificate.bounds import BOUNDS
 from fs_runtime.evaluation.plotting import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fs_runtime.robustness import ImageRobustness
-
-_COLOURS = {"spectral": "#0072b2", "tight": "#009e73", "chi_squared": "#e69f00", "fcsb": "#d55e00"}
-_LABELS = {"spectral": "spectral", "tight": "tight", "chi_squared": "χ²", "fcsb": "FCSB (the paper)"}
 
 
 def plot_certificate(certificate: ImageRobustness, view: NDArray[np.float32] | None, path: Path) -> list[Path]:
@@ -53,14 +51,14 @@ def _draw_curve(axes: Axes, certificate: ImageRobustness) -> None:
     axes.set(xlabel="ℓ2 radius on the model's image, pixels in [0, 1]", ylabel="cosine similarity", ylim=(0, 1.02))
     if curve is None:
         return
-    for name, colour in _COLOURS.items():
-        certified = getattr(curve.certified, name)
+    for kind in BOUNDS:
+        certified = getattr(curve.certified, kind.name)
         if certified is None:
             continue
-        axes.plot(curve.radius_model, _gaps(certified), color=colour, label=f"{_LABELS[name]}, certified")
-        if curve.estimate is not None and getattr(curve.estimate, name) is not None:
-            estimate = getattr(curve.estimate, name)
-            axes.plot(curve.radius_model, _gaps(estimate), color=colour, linestyle=":", linewidth=1)
+        axes.plot(curve.radius_model, _gaps(certified), color=kind.colour, label=f"{kind.label}, certified")
+        if curve.estimate is not None and getattr(curve.estimate, kind.name) is not None:
+            estimate = getattr(curve.estimate, kind.name)
+            axes.plot(curve.radius_model, _gaps(estimate), color=kind.colour, linestyle=":", linewidth=1)
     axes.plot([], [], color="0.4", linestyle=":", linewidth=1, label="estimates, not certified")
     if certificate.floor is not None:
         axes.axhline(certificate.floor.mean, color="0.5", linestyle="--", linewidth=1, label="floor: different images")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,30 +18,16 @@ from fs_runtime.cli.options import (
     MaxPixelsOption,
     ModelOption,
     PsmOption,
+    check_plots,
     checkpoint_of,
 )
-from fs_runtime.options import DEFAULT_MAX_PIXELS
+from fs_runtime.options import DEFAULT_MAX_PIXELS, Granularity, Space, Stage
 from fs_runtime.receipts import ReceiptKeyError, read_signing_key
 from fs_runtime.receipts.signing import SigningKey
 from fs_runtime.rounding import at_least, at_most, percent
 
 if TYPE_CHECKING:
     from fs_runtime.robustness import ImageRobustness
-
-
-class _Space(StrEnum):
-    model = "model"
-    client = "client"
-
-
-class _Granularity(StrEnum):
-    image = "image"
-    token = "token"  # noqa: S105
-
-
-class _Stage(StrEnum):
-    encoder = "encoder"
-    projector = "projector"
 
 
 def certify(
@@ -55,11 +40,11 @@ def certify(
     samples: Annotated[int, typer.Option(min=1, help="Noise samples.")] = 256,
     confidence: Annotated[float, typer.Option(help="Probability that the certificate holds.")] = 0.999,
     radius: Annotated[float | None, typer.Option(min=0.0, help="l2 radius; by default half of sigma.")] = None,
-    space: Annotated[_Space, typer.Option(help="Image that the radius is measured on.")] = _Space.model,
+    space: Annotated[Space, typer.Option(help="Image that the radius is measured on.")] = "model",
     granularity: Annotated[
-        _Granularity, typer.Option(help="One certificate for the mean over tokens, or for every token by itself.")
-    ] = _Granularity.image,
-    stage: Annotated[_Stage, typer.Option(help="Whose output is certified.")] = _Stage.encoder,
+        Granularity, typer.Option(help="One certificate for the mean over tokens, or for every token by itself.")
+    ] = "image",
+    stage: Annotated[Stage, typer.Option(help="Whose output is certified.")] = "encoder",
     centred: Annotated[
         bool, typer.Option("--centred", help="Take the mean feature of a reference set off before comparing.")
     ] = False,
@@ -88,7 +73,7 @@ def certify(
     """Certify one image: how far its features can be moved by an attack, and with what confidence."""
     from fs_runtime.engine import MAX_CONFIDENCE, SmoothingRequest
     from fs_runtime.loading.engine import load_engine
-    from fs_runtime.options import MAX_RADIUS, CertificateQuery, sigma_value
+    from fs_runtime.options import MAX_RADIUS, CertificateQuery, radius_for, sigma_value
     from fs_runtime.preprocessing.pictures import read_picture
     from fs_runtime.receipts.document import ReceiptImage
     from fs_runtime.receipts.issue import issue_receipt
@@ -106,9 +91,7 @@ def certify(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     if plot is not None:
-        from fs_runtime.evaluation.plotting import require_matplotlib
-
-        require_matplotlib()
+        check_plots()
         if not plot.parent.is_dir():
             raise typer.BadParameter(f"the folder {plot.parent} does not exist", param_hint="--plot")
         if sigma == 0:
@@ -120,15 +103,15 @@ def certify(
     detailed = plot is not None or as_json
     signing_key = signing_key_of(receipt, key)
     engine = load_engine(checkpoint_of(model), psm=psm, device=device, dtype=dtype, max_pixels=max_pixels)
-    sigma = engine.smoother.sigma if sigma is None else sigma
-    query = CertificateQuery(sigma / 2 if radius is None else radius, space.value, min_similarity, curve=detailed)
-    feature_map = FeatureMap(stage.value, centred)
+    sigma = engine.smoother.sigma_for(sigma)
+    query = CertificateQuery(radius_for(sigma, radius), space, min_similarity, curve=detailed)
+    feature_map = FeatureMap(stage, centred)
     request = SmoothingRequest(
         pixels,
         sigma,
         samples if sigma > 0 else 1,
         confidence,
-        granularity.value,
+        granularity,
         feature_map=feature_map,
         spectral=spectral,
         token_map=detailed,
@@ -161,6 +144,8 @@ def certify(
 
 
 def _print(certificate: ImageRobustness, name: str, min_similarity: float | None) -> None:
+    from fs_runtime.certificate.bounds import BOUNDS  # not above: it loads scipy, and help should be quick
+
     console = Console()
     what = "the mean over tokens" if certificate.granularity == "image" else "the worst token"
     stage = f"the {certificate.stage}'s features{', centred' if certificate.centred else ''}"
@@ -193,7 +178,7 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
         facts.add_row(f"asked similarity {min_similarity:g}", f"{verdict}; {endings[certificate.ended]}")
     console.print(facts)
     bounds = Table("cosine similarity at that radius", "certified", "estimate (not certified)")
-    for title, field in _BOUNDS:
+    for title, field in [("best of these", "best"), *((kind.label, kind.name) for kind in BOUNDS)]:
         certified, estimate = getattr(certificate.smoothed, field), getattr(certificate.estimate, field)
         if field != "spectral" or certificate.spread is not None:
             bounds.add_row(title, _certified(certified), _number(estimate))
@@ -205,15 +190,6 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
     for title, radius in (("best", half.best), ("tight", half.tight), ("FCSB", half.fcsb)):
         radii.add_row(title, at_least(radius.model), at_least(radius.client))
     console.print(radii)
-
-
-_BOUNDS = (
-    ("best of these", "best"),
-    ("spectral", "spectral"),
-    ("tight", "tight"),
-    ("χ²", "chi_squared"),
-    ("FCSB of the paper", "fcsb"),
-)
 
 
 def _certified(bound: float | None) -> str:

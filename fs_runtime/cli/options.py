@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from fs_runtime.options import Dtype
 from fs_runtime.reference import reference_model_path, reference_robust_encoder_path
 
 Number = TypeVar("Number", int, float)
@@ -21,7 +22,7 @@ PsmOption = Annotated[
     typer.Option(help="Purifier and mapper: a folder of `train psm`, a purifier that ships ('small'), 'none', 'auto'."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Arithmetic; auto is bfloat16 on a GPU and float32 elsewhere.")]
 MaxPixelsOption = Annotated[
     int,
     typer.Option(min=0, help="Most pixels of an image, for models that read any resolution; 0 takes the model's own."),
@@ -76,6 +77,20 @@ def check_folder(option: str, file: Path | None) -> None:
     """
     if file is not None and not file.parent.is_dir():
         raise typer.BadParameter(f"{option}: the folder {file.parent} does not exist")
+
+
+def check_plots() -> None:
+    """Checks before a measurement that plots of it can be drawn.
+
+    Raises:
+        typer.BadParameter: matplotlib is not installed.
+    """
+    from fs_runtime.evaluation.plotting import PlottingError, require_matplotlib
+
+    try:
+        require_matplotlib()
+    except PlottingError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def probability(option: str, value: float) -> float:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fs_runtime.cli.options import JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.options import Dtype
 from fs_runtime.receipts import ReceiptError, ReceiptKeyError, parse_receipt, read_public_key
 from fs_runtime.rounding import at_least, percent
 
@@ -45,9 +46,7 @@ def verify(
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:<index>; auto is the kind that made the receipt.")
     ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16 or float16; auto is that of the receipt.")
-    ] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="Arithmetic; auto is that of the receipt.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Check a receipt: signature, image, weights, and the numbers, from the same draws made again.
@@ -60,8 +59,6 @@ def verify(
     from fs_runtime.receipts.verify import verify as verify_receipt
     from fs_runtime.smoothing.smoother import Smoother
 
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise typer.BadParameter("dtype is auto, float32, bfloat16 or float16")
     try:
         trusted = read_public_key(public_key) if public_key else None
     except ReceiptKeyError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from fs_runtime.encoders.checkpoint import CheckpointError, fingerprint
 from fs_runtime.encoders.float8 import SCHEME, check_float8, use_float8
-from fs_runtime.options import Quantization
+from fs_runtime.options import Quantization, Stage
 
 Grid = tuple[int, ...]
 """Rows and columns of the token grid, of the image or, in families that cut it into tiles, of one tile. Such families
 append whatever else says how the tiles lie. A function of the image's size alone, which an attack does not change."""
-
-Stage = Literal["encoder", "projector"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
+from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import (
     channels,
@@ -24,6 +24,7 @@ from fs_runtime.encoders.parts import (
     on_host,
     processor_config,
 )
+from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
 
 _PROJECTION = "visual_projection.weight"

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
+from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import (
     channels,
@@ -27,6 +27,7 @@ from fs_runtime.encoders.parts import (
     processor_config,
     spelling,
 )
+from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
 
 # On disk: `vision_tower.vision_model.…`, with or without a leading `model.`, with or without `vision_model.`.

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.activations import ACT2FN
 from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
+from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import (
     channels,
@@ -27,6 +27,7 @@ from fs_runtime.encoders.parts import (
     processor_config,
     spelling,
 )
+from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
 from fs_runtime.preprocessing.tiling import Tiling
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, PreparedImage, Stage
+from fs_runtime.encoders.base import Grid, PreparedImage
 from fs_runtime.encoders.llava import LlavaEncoder
 from fs_runtime.encoders.parts import checked, on_host
+from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
 from fs_runtime.preprocessing.tiling import Tiling, tile_resolutions
 

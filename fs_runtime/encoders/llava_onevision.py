@@ -11,8 +11,9 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, Stage
+from fs_runtime.encoders.base import Grid
 from fs_runtime.encoders.llava_next import LlavaNextEncoder
+from fs_runtime.options import Stage
 from fs_runtime.preprocessing.tiling import Tiling
 
 _RATIO = 1.1  # above it, tokens are pooled (Li et al. 2024, arXiv 2408.03326, "Higher AnyRes")

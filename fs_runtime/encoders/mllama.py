@@ -15,9 +15,10 @@ from torch.nn import functional
 from transformers import AutoConfig, MllamaVisionModel
 from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
+from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import channels, checked, frozen, mean_and_std, on_host, processor_config, spelling
+from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 
 

@@ -15,11 +15,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 from typing_extensions import override
 
-from fs_runtime.encoders.base import Grid, PreparedImage, Stage, VisionEncoder
+from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import channels, checked, frozen, mean_and_std, on_host, processor_config, spelling
 from fs_runtime.encoders.qwen_vision import VisionBlocks
 from fs_runtime.encoders.smart_resize import SmartResize
+from fs_runtime.options import Stage
 
 # On disk: `visual.…`, or `model.visual.…` as transformers 5 saves it.
 _TOWER_KEY = re.compile(r"^(?:model\.)?visual\.(.+)$")

@@ -14,7 +14,6 @@ from fs_runtime.engine.request import (
     CacheOutcome,
     ConfidenceSplit,
     Ending,
-    Granularity,
     SmoothingRequest,
     SmoothingResult,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "Ending",
     "EngineClosedError",
     "EngineOverloadedError",
-    "Granularity",
     "SmoothingEngine",
     "SmoothingError",
     "SmoothingRequest",

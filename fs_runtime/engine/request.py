@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.certificate import Spread
-from fs_runtime.options import CertificateQuery, sigma_value
+from fs_runtime.options import CertificateQuery, Granularity, sigma_value
 from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
 
-Granularity = Literal["image", "token"]
 Ending = Literal["samples", "reached", "out_of_reach"]
 CacheOutcome = Literal["hit", "extended", "miss"]
 Pixels = NDArray[np.uint8]

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from fs_runtime.encoders import PreparedImage
-from fs_runtime.encoders.base import Stage
 from fs_runtime.engine.request import SmoothingRequest
+from fs_runtime.options import Stage
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.spread_sketch import SpreadSketch

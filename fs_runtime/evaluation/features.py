@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fs_runtime.encoders import PreparedImage
-from fs_runtime.encoders.base import Grid, Stage
+from fs_runtime.encoders.base import Grid
+from fs_runtime.options import Stage
 from fs_runtime.robustness import Fingerprints
 from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
 from fs_runtime.smoothing.feature_statistics import STAGES, FeatureStatistics, Floor, StatisticsCard

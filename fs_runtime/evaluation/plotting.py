@@ -7,23 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+class PlottingError(RuntimeError):
+    """matplotlib is not installed; the message says how to get it."""
 
 
 def require_matplotlib() -> type[Figure]:
     """Returns matplotlib's figure, which needs no display.
 
     Raises:
-        typer.BadParameter: matplotlib is not installed; the message says how to get it.
+        PlottingError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise typer.BadParameter("plots need matplotlib: pip install 'fs-serve[plots]', or ask for none") from None
+        raise PlottingError("plots need matplotlib: pip install 'fs-serve[plots]', or ask for none") from None
     return Figure
 
 
@@ -32,7 +34,7 @@ def plot_to(path: Path, size: tuple[float, float] = (6.5, 4.2)) -> Iterator[Axes
     """Axes to draw on; in the end they are saved with ``.png`` and ``.svg`` appended to ``path``.
 
     Raises:
-        typer.BadParameter: matplotlib is not installed.
+        PlottingError: matplotlib is not installed.
     """
     figure = require_matplotlib()(figsize=size, layout="constrained")
     yield figure.subplots()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from fs_runtime.encoders import CheckpointError, ImageSizeError, VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.cache.shared import SharedCache
-from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Quantization
+from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Precision, Quantization
 from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
@@ -25,7 +26,7 @@ from fs_runtime.system.gpu import limit_memory
 log = logging.getLogger("fs_runtime.loading")
 
 _SQUARE, _WIDE = (336, 336), (168, 672)
-DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = get_args(Precision)
 
 
 def resolve_device(device: str) -> str:
@@ -52,8 +53,8 @@ def resolve_dtype(dtype: str, device: str) -> str:
     """
     if dtype == "auto":
         return "float32" if device.startswith("cpu") else "bfloat16"
-    if dtype not in DTYPES:
-        raise CheckpointError(f"dtype is auto or one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype not in PRECISIONS:
+        raise CheckpointError(f"dtype is auto or one of {', '.join(PRECISIONS)}, not {dtype!r}")
     return dtype
 
 

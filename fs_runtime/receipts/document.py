@@ -10,7 +10,16 @@ import rfc8785
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fs_runtime.options import MAX_RADIUS, CompileMode, Quantization, sigma_value
+from fs_runtime.options import (
+    MAX_RADIUS,
+    CompileMode,
+    Granularity,
+    Precision,
+    Quantization,
+    Space,
+    Stage,
+    sigma_value,
+)
 from fs_runtime.preprocessing.pictures import digest
 
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
@@ -55,7 +64,7 @@ class ReceiptUntil(_ReceiptPart):
     """
 
     radius: float = Field(ge=0, le=MAX_RADIUS)
-    space: Literal["model", "client"]
+    space: Space
     min_similarity: float = Field(gt=0, le=1)
 
 
@@ -68,8 +77,8 @@ class ReceiptDraws(_ReceiptPart):
     max_samples: int = Field(ge=1, description="Samples that would have been drawn at most.")
     planned: int = Field(ge=1, description="The same when the first of these draws was made; others may have added.")
     confidence: float = Field(gt=0, le=1 - 1e-9, description="1 - α.")
-    granularity: Literal["image", "token"]
-    stage: Literal["encoder", "projector"]
+    granularity: Granularity
+    stage: Stage
     centred: bool
     spectral: bool
     spread_samples: int | None = Field(
@@ -102,7 +111,7 @@ class ReceiptQuery(_ReceiptPart):
     """What the certificate was asked about (fs_runtime.options.CertificateQuery)."""
 
     radius: float = Field(ge=0, le=MAX_RADIUS)
-    space: Literal["model", "client"]
+    space: Space
     min_similarity: float | None = Field(ge=0, le=1)
     curve: bool
 
@@ -112,7 +121,7 @@ class ReceiptArithmetic(_ReceiptPart):
 
     device: Literal["cpu", "cuda"]
     device_name: str
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Precision
     batch_size: int = Field(ge=1, description="Most samples in one batch.")
     compiled: CompileMode | None = Field(
         default=None,

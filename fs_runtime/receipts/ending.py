@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fs_runtime.certificate import Spread
-from fs_runtime.certificate.curve import bounds_at
+from fs_runtime.certificate.bounds import bounds_at
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts.document import Receipt, ReceiptUntil
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fs_runtime.encoders.base import Stage
+from fs_runtime.options import Stage
 
 
 @dataclass(frozen=True, slots=True)

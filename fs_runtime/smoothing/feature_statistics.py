@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, device
 
 if TYPE_CHECKING:
-    from fs_runtime.encoders.base import Grid, Stage
+    from fs_runtime.encoders.base import Grid
+    from fs_runtime.options import Stage
     from fs_runtime.smoothing.feature_map import FeatureMap
 
 STAGES: tuple[Stage, ...] = ("encoder", "projector")

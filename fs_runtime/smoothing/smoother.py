@@ -57,6 +57,10 @@ class Smoother:
         self.sigma = sigma
         self.compiled: CompiledNetworks | None = None
 
+    def sigma_for(self, sigma: float | None) -> float:
+        """The noise level σ that somebody chose, or the one that suits this model."""
+        return self.sigma if sigma is None else sigma
+
     def compile(self, mode: CompileMode, shape: Sequence[int], largest: int) -> None:
         """Has the networks compiled, at their first use, for noisy images or tiles of one shape.
 

@@ -150,7 +150,7 @@ def _load_language_model(settings: Settings) -> EmbeddedModel:
 
 def say_what_smooths(settings: Settings, smoother: Smoother) -> None:
     """The purifier, which an operator who chose none may not expect, and a warning where the noise does not suit it."""
-    psm, sigma = smoother.psm, smoother.sigma if settings.sigma is None else settings.sigma
+    psm, sigma = smoother.psm, smoother.sigma_for(settings.sigma)
     if psm is None or sigma == 0:
         return
     facts = {"psm": psm.name, "sigma": sigma, "trained_from": psm.sigma_low, "trained_to": psm.sigma_high}

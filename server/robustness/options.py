@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fs_runtime.engine import MAX_CONFIDENCE
-from fs_runtime.options import MAX_RADIUS, sigma_value
-from server.robustness.policy import Action
+from fs_runtime.options import MAX_RADIUS, Granularity, Space, Stage, sigma_value
+from server.settings.certificate import Action
 
 # What the certified similarity of an image depends on beside the image.
 _PARAMETERS = frozenset(
@@ -40,16 +40,16 @@ class RobustnessOptions(BaseModel):
         allow_inf_nan=False,
         description="l2 size of the attack in pixels of [0, 1].",
     )
-    space: Literal["model", "client"] = Field(
+    space: Space = Field(
         "model", description="Whether the radius is measured on the encoder's image or on the image as sent."
     )
-    granularity: Literal["image", "token"] | None = Field(
+    granularity: Granularity | None = Field(
         None, description="One certificate for the mean over tokens, or for every token by itself."
     )
     spectral: bool | None = Field(
         None, description="Bound the features' spread too, which certifies more; with image granularity only."
     )
-    stage: Literal["encoder", "projector"] | None = Field(
+    stage: Stage | None = Field(
         None, description="Certify the encoder's output (the paper) or the projector's, which the model reads."
     )
     centred: bool | None = Field(None, description="Take the mean feature of a reference set off before comparing.")

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fs_runtime.engine import Granularity
-from fs_runtime.options import CertificateQuery
+from fs_runtime.options import CertificateQuery, Granularity, radius_for
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
 from server.errors import ApiError, invalid
 from server.robustness.options import RobustnessOptions
 from server.robustness.policy import AskedPolicy, Requirement, ServerPolicy, requirements_of
 from server.settings.request import RequestSettings
-
-DEFAULT_SIGMA_FRACTION = 0.5  # radius over sigma where nobody says
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +54,11 @@ def plan_of(
     Raises:
         ApiError: The request asks for what the operator does not allow, or for what does not fit together.
     """
-    default_sigma = smoother.sigma if settings.sigma is None else settings.sigma
+    default_sigma = smoother.sigma_for(settings.sigma)
     sigma = default_sigma if options.sigma is None else options.sigma
     samples = settings.samples if options.samples is None else options.samples
     _check_ceilings(sigma, samples, options, settings, allow_seed)
-    radius = settings.radius if options.radius is None else options.radius
-    radius = sigma * DEFAULT_SIGMA_FRACTION if radius is None else radius
+    radius = radius_for(sigma, settings.radius if options.radius is None else options.radius)
     server = _server_policy(settings, default_sigma)
     required = requirements_of(
         server,
@@ -110,7 +106,7 @@ def _server_policy(settings: RequestSettings, default_sigma: float) -> ServerPol
     """At a radius that the request's sigma has no say in: a smaller sigma would make a smaller radius."""
     radius = settings.min_similarity_radius
     if radius is None:
-        radius = default_sigma * DEFAULT_SIGMA_FRACTION if settings.radius is None else settings.radius
+        radius = radius_for(default_sigma, settings.radius)
     return ServerPolicy(
         similarity=settings.min_similarity,
         radius=radius,

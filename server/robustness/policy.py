@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fs_runtime.options import Space
+from server.settings.certificate import Action
 
-Action = Literal["flag", "withhold", "reject"]
-Decision = Literal["pass", "flag", "withhold", "reject"]
+Decision = Literal["pass", Action]
 Verdict = Literal["met", "undecided", "failed"]
 Source = Literal["server", "request"]
 _STRICTNESS: dict[Decision, int] = {"pass": 0, "flag": 1, "withhold": 2, "reject": 3}

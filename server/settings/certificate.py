@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from fs_runtime.options import MAX_RADIUS, sigma_value
+from fs_runtime.options import MAX_RADIUS, Granularity, Space, Stage, sigma_value
+
+Action = Literal["flag", "withhold", "reject"]
+"""What may follow where an image does not reach what is required of it."""
 
 
 class CertificateSettings(BaseModel):
@@ -36,12 +39,10 @@ class CertificateSettings(BaseModel):
         le=MAX_RADIUS,
         description="l2 radius when the request does not say; by default half of sigma.",
     )
-    granularity: Literal["image", "token"] = Field(
+    granularity: Granularity = Field(
         "image", description="Whether the mean over tokens is certified or every token, when the request does not say."
     )
-    stage: Literal["encoder", "projector"] = Field(
-        "encoder", description="Whose output is certified when the request does not say."
-    )
+    stage: Stage = Field("encoder", description="Whose output is certified when the request does not say.")
     centred: bool = Field(
         False,
         description="Take the mean feature of a reference set off first when the request does not say; the model "
@@ -69,15 +70,15 @@ class CertificateSettings(BaseModel):
         description="l2 radius at which min_similarity must hold, whatever radius and sigma a request asks for; by "
         "default the one of a request that says nothing.",
     )
-    min_similarity_space: Literal["model", "client"] = Field(
+    min_similarity_space: Space = Field(
         "model", description="Whether min_similarity_radius is measured on the encoder's image or on the one sent."
     )
-    on_failure: Literal["flag", "withhold", "reject"] = Field(
+    on_failure: Action = Field(
         "flag",
         description="Below min_similarity: answer and say so (flag), answer without the image (withhold), or 422 "
         "(reject).",
     )
-    on_undecided: Literal["flag", "withhold", "reject"] | None = Field(
+    on_undecided: Action | None = Field(
         None,
         description="The same where the estimate reaches min_similarity but the samples ended before it was "
         "certified; by default as on_failure.",

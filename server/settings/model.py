@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from fs_runtime.options import DEFAULT_MAX_PIXELS
+from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Dtype, Quantization
 from fs_runtime.reference import reference_model_path
 from server.settings.certificate import CertificateSettings
 from server.settings.fields import CommaList
@@ -29,15 +29,15 @@ class ModelSettings(BaseModel):
     )
     served_model_name: str | None = Field(None, description="Name that clients use; by default that of the checkpoint.")
     device: str = Field("auto", description="Where the encoder runs: auto, cpu, cuda or cuda:<index>.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         "auto", description="Arithmetic of the encoder; auto is bfloat16 on a GPU and float32 elsewhere."
     )
-    compile: Literal["none", "default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"] = Field(
+    compile: Literal["none", CompileMode] = Field(
         "none",
         description="Mode of torch.compile for encoder, purifier and mapper; none runs them as they are, as models "
         "that read images of any size always do. It needs a C++ compiler, and minutes at start before /readyz.",
     )
-    quantization: Literal["none", "fp8"] = Field(
+    quantization: Literal["none", Quantization] = Field(
         "none",
         description="Format of the products in the encoder's linear layers: fp8 on GPUs of compute capability 8.9 or "
         "later, or none for that of dtype. The encoder is then another function, with a fingerprint of its own.",

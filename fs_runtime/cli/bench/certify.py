@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fs_runtime.cli.bench.output import OutputOption, ShapeOption, measured_checkpoint, present
 from fs_runtime.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, numbers_of
+from fs_runtime.options import radius_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ def bench_certify(
             engine = load_engine(checkpoint, psm=psm, device=device, dtype=dtype)
         try:
             engine.warm_up()
-            at = engine.smoother.sigma / 2 if radius is None else radius
+            at = radius_for(engine.smoother.sigma, radius)
             images = {name: read_picture(path) for name, path in example_images().items()}
             found = benchmark_certify(
                 engine,

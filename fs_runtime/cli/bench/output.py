@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fs_runtime.cli.options import checkpoint_of
-from fs_runtime.evaluation.plotting import plot_to, require_matplotlib
+from fs_runtime.cli.options import check_plots, checkpoint_of
+from fs_runtime.evaluation.plotting import plot_to
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ _PIPE_WIDTH = 140
 def _plots_can_be_made(output: Path | None) -> Path | None:
     """Asked before anything is measured."""
     if output is not None:
-        require_matplotlib()
+        check_plots()
     return output
 
 

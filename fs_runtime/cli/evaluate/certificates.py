@@ -17,6 +17,7 @@ from fs_runtime.cli.options import (
     ModelOption,
     PsmOption,
     check_folder,
+    check_plots,
     checkpoint_of,
     positive,
     probability,
@@ -46,7 +47,6 @@ def evaluate_certificates(
 
     from fs_runtime.evaluation.certificates.compare import compare_certificates
     from fs_runtime.evaluation.certificates.report import certificate_tables, certificates_markdown, plot_certificates
-    from fs_runtime.evaluation.plotting import require_matplotlib
     from fs_runtime.loading.engine import load_smoother, psm_folder
     from fs_runtime.reference.scenes import render, sample_scene
 
@@ -54,7 +54,7 @@ def evaluate_certificates(
     check_folder("markdown", markdown)
     check_folder("plot", plot)
     if plot is not None:
-        require_matplotlib()
+        check_plots()
     checkpoint = checkpoint_of(model)
     smoothers = [(False, load_smoother(checkpoint, psm="none", device=device, dtype=dtype))]
     if psm_folder(psm, checkpoint) is not None:

@@ -53,7 +53,7 @@ def evaluate_features(
         raise typer.BadParameter(str(error)) from None
     pictures = [found[index] for index in range(min(count, len(found)))]
     smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype=dtype)
-    level = smoother.sigma if sigma is None else sigma
+    level = smoother.sigma_for(sigma)
     with ProgressBar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("smoothing", total=4 * len(pictures))
         try:

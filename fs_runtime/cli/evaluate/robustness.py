@@ -12,6 +12,7 @@ from fs_runtime.cli.options import (
     DeviceOption,
     ModelOption,
     PsmOption,
+    check_plots,
     checkpoint_of,
     choices,
     numbers,
@@ -19,6 +20,7 @@ from fs_runtime.cli.options import (
     probability,
     robust_encoder_folder,
 )
+from fs_runtime.options import radius_for
 
 _ROBUST = "robust_encoder"  # setting of the rows that have one: they can be added to the others later
 _ATTACKS = "pgd,apgd,attackvlm,m-attack,foa,apgd-ce,apgd-dlr,apgd-cw,apgd-ce-targeted"
@@ -58,7 +60,6 @@ def robustness(
 
     from fs_runtime.attacks import ATTACKS
     from fs_runtime.encoders.robust_tower import load_robust_encoder
-    from fs_runtime.evaluation.plotting import require_matplotlib
     from fs_runtime.evaluation.robustness.answers import Answerer
     from fs_runtime.evaluation.robustness.cells import CellFile
     from fs_runtime.evaluation.robustness.defences import defences_for
@@ -76,7 +77,7 @@ def robustness(
         norms=choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
         sizes=numbers("sizes", sizes, float),
         samples=numbers("samples", samples, int),
-        radius=sigma / 2 if radius is None else positive("radius", radius),
+        radius=positive("radius", radius_for(sigma, radius)),
         steps=steps,
         adaptive_steps=adaptive_steps,
         adaptive_images=adaptive_images,
@@ -89,7 +90,7 @@ def robustness(
     asked = choices("kinds", kinds, KINDS) if kinds else KINDS
     console = Console(stderr=True)
     if plots:
-        require_matplotlib()
+        check_plots()
     folder = Path(checkpoint_of(model))
     device = resolve_device(device)
     smoother = load_smoother(str(folder), psm=psm, device=device, dtype="float32")

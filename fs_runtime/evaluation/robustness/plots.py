@@ -23,7 +23,7 @@ def write_plots(cells: Sequence[Cell], folder: Path) -> list[Path]:
         The files written.
 
     Raises:
-        typer.BadParameter: matplotlib is not installed.
+        PlottingError: matplotlib is not installed.
     """
     written, hidden = [], withheld(cells)
     cells = [cell for cell in cells if cell.key not in hidden]

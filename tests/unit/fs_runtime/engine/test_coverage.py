@@ -10,8 +10,8 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from fs_runtime.encoders import PreparedImage, VisionEncoder
-from fs_runtime.engine import Granularity, SmoothingEngine, SmoothingRequest, SmoothingResult
-from fs_runtime.options import CertificateQuery
+from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.options import CertificateQuery, Granularity
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.smoothing.smoother import Smoother
 from tests.unit.fs_runtime.certificate.laws import allowed_failures

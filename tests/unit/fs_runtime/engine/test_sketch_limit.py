@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fs_runtime.encoders.base import Stage
 from fs_runtime.engine import SmoothingEngine, SmoothingResult
+from fs_runtime.options import Stage
 from fs_runtime.smoothing.feature_map import FeatureMap
 from tests.unit.fs_runtime.engine.conftest import Ask, WatchedSmoother
 
