@@ -18,19 +18,6 @@ __all__ = [
     "load_embedded_model",
 ]
 
-# Families whose prompts or inputs are not LLaVA's.
-_MODELS = {
-    "gemma3": "gemma3:Gemma3Model",
-    "idefics3": "idefics3:Idefics3Model",
-    "internvl": "internvl:InternVLModel",
-    "mllama": "mllama:MllamaModel",
-    "pixtral": "pixtral:PixtralModel",
-    "qwen2_5_vl": "qwen:QwenModel",
-    "qwen2_vl": "qwen:QwenModel",
-    "qwen3_vl": "qwen:QwenModel",
-    "smolvlm": "idefics3:Idefics3Model",
-}
-
 
 def load_embedded_model(
     model: str, *, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
@@ -46,7 +33,6 @@ def load_embedded_model(
     Raises:
         CheckpointError: The checkpoint is missing, incomplete, or of a family that is not supported.
     """
-    family = load_family(model, revision=revision)
-    module, _, name = _MODELS.get(family.model_type, "model:EmbeddedModel").partition(":")
-    kind: type[EmbeddedModel] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    module, _, name = load_family(model, revision=revision).embedded.partition(":")
+    kind: type[EmbeddedModel] = getattr(importlib.import_module(module), name)
     return kind(model, revision=revision, device=device, dtype=dtype)

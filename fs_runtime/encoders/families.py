@@ -34,6 +34,7 @@ class Family:
         vllm_plugin: Whether vLLM needs ``deploy/vllm-plugin``: images have different numbers of tokens, and without it
             the engine ends where two of them meet; or its processor loses embeddings.
         note: What users should know, for example why it is not supported.
+        embedded: ``module:class`` of its language model in this process, where answers are made there.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Family:
     vllm_limit: str = _NO_IMAGES
     vllm_plugin: bool = False
     note: str = ""
+    embedded: str = "fs_runtime.embedded.model:EmbeddedModel"
 
     @property
     def vllm_tower(self) -> bool:
@@ -94,6 +96,7 @@ _ALL = (
         "fs_runtime.encoders.qwen2_vl:Qwen2VLEncoder",
         ("vllm", "embedded"),
         note="any resolution",
+        embedded="fs_runtime.embedded.qwen:QwenModel",
     ),
     Family(
         "Qwen2.5-VL",
@@ -102,6 +105,7 @@ _ALL = (
         "fs_runtime.encoders.qwen2_5_vl:Qwen25VLEncoder",
         ("vllm", "embedded"),
         note="any resolution",
+        embedded="fs_runtime.embedded.qwen:QwenModel",
     ),
     Family(
         "Qwen3-VL",
@@ -111,6 +115,7 @@ _ALL = (
         ("vllm", "embedded"),
         vllm_limit='{"image":8,"video":0}',  # 8 is the gateway's own limit (max_images)
         note="any resolution; vLLM's image limit is that of one request, and 0 would switch DeepStack off",
+        embedded="fs_runtime.embedded.qwen:QwenModel",
     ),
     Family(
         "InternVL",
@@ -120,6 +125,7 @@ _ALL = (
         ("vllm", "embedded"),
         vllm_plugin=True,
         note="tiles and whole image; checkpoints in transformers' own format (…-hf)",
+        embedded="fs_runtime.embedded.internvl:InternVLModel",
     ),
     Family(
         "Gemma 3",
@@ -128,6 +134,7 @@ _ALL = (
         "fs_runtime.encoders.gemma3:Gemma3Encoder",
         ("embedded",),
         note=f"{_NO_EMBEDDINGS}; no pan and scan",
+        embedded="fs_runtime.embedded.gemma3:Gemma3Model",
     ),
     Family(
         "Idefics3",
@@ -136,6 +143,7 @@ _ALL = (
         "fs_runtime.encoders.idefics3:Idefics3Encoder",
         ("embedded",),
         note=f"tiles and whole image; {_NO_EMBEDDINGS}",
+        embedded="fs_runtime.embedded.idefics3:Idefics3Model",
     ),
     Family(
         "SmolVLM",
@@ -144,6 +152,7 @@ _ALL = (
         "fs_runtime.encoders.idefics3:Idefics3Encoder",
         ("embedded",),
         note=f"tiles and whole image; {_NO_EMBEDDINGS}",
+        embedded="fs_runtime.embedded.idefics3:Idefics3Model",
     ),
     Family(
         "Pixtral",
@@ -152,6 +161,7 @@ _ALL = (
         "fs_runtime.encoders.pixtral:PixtralEncoder",
         ("embedded",),
         note=f"any resolution; in transformers' format, a llava whose vision_config is a pixtral's; {_NO_EMBEDDINGS}",
+        embedded="fs_runtime.embedded.pixtral:PixtralModel",
     ),
     Family(
         "Llama 3.2 Vision",
@@ -160,6 +170,7 @@ _ALL = (
         "fs_runtime.encoders.mllama:MllamaEncoder",
         ("embedded",),
         note="tiles; its language model reads images by cross-attention, and vLLM no longer serves it",
+        embedded="fs_runtime.embedded.mllama:MllamaModel",
     ),
     Family(
         "PaliGemma",

@@ -23,7 +23,6 @@ from fs_runtime.cli.options import (
 from fs_runtime.options import radius_for
 
 _ROBUST = "robust_encoder"  # setting of the rows that have one: they can be added to the others later
-_ATTACKS = "pgd,apgd,attackvlm,m-attack,foa,apgd-ce,apgd-dlr,apgd-cw,apgd-ce-targeted"
 
 
 def robustness(
@@ -37,7 +36,7 @@ def robustness(
     kinds: Annotated[str, typer.Option(help="Kinds of question, separated by commas; all if empty.")] = "",
     sigma: Annotated[float, typer.Option(help="Noise level in pixels of [0, 1].")] = 0.25,
     samples: Annotated[str, typer.Option(help="Every n, separated by commas; 1,2,4,8,16,32 for the ablation.")] = "32",
-    attacks: Annotated[str, typer.Option(help="Separated by commas.")] = _ATTACKS,
+    attacks: Annotated[str | None, typer.Option(help="Separated by commas; by default all.")] = None,
     norms: Annotated[str, typer.Option(help="linf, l2 or both.")] = "linf,l2",
     sizes: Annotated[str, typer.Option(help="ε in 255ths, separated by commas.")] = "2,4,8,16",
     rows: Annotated[str, typer.Option(help="Rows to measure beside 'none', separated by commas; all if empty.")] = "",
@@ -73,7 +72,7 @@ def robustness(
 
     sigma = positive("sigma", sigma)  # the row 'none' is measured without noise anyway
     plan = EvaluationPlan(
-        attacks=choices("attacks", attacks, tuple(ATTACKS)),
+        attacks=tuple(ATTACKS) if attacks is None else choices("attacks", attacks, tuple(ATTACKS)),
         norms=choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
         sizes=numbers("sizes", sizes, float),
         samples=numbers("samples", samples, int),
