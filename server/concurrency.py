@@ -20,7 +20,7 @@ class Deadlines:
 
     @asynccontextmanager
     async def until(self, when: float | None = None) -> AsyncIterator[None]:
-        """Limits the block; put no ``yield`` to others into it.
+        """Limits the block; do not yield inside it.
 
         Raises:
             TimeoutError: The time is over, or :meth:`expire` was called.

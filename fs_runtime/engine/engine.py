@@ -19,7 +19,7 @@ from fs_runtime.engine.cache.stored import Origin, StoredImage
 from fs_runtime.engine.capacity import BatchBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
 from fs_runtime.engine.fair_gate import FairGate
-from fs_runtime.engine.job import Ask, Job, cost_of
+from fs_runtime.engine.job import PendingRequest, Job, cost_of
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
 from fs_runtime.engine.sketch_limit import SketchLimit
 from fs_runtime.engine.worker import Worker
@@ -196,7 +196,7 @@ class SmoothingEngine:
         Raises as :meth:`submit` and the request's ``image``; SmoothingError, DeadlineExceededError.
         """
 
-        def recall() -> tuple[Ask, CacheKey | None, SmoothingResult | None]:
+        def recall() -> tuple[PendingRequest, CacheKey | None, SmoothingResult | None]:
             ask, key = self._open(request)
             return ask, key, self._recall(ask, key)
 
@@ -237,15 +237,15 @@ class SmoothingEngine:
 
     # --- from a request to a place in the queue ------------------------------------------------------------------
 
-    def _open(self, request: SmoothingRequest) -> tuple[Ask, CacheKey | None]:
+    def _open(self, request: SmoothingRequest) -> tuple[PendingRequest, CacheKey | None]:
         request.check()
         if request.feature_map.centred and self.smoother.statistics is None:
             raise ValueError("centred features need the model's feature statistics, and it has none")
-        ask = Ask(request)
+        ask = PendingRequest(request)
         cached = self._cache.max_bytes > 0 and request.use_cache and request.seed is None
         return ask, CacheKey.of(request, self.smoother, self._sketches.max_bytes) if cached else None
 
-    def _recall(self, ask: Ask, key: CacheKey | None) -> SmoothingResult | None:
+    def _recall(self, ask: PendingRequest, key: CacheKey | None) -> SmoothingResult | None:
         """The result if the cache has all that it takes: the one in memory first, then the one that replicas share."""
         if key is None:
             return None
@@ -267,7 +267,7 @@ class SmoothingEngine:
             self._cache.put(key, found)
         return self._answer(ask, found)
 
-    def _answer(self, ask: Ask, stored: StoredImage | None) -> SmoothingResult | None:
+    def _answer(self, ask: PendingRequest, stored: StoredImage | None) -> SmoothingResult | None:
         """The result if what is stored is enough for it."""
         if stored is None:
             return None
@@ -288,14 +288,14 @@ class SmoothingEngine:
             if len(self._worker.queue) + self._preparing >= self._max_queued_images:
                 raise EngineOverloadedError("too many images are waiting", self._seconds(self._worker.queue.cost))
 
-    def _prepare(self, ask: Ask) -> PreparedImage:
+    def _prepare(self, ask: PendingRequest) -> PreparedImage:
         image = self.encoder.prepare(ask.request.pixels())
         request = ask.request.without_pixels()
         ask.request = self._sketches.applied(request, self._token_grids(request, image))
         ask.open(image.spectral_norm, max(1, self._full_batch // cost_of(image)))
         return image
 
-    def _enqueue(self, ask: Ask, key: CacheKey | None, image: PreparedImage) -> None:
+    def _enqueue(self, ask: PendingRequest, key: CacheKey | None, image: PreparedImage) -> None:
         request = ask.request
         name = None if key is None else draws_name(key)
         with self._worker.changed:
@@ -328,7 +328,7 @@ class SmoothingEngine:
             )
             self._worker.add(job)
 
-    def _begin(self, ask: Ask, key: CacheKey | None, name: bytes | None) -> tuple[Origin, StoredImage | None]:
+    def _begin(self, ask: PendingRequest, key: CacheKey | None, name: bytes | None) -> tuple[Origin, StoredImage | None]:
         """Which draws the request gets, and what to go on with; with ``changed`` held."""
         stored = self._cache.get(key) if key is not None else None
         if ask.known is not None:  # what replicas share comes before what this one has
@@ -355,7 +355,7 @@ class SmoothingEngine:
             return None
         return origin
 
-    def _admit(self, ask: Ask, further: int, count: int, cost: int) -> None:
+    def _admit(self, ask: PendingRequest, further: int, count: int, cost: int) -> None:
         """Refuses a request that there is no room or no time for.
 
         Args:

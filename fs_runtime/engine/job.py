@@ -21,7 +21,7 @@ from fs_runtime.smoothing.sums import InnerProducts, SmoothingState
 
 
 @dataclass(eq=False, slots=True)
-class Ask:
+class PendingRequest:
     """One request on its way through the engine.
 
     Attributes:
@@ -166,7 +166,7 @@ class Job:
     token_grids: tuple[tuple[int, int], ...]
     key: CacheKey | None = None
     stored: StoredImage | None = None
-    asks: list[Ask] = field(default_factory=list)
+    asks: list[PendingRequest] = field(default_factory=list)
     draws: Draws = field(init=False)
     state: SmoothingState | None = None
     started: float | None = None

@@ -19,7 +19,7 @@ from fs_runtime.engine.cache.stored import StoredImage, Sums
 from fs_runtime.engine.capacity import BatchBudget, Rate
 from fs_runtime.engine.errors import DeadlineExceededError, DeviceLostError, EngineClosedError, SmoothingError
 from fs_runtime.engine.fair_queue import FairQueue
-from fs_runtime.engine.job import Ask, Job
+from fs_runtime.engine.job import PendingRequest, Job
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.system.gpu import device_works
 
@@ -160,14 +160,14 @@ class Worker:
         if batch:
             self._run_batch(batch)
 
-    def _gone(self) -> tuple[list[tuple[Ask, Exception]], list[Job]]:
+    def _gone(self) -> tuple[list[tuple[PendingRequest, Exception]], list[Job]]:
         """Takes requests that nobody waits for any more out of the queue.
 
         Returns:
             Those that must be told, and images that stay until their draws are kept, since somebody has seen them.
         """
         now = time.monotonic()
-        late: list[tuple[Ask, Exception]] = []
+        late: list[tuple[PendingRequest, Exception]] = []
         left: list[Job] = []
         for job in list(self.queue):
             for ask in list(job.asks):
@@ -345,6 +345,6 @@ def _answer(function: Callable[[], None], future: Future[None]) -> None:
         future.set_result(None)
 
 
-def _fail(ask: Ask, error: Exception) -> None:
+def _fail(ask: PendingRequest, error: Exception) -> None:
     if ask.future.set_running_or_notify_cancel():
         ask.future.set_exception(error)

@@ -1,4 +1,4 @@
-"""What routes share: the gateway's parts, the caller, the body, and the caller's patience."""
+"""What routes share: the gateway's parts, the caller, the body, and what happens when a client disconnects."""
 
 from __future__ import annotations
 

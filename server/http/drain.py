@@ -36,7 +36,7 @@ class Drain:
 
     @asynccontextmanager
     async def limit(self) -> AsyncIterator[None]:
-        """Ends the block when the time is over; put no ``yield`` to others into it.
+        """Ends the block when the time is over; do not yield inside it.
 
         Raises:
             ApiError: 503, the gateway stops.

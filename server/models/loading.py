@@ -86,7 +86,7 @@ def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> Loa
     running = engine or _start_engine(settings)
     try:
         embedded = _load_language_model(settings) if settings.language_model == "embedded" else None
-        say_what_smooths(settings, running.smoother)
+        log_purifier(settings, running.smoother)
         turns = tuple(turn_tokens(Checkpoint(settings.checkpoint, settings.revision)))
         return LoadedModel(settings, family, turns, running, embedded, owns_engine=engine is None)
     except BaseException:
@@ -148,7 +148,7 @@ def _load_language_model(settings: Settings) -> EmbeddedModel:
     )
 
 
-def say_what_smooths(settings: Settings, smoother: Smoother) -> None:
+def log_purifier(settings: Settings, smoother: Smoother) -> None:
     """The purifier, which an operator who chose none may not expect, and a warning where the noise does not suit it."""
     psm, sigma = smoother.psm, smoother.sigma_for(settings.sigma)
     if psm is None or sigma == 0:

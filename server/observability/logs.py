@@ -50,7 +50,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 def _adopt_transformers() -> None:
-    """Its lines become ours. Else it writes them as they are, through a handler of its own."""
+    """Route transformers' log records through our handler; by default it writes them through its own."""
     from transformers.utils import logging as transformers_logging  # not above: it is slow, and help should be quick
 
     transformers_logging.disable_default_handler()

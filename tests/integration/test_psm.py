@@ -16,7 +16,7 @@ from fs_runtime.psm.storage import save_purifier
 from fs_runtime.psm.unet import UNetConfig, UNetPurifier
 from fs_runtime.receipts import parse_receipt
 from fs_runtime.receipts.verify import verify
-from server.models.loading import say_what_smooths
+from server.models.loading import log_purifier
 from server.settings.gateway import Settings
 
 from .gateway import Gateway, chat, data_url, picture, running_gateway
@@ -78,5 +78,5 @@ def test_without_noise_it_is_not_used(gateway: Gateway) -> None:
 @pytest.mark.parametrize(("sigma", "level"), [(None, "info"), (0.5, "info"), (0.6, "warning"), (0.0, None)])
 def test_the_operator_is_told(engine: SmoothingEngine, sigma: float | None, level: str | None) -> None:
     with capture_logs() as logs:
-        say_what_smooths(Settings(sigma=sigma), engine.smoother)
+        log_purifier(Settings(sigma=sigma), engine.smoother)
     assert [(line["log_level"], line["psm"]) for line in logs] == ([(level, "photo-test")] if level else [])

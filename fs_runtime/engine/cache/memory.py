@@ -1,4 +1,4 @@
-"""Finished images by what they are a function of, least recently used out first, within a number of bytes."""
+"""LRU cache of smoothed images within a number of bytes, keyed by everything that the draws depend on."""
 
 from __future__ import annotations
 

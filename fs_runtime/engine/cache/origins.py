@@ -1,4 +1,4 @@
-"""Which draws images have, also where none of them are kept.
+"""Remembers each image's seed, even if nothing was cached.
 
 A request that failed, was cancelled or ran out of time leaves no draws behind, nor does an image that the cache has no
 room for. Would the next request for the same image draw anew, then whoever waits for lucky draws could give up on all

@@ -139,13 +139,13 @@ class SharedCache:
             outcome = "busy"
             if not reading.cancel():  # it has begun: Redis is slow, or the connection is
                 outcome = "failed"
-                self._reader.went(error)
+                self._reader.mark_down(error)
                 self._reader.store.disconnect()
         except Exception as error:  # whatever the client library makes of what it read
             outcome = "failed"
-            self._reader.went(error)
+            self._reader.mark_down(error)
         else:
-            self._reader.came()
+            self._reader.mark_up()
         self._count(self.lookups, outcome)
         return known
 
@@ -202,12 +202,12 @@ class SharedCache:
         try:
             if self._writer.may_be_asked:
                 outcome = self._write(self._name(key), image)
-                self._writer.came()
+                self._writer.mark_up()
         except RefusedError:
             outcome = "refused"
         except Exception as error:
             outcome = "failed"
-            self._writer.went(error)
+            self._writer.mark_down(error)
         finally:
             with self._lock:
                 self._waiting_bytes -= image.nbytes
@@ -266,7 +266,7 @@ class _Link:
     def may_be_asked(self) -> bool:
         return time.monotonic() >= self._ask_at
 
-    def went(self, error: BaseException) -> None:
+    def mark_down(self, error: BaseException) -> None:
         self._ask_at = time.monotonic() + RETRY_SECONDS
         if self.up:
             self.up = False
@@ -276,7 +276,7 @@ class _Link:
                 type(error).__name__,
             )
 
-    def came(self) -> None:
+    def mark_up(self) -> None:
         if not self.up:
             self.up = True
             log.warning("the Redis that replicas share images in is back (%s)", self._what)
