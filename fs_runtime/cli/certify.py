@@ -72,7 +72,7 @@ def certify(
 ) -> None:
     """Certify one image: how far its features can be moved by an attack, and with what confidence."""
     from fs_runtime.engine import MAX_CONFIDENCE, SmoothingRequest
-    from fs_runtime.loading.engine import load_engine
+    from fs_runtime.loading.engine import EngineOptions, load_engine
     from fs_runtime.options import MAX_RADIUS, CertificateQuery, radius_for, sigma_value
     from fs_runtime.preprocessing.pictures import read_picture
     from fs_runtime.receipts.document import ReceiptImage
@@ -102,7 +102,9 @@ def certify(
         raise typer.BadParameter(f"{image} is not a picture that can be read") from None
     detailed = plot is not None or as_json
     signing_key = signing_key_of(receipt, key)
-    engine = load_engine(checkpoint_of(model), psm=psm, device=device, dtype=dtype, max_pixels=max_pixels)
+    engine = load_engine(
+        checkpoint_of(model), EngineOptions(psm=psm, device=device, dtype=dtype, encoder_max_pixels=max_pixels)
+    )
     sigma = engine.smoother.sigma_for(sigma)
     query = CertificateQuery(radius_for(sigma, radius), space, min_similarity, curve=detailed)
     feature_map = FeatureMap(stage, centred)

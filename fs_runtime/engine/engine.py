@@ -19,7 +19,7 @@ from fs_runtime.engine.cache.stored import Origin, StoredImage
 from fs_runtime.engine.capacity import BatchBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
 from fs_runtime.engine.fair_gate import FairGate
-from fs_runtime.engine.job import PendingRequest, Job, cost_of
+from fs_runtime.engine.job import Job, PendingRequest, cost_of
 from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
 from fs_runtime.engine.sketch_limit import SketchLimit
 from fs_runtime.engine.worker import Worker
@@ -328,7 +328,9 @@ class SmoothingEngine:
             )
             self._worker.add(job)
 
-    def _begin(self, ask: PendingRequest, key: CacheKey | None, name: bytes | None) -> tuple[Origin, StoredImage | None]:
+    def _begin(
+        self, ask: PendingRequest, key: CacheKey | None, name: bytes | None
+    ) -> tuple[Origin, StoredImage | None]:
         """Which draws the request gets, and what to go on with; with ``changed`` held."""
         stored = self._cache.get(key) if key is not None else None
         if ask.known is not None:  # what replicas share comes before what this one has

@@ -19,7 +19,7 @@ from fs_runtime.engine.cache.stored import StoredImage, Sums
 from fs_runtime.engine.capacity import BatchBudget, Rate
 from fs_runtime.engine.errors import DeadlineExceededError, DeviceLostError, EngineClosedError, SmoothingError
 from fs_runtime.engine.fair_queue import FairQueue
-from fs_runtime.engine.job import PendingRequest, Job
+from fs_runtime.engine.job import Job, PendingRequest
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.system.gpu import device_works
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from fs_runtime.encoders import CheckpointError, ImageSizeError, VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.cache.shared import SharedCache
-from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Precision, Quantization
+from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Dtype, Precision, Quantization
 from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
@@ -139,68 +140,92 @@ def load_statistics(folder: Path, smoother: Smoother) -> FeatureStatistics | Non
     return statistics
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What an engine is made with; the gateway's settings of a model have the same names.
+
+    Attributes:
+        psm: As :func:`psm_folder` reads it.
+        revision: Hub revision of the checkpoint; None for the newest.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
+        dtype: Arithmetic of the encoder.
+        encoder_max_pixels: Cap on the pixels of an image in families that read any resolution; 0 for the model's own.
+        quantization: Format of the products of the encoder's linear layers; ``none`` for that of ``dtype``.
+        compile: Mode of ``torch.compile`` for the networks; ``none`` leaves them as they are. A model that reads images
+            at several sizes runs eagerly in any case, and a warning says so.
+        gpu_memory_fraction: Most of the GPU's memory that this process may allocate; 1 or None for no limit.
+        batch_size: Noise samples of a batch; None picks a number that suits the device.
+        max_queued_samples: As :class:`SmoothingEngine`, like the rest.
+    """
+
+    psm: str = "auto"
+    revision: str | None = None
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    encoder_max_pixels: int = DEFAULT_MAX_PIXELS
+    quantization: Literal["none", Quantization] = "none"
+    compile: Literal["none", CompileMode] = "none"
+    gpu_memory_fraction: float | None = None
+    batch_size: int | None = None
+    max_queued_samples: int = 65536
+    max_queued_images: int = 1024
+    cache_bytes: int = 0
+    max_sketch_bytes: int = 0
+
+    @classmethod
+    def of(cls, settings: object) -> EngineOptions:
+        """Those of an object that has them all as attributes, whatever else it has."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
+
 def load_engine(
-    model: str,
-    *,
-    psm: str = "auto",
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    gpu_memory_fraction: float | None = None,
-    batch_size: int | None = None,
-    max_queued_samples: int = 65536,
-    max_queued_images: int = 1024,
-    cache_bytes: int = 0,
-    shared_cache: SharedCache | None = None,
-    max_sketch_bytes: int = 0,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    compile_mode: CompileMode | None = None,
-    quantization: Quantization | None = None,
+    model: str, options: EngineOptions | None = None, shared_cache: SharedCache | None = None
 ) -> SmoothingEngine:
-    """Loads ``model`` and starts the engine.
+    """Loads ``model``, a folder or hub id, and starts the engine.
 
     Args:
-        model: Folder or hub id; this and what is not named here as :func:`load_smoother` and :class:`SmoothingEngine`.
-        gpu_memory_fraction: Most of the GPU's memory that this process may allocate; 1 or None for no limit.
-        batch_size: None picks one that suits the device.
-        compile_mode: Of ``torch.compile``, for the networks; None leaves them as they are. A model that reads images at
-            several sizes runs eagerly in any case, and a warning says so.
+        model: Folder or hub id.
+        options: How; None for the defaults.
+        shared_cache: What replicas share; None for nothing.
 
     Raises:
         CheckpointError: As :func:`load_smoother`, a share of GPU memory is given and the device is no GPU, or the mode
             does not work with this version of torch.
     """
-    if gpu_memory_fraction is not None and gpu_memory_fraction != 1:
+    chosen = options or EngineOptions()
+    fraction = chosen.gpu_memory_fraction
+    if fraction is not None and fraction != 1:
         try:
-            limit_memory(torch.device(resolve_device(device)), gpu_memory_fraction)
+            limit_memory(torch.device(resolve_device(chosen.device)), fraction)
         except ValueError as error:
             raise CheckpointError(f"gpu_memory_fraction: {error}; leave it out, or set 1") from None
     smoother = load_smoother(
         model,
-        psm=psm,
-        revision=revision,
-        device=device,
-        dtype=dtype,
-        max_pixels=max_pixels,
-        quantization=quantization,
+        psm=chosen.psm,
+        revision=chosen.revision,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        max_pixels=chosen.encoder_max_pixels,
+        quantization=None if chosen.quantization == "none" else chosen.quantization,
     )
+    batch_size = chosen.batch_size
     if batch_size is None:
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
-    if compile_mode is not None:
-        check_mode(compile_mode, smoother.encoder.device)
+    if chosen.compile != "none":
+        check_mode(chosen.compile, smoother.encoder.device)
         shape = only_shape(smoother.encoder)
         if shape is None:
             log.warning("%s reads images at several sizes: its networks are not compiled", model)
         else:
-            smoother.compile(compile_mode, shape, batch_size)
+            smoother.compile(chosen.compile, shape, batch_size)
     return SmoothingEngine(
         smoother,
         batch_size=batch_size,
-        max_queued_samples=max_queued_samples,
-        max_queued_images=max_queued_images,
-        cache_bytes=cache_bytes,
+        max_queued_samples=chosen.max_queued_samples,
+        max_queued_images=chosen.max_queued_images,
+        cache_bytes=chosen.cache_bytes,
         shared_cache=shared_cache,
-        max_sketch_bytes=max_sketch_bytes,
+        max_sketch_bytes=chosen.max_sketch_bytes,
     )
 
 

@@ -13,7 +13,7 @@ from fs_runtime.encoders.families import Family
 from fs_runtime.encoders.turn_tokens import turn_tokens
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.cache.shared import SharedCache, SharedCacheOptions
-from fs_runtime.loading.engine import load_engine, resolve_device, resolve_dtype
+from fs_runtime.loading.engine import EngineOptions, load_engine, resolve_device, resolve_dtype
 from fs_runtime.loading.memory import check_memory
 from fs_runtime.smoothing.smoother import Smoother
 from server.settings.certificate import CertificateSettings
@@ -113,23 +113,7 @@ def check_language_model(settings: Settings) -> Family:
 
 
 def _start_engine(settings: Settings) -> SmoothingEngine:
-    engine = load_engine(
-        settings.checkpoint,
-        psm=settings.psm,
-        revision=settings.revision,
-        device=settings.device,
-        dtype=settings.dtype,
-        gpu_memory_fraction=settings.gpu_memory_fraction,
-        batch_size=settings.batch_size,
-        max_queued_samples=settings.max_queued_samples,
-        max_queued_images=settings.max_queued_images,
-        cache_bytes=settings.cache_bytes,
-        shared_cache=build_shared_cache(settings),
-        max_sketch_bytes=settings.max_sketch_bytes,
-        max_pixels=settings.encoder_max_pixels,
-        compile_mode=None if settings.compile == "none" else settings.compile,
-        quantization=None if settings.quantization == "none" else settings.quantization,
-    )
+    engine = load_engine(settings.checkpoint, EngineOptions.of(settings), build_shared_cache(settings))
     try:
         engine.warm_up()
     except BaseException:

@@ -37,7 +37,7 @@ def bench_certify(
 ) -> None:
     """Samples and time to a certified similarity on the example pictures: adaptive beside fixed numbers of samples."""
     from fs_runtime.benchmarks.certify import benchmark_certify
-    from fs_runtime.loading.engine import load_engine
+    from fs_runtime.loading.engine import EngineOptions, load_engine
     from fs_runtime.preprocessing.pictures import read_picture
     from fs_runtime.reference import example_images
 
@@ -47,7 +47,7 @@ def bench_certify(
         raise typer.BadParameter("similarities lie in (0, 1], and numbers of samples are at least 1")
     with Console(stderr=True).status("loading") as status:
         with measured_checkpoint(model, shape) as checkpoint:
-            engine = load_engine(checkpoint, psm=psm, device=device, dtype=dtype)
+            engine = load_engine(checkpoint, EngineOptions(psm=psm, device=device, dtype=dtype))
         try:
             engine.warm_up()
             at = radius_for(engine.smoother.sigma, radius)

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from fs_runtime.encoders import CheckpointError
-from fs_runtime.loading.engine import load_engine, load_smoother
+from fs_runtime.loading.engine import EngineOptions, load_engine, load_smoother
 from fs_runtime.reference import reference_model_path
 from fs_runtime.system.gpu import limit_memory
 
 
 def test_a_share_of_gpu_memory_without_a_gpu_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"gpu_memory_fraction: .* needs a GPU.*leave it out"):
-        load_engine("no/such/model", device="cpu", gpu_memory_fraction=0.5)
+        load_engine("no/such/model", EngineOptions(device="cpu", gpu_memory_fraction=0.5))
     with pytest.raises(CheckpointError, match="no_such_model does not exist"):  # all of it is no share
-        load_engine("/no_such_model", device="cpu", gpu_memory_fraction=1)
+        load_engine("/no_such_model", EngineOptions(device="cpu", gpu_memory_fraction=1))
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])

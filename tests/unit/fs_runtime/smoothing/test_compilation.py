@@ -13,7 +13,7 @@ from torch.torch_version import TorchVersion
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.cache.key import CacheKey
-from fs_runtime.loading.engine import load_engine, load_smoother, only_shape
+from fs_runtime.loading.engine import EngineOptions, load_engine, load_smoother, only_shape
 from fs_runtime.preprocessing.pictures import read_picture
 from fs_runtime.receipts.issue import arithmetic_of
 from fs_runtime.receipts.replay import tolerance
@@ -109,7 +109,7 @@ def test_cuda_graphs_are_refused_where_they_would_fail_on_the_engines_thread(mon
 @pytest.fixture(scope="module")
 def engine(tiny_llava: Path) -> Iterator[SmoothingEngine]:
     """Compiled, for batches of 4, 2 and 1."""
-    engine = load_engine(str(tiny_llava), psm="none", device="cpu", batch_size=4, compile_mode="default")
+    engine = load_engine(str(tiny_llava), EngineOptions(psm="none", device="cpu", batch_size=4, compile="default"))
     engine.warm_up()
     yield engine
     engine.close()
@@ -159,7 +159,7 @@ def test_receipts_and_cache_state_the_mode(engine: SmoothingEngine, encoder: Vis
 
 def test_a_model_of_any_resolution_is_not_compiled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     QWEN2_5_VL.build(tmp_path, 3)
-    engine = load_engine(str(tmp_path), psm="none", device="cpu", batch_size=4, compile_mode="default")
+    engine = load_engine(str(tmp_path), EngineOptions(psm="none", device="cpu", batch_size=4, compile="default"))
     engine.close()
     assert engine.smoother.compiled is None
     assert "its networks are not compiled" in caplog.text
@@ -176,7 +176,7 @@ def test_a_model_of_tiles_has_one_shape(tmp_path: Path) -> None:
 def test_the_reference_model_with_its_psm() -> None:
     """Minutes: the purifier's many convolutions are compiled twice."""
     picture = read_picture(example_images()["red-circle"])
-    engine = load_engine(str(reference_model_path()), device="cpu", batch_size=2, compile_mode="default")
+    engine = load_engine(str(reference_model_path()), EngineOptions(device="cpu", batch_size=2, compile="default"))
     eager = SmoothingEngine(load_smoother(str(reference_model_path()), device="cpu"), batch_size=2)
     try:
         engine.warm_up()

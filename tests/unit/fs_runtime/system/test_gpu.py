@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import torch
 from fs_runtime.embedded import EmbeddedModel, Generation
 from fs_runtime.encoders.float8 import Float8Linear
 from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
-from fs_runtime.loading.engine import load_engine, load_smoother
-from fs_runtime.options import CertificateQuery, CompileMode
+from fs_runtime.loading.engine import EngineOptions, load_engine, load_smoother
+from fs_runtime.options import CertificateQuery
 from fs_runtime.preprocessing.pictures import read_picture
 from fs_runtime.reference import example_images, reference_model_path
 from fs_runtime.robustness import Fingerprints, certify
@@ -31,7 +32,7 @@ def certificate_of(result: SmoothingResult) -> float:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_picture_is_answered_and_certified(dtype: str) -> None:
-    engine = load_engine(MODEL, device="cuda", dtype=dtype)
+    engine = load_engine(MODEL, EngineOptions(device="cuda", dtype=dtype))
     try:
         engine.warm_up()
         result = engine.submit(SmoothingRequest(PICTURE, 0.05, 512, 0.999)).result(60)
@@ -47,7 +48,7 @@ def test_a_picture_is_answered_and_certified(dtype: str) -> None:
 def test_cpu_and_gpu_certify_the_same_up_to_the_draws() -> None:
     bounds = []
     for device, dtype in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
-        engine = load_engine(MODEL, device=device, dtype=dtype)
+        engine = load_engine(MODEL, EngineOptions(device=device, dtype=dtype))
         bounds.append(certificate_of(engine.submit(SmoothingRequest(PICTURE, 0.05, 1024, 0.999)).result(120)))
         engine.close()
     np.testing.assert_allclose(bounds, bounds[0], atol=2e-3)
@@ -83,11 +84,11 @@ def test_same_seed_same_certificate_whatever_shares_the_batch(dtype: str, tolera
     ],
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-4), ("bfloat16", 5e-3)])
-def test_compiled_networks_certify_what_eager_ones_do(dtype: str, tolerance: float, mode: CompileMode) -> None:
+def test_compiled_networks_certify_what_eager_ones_do(dtype: str, tolerance: float, mode: Any) -> None:
     """With CUDA graphs too, which are made on the engine's own thread; 300 samples fill four batches and a part."""
     found = []
-    for compile_mode in (None, mode):
-        engine = load_engine(MODEL, device="cuda", dtype=dtype, batch_size=64, compile_mode=compile_mode)
+    for compile_mode in ("none", mode):
+        engine = load_engine(MODEL, EngineOptions(device="cuda", dtype=dtype, batch_size=64, compile=compile_mode))
         try:
             engine.warm_up()
             for _ in range(3):
@@ -120,9 +121,9 @@ def test_a_float8_layer(tokens: int) -> None:
 
 @needs_float8
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's compiler
-@pytest.mark.parametrize("mode", [None, "default"])
-def test_a_float8_encoder_is_certified(mode: CompileMode | None) -> None:
-    engine = load_engine(MODEL, device="cuda", batch_size=64, compile_mode=mode, quantization="fp8")
+@pytest.mark.parametrize("mode", ["none", "default"])
+def test_a_float8_encoder_is_certified(mode: Any) -> None:
+    engine = load_engine(MODEL, EngineOptions(device="cuda", batch_size=64, compile=mode, quantization="fp8"))
     plain = load_smoother(MODEL, device="cuda", dtype="bfloat16")
     try:
         engine.warm_up()
