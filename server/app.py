@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from fs_runtime import __version__
 from fs_runtime.receipts import read_signing_key
@@ -32,6 +33,8 @@ from server.observability.tracing import TracingMiddleware
 from server.rate_limits.limiter import RateLimiter
 from server.settings.gateway import Settings
 
+_OF_MODELS = (chat, certify)  # routes whose requests name a model
+
 
 def create_app(
     settings: Settings,
@@ -49,7 +52,8 @@ def create_app(
         loaded: Models in memory, which the application closes at its end; those that are missing are loaded at start.
         images: Fetches remote images in place of what the settings ask for. For tests.
     """
-    metrics = Metrics()
+    routes = [route for module in _OF_MODELS for route in module.router.routes]
+    metrics = Metrics([route.path for route in routes if isinstance(route, APIRoute)])
     drain = Drain()
     receipt_key = read_signing_key(settings.receipt_key) if settings.receipt_key else None
     limiter = RateLimiter(settings.limits_redis_url.get_secret_value() if settings.limits_redis_url else None, metrics)
@@ -90,7 +94,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.drain = drain
-    for module in (chat, certify, operations):
+    for module in (*_OF_MODELS, operations):
         app.include_router(module.router)
     install_handlers(app)
     install_openapi(app)

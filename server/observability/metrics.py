@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from fs_runtime import __version__
@@ -10,9 +12,13 @@ from server.observability.model_metrics import SECONDS, ModelFamilies
 
 
 class Metrics:
-    """All metrics of one gateway, in a registry of their own."""
+    """All metrics of one gateway, in a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        model_routes: Paths of the routes whose requests name a model; each model's series of them begin at zero.
+    """
+
+    def __init__(self, model_routes: Sequence[str] = ()) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
@@ -93,7 +99,7 @@ class Metrics:
         self.model_unloads = Counter(
             "fs_model_unloads", "Models whose memory was freed after their last request.", registry=self.registry
         )
-        self.models = ModelFamilies(self.registry)
+        self.models = ModelFamilies(self.registry, model_routes)
         Info("fs_build", "Version of the gateway.", registry=self.registry).info({"version": __version__})
         self._start_at_zero()
 

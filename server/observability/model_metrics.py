@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from fs_runtime.robustness import ImageRobustness
@@ -11,13 +13,13 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 # Denser towards 1, where certificates live.
 _SIMILARITY = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 _STAGES = ("queue", "smoothing", "certificate", "first_token", "language_model")
-_ROUTES = ("/v1/chat/completions", "/v1/certify")
 
 
 class ModelFamilies:
     """The metrics that have a label ``model``."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, routes: Sequence[str]) -> None:
+        self.routes = tuple(routes)
         self.stage_seconds = Histogram(
             "fs_stage_duration_seconds",
             "Time by stage: fetch and decode (model is empty), queue, smoothing, certificate, first_token, "
@@ -128,7 +130,7 @@ class ModelMetrics:
     def _start_at_zero(self) -> None:
         """Makes series that are sure to come: an alert cannot watch what appears with the first fault."""
         families, model = self._families, self._model
-        for route in _ROUTES:
+        for route in families.routes:
             families.requests.labels(route=route, model=model)
         for decision in ("pass", "flag", "withhold", "reject"):
             families.policy_decisions.labels(decision=decision, model=model)
