@@ -46,8 +46,8 @@ def evaluate_purifier(
 
     console = Console(stderr=True)
     device = resolve_device(device)
-    dtype = resolve_dtype(dtype, device)
-    networks = _load(purifier or ["small"], device, getattr(torch, dtype))
+    precision = resolve_dtype(dtype, device)
+    networks = _load(purifier or ["small"], device, getattr(torch, precision))
     if taken := networks.keys() & DESCRIPTIONS.keys():
         raise typer.BadParameter(f"a purifier cannot be called {taken.pop()!r}; give it another name")
     levels, sizes = numbers("sigma", sigma, float), numbers("sides", sides, int)
@@ -74,7 +74,7 @@ def evaluate_purifier(
         if rounds:
             progress.update(task, description="cost")
             batch_size = 1 if device == "cpu" else 32
-            encoder = random_encoder(device, dtype)
+            encoder = random_encoder(device, precision)
             costs = measure_costs(
                 encoder,
                 networks,
