@@ -9,7 +9,7 @@ from server.robustness.options import RobustnessOptions
 from server.robustness.planning import SmoothingPlan, plan_of
 from server.settings.request import RequestSettings
 
-SMOOTHER: Any = SimpleNamespace(sigma=0.2, statistics=object())
+SMOOTHER: Any = SimpleNamespace(sigma_for=lambda sigma: 0.2 if sigma is None else sigma, statistics=object())
 
 
 def plan(settings: dict[str, Any] | None = None, smoother: Any = SMOOTHER, **options: Any) -> SmoothingPlan:
