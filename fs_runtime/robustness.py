@@ -193,44 +193,45 @@ def certify(
     With token granularity the bound of the worst token is reported: the bounds rise with ρ, and the lower bounds of
     ρ hold for all tokens at once.
     """
+    terms, sigma = result.terms, result.terms.sigma
     lower = _smallest(result.norm_lower) or 0.0
     estimate = _smallest(result.norm_estimate)
     spread_estimate = None
     if result.spread_estimate is not None:
         spread_estimate = Spread(min(result.spread_estimate, 1.0), min(result.spread_estimate, 4.0))
     radius = query.radii(result.spectral_norm)
-    smoothed = Similarity.at(lower, result.spread, radius.model, result.sigma)
+    smoothed = Similarity.at(lower, result.spread, radius.model, sigma)
     wanted = [0.5] if query.min_similarity in (None, 0.5) else [0.5, query.min_similarity]
     curve = None
-    if query.curve and result.sigma > 0:
+    if query.curve and sigma > 0:
         plug_in = None if estimate is None else (estimate, spread_estimate)
-        curve = curve_of(lower, result.spread, plug_in, result.sigma, result.spectral_norm)
+        curve = curve_of(lower, result.spread, plug_in, sigma, result.spectral_norm)
     return ImageRobustness(
         certified=smoothed.best is not None,
         satisfied=None
         if query.min_similarity is None
         else smoothed.best is not None and smoothed.best >= query.min_similarity,
-        sigma=result.sigma,
+        sigma=sigma,
         samples=result.samples,
         ended=result.ended,
-        confidence=result.confidence,
-        alphas=result.alphas,
-        granularity=result.granularity,
-        stage=result.feature_map.stage,
-        centred=result.feature_map.centred,
-        floor=floor if result.granularity == "image" else None,
+        confidence=terms.confidence,
+        alphas=terms.alphas,
+        granularity=terms.granularity,
+        stage=terms.feature_map.stage,
+        centred=terms.feature_map.centred,
+        floor=floor if terms.granularity == "image" else None,
         norm=Bound(lower, estimate),
         spread=result.spread,
         score=Bound(score_from_norm(lower), None if estimate is None else score_from_norm(estimate)),
         radius=radius,
         smoothed=smoothed,
         served=_served(result, lower, smoothed.best, radius.model),
-        estimate=Similarity.at(estimate, spread_estimate, radius.model, result.sigma),
+        estimate=Similarity.at(estimate, spread_estimate, radius.model, sigma),
         certified_radius=[_certified_radius(result, lower, similarity) for similarity in wanted if similarity],
         curve=curve,
         token_map=_token_map(result, radius.model),
         fingerprints=fingerprints,
-        psm=PsmUse.of(psm, result.sigma),
+        psm=PsmUse.of(psm, sigma),
         timings=Timings(result.queue_seconds, result.smoothing_seconds),
     )
 
@@ -240,19 +241,19 @@ def _smallest(norm: float | NDArray[np.float64] | None) -> float | None:
 
 
 def _served(result: SmoothingResult, norm: float, smoothed: float | None, radius: float) -> Served:
-    alpha = 1 - result.confidence
+    terms = result.terms
     best = 0.0
     if smoothed is not None:
         statements = np.size(result.norm_lower)  # one, or one for each token
         limit, share = continued(result.planned, result.max_samples)
         best = served_similarity(
-            norm, radius, result.sigma, result.samples, result.confidence, limit, smoothed, share / statements
+            norm, radius, terms.sigma, result.samples, terms.confidence, limit, smoothed, share / statements
         )
-    return Served(best or None, max(0.0, 1 - 2 * alpha))
+    return Served(best or None, max(0.0, 1 - 2 * (1 - terms.confidence)))
 
 
 def _certified_radius(result: SmoothingResult, norm: float, similarity: float) -> CertifiedRadius:
-    sigma, gain = result.sigma, result.spectral_norm
+    sigma, gain = result.terms.sigma, result.spectral_norm
     if sigma == 0:
         return CertifiedRadius(similarity, *(Radius(0.0, 0.0),) * 3)
     radii = _radii(norm, result.spread, sigma, similarity)
@@ -268,8 +269,8 @@ def _radii(norm: float, spread: Spread | None, sigma: float, similarity: float) 
 
 
 def _token_map(result: SmoothingResult, radius: float) -> TokenMap | None:
-    if result.token_norm_lower is None or result.sigma == 0:
+    if result.token_norm_lower is None or result.terms.sigma == 0:
         return None
-    similarity = tight_similarity(result.token_norm_lower, radius, result.sigma)
+    similarity = tight_similarity(result.token_norm_lower, radius, result.terms.sigma)
     rows = [columns for count, columns in result.token_grids for _ in range(count)]
-    return TokenMap(result.confidence, [row.tolist() for row in np.split(similarity, np.cumsum(rows)[:-1])])
+    return TokenMap(result.terms.confidence, [row.tolist() for row in np.split(similarity, np.cumsum(rows)[:-1])])

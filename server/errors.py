@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -55,6 +56,11 @@ class ApiError(Exception):
         self.param = param
         self.headers = headers or {}
         self.extra = extra or {}
+
+    def __reduce__(self) -> tuple[Callable[..., ApiError], tuple[int, str]]:
+        """Lets other processes raise it: an exception by itself pickles its message alone."""
+        rest = functools.partial(type(self), code=self.code, param=self.param, headers=self.headers, extra=self.extra)
+        return rest, (self.status, self.message)
 
     def body(self) -> dict[str, Any]:
         """The JSON body."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest
+from fs_runtime.engine import CertificateTerms, SmoothingEngine, SmoothingRequest
 from fs_runtime.engine.request import Pixels
 from fs_runtime.options import CertificateQuery
 from fs_runtime.robustness import Fingerprints, certify
@@ -66,10 +66,10 @@ def benchmark_certify(
                 sigma = engine.smoother.sigma
                 until = query if way == "adaptive" else None
                 start = time.perf_counter()
-                request = SmoothingRequest(pixels, sigma, count, confidence, spectral=True, until=until)
-                result = engine.submit(request).result()
+                terms = CertificateTerms(sigma, confidence, spectral=True)
+                result = engine.submit(SmoothingRequest(terms, count, until=until), pixels).result()
                 seconds.append(time.perf_counter() - start)
-                fingerprints = Fingerprints.of(engine.smoother, request.feature_map)
+                fingerprints = Fingerprints.of(engine.smoother, terms.feature_map)
                 reached.append(certify(result, query, fingerprints).satisfied is True)
                 samples.append(result.samples)
             row = CertifyRow(

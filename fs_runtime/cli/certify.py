@@ -71,7 +71,7 @@ def certify(
     as_json: JsonOption = False,
 ) -> None:
     """Certify one image: how far its features can be moved by an attack, and with what confidence."""
-    from fs_runtime.engine import MAX_CONFIDENCE, SmoothingRequest
+    from fs_runtime.engine import MAX_CONFIDENCE, CertificateTerms, SmoothingRequest
     from fs_runtime.loading.engine import EngineOptions, load_engine
     from fs_runtime.options import MAX_RADIUS, CertificateQuery, radius_for, sigma_value
     from fs_runtime.preprocessing.pictures import read_picture
@@ -108,22 +108,13 @@ def certify(
     sigma = engine.smoother.sigma_for(sigma)
     query = CertificateQuery(radius_for(sigma, radius), space, min_similarity, curve=detailed)
     feature_map = FeatureMap(stage, centred)
-    request = SmoothingRequest(
-        pixels,
-        sigma,
-        samples if sigma > 0 else 1,
-        confidence,
-        granularity,
-        feature_map=feature_map,
-        spectral=spectral,
-        token_map=detailed,
-        until=query,
-    )
+    terms = CertificateTerms(sigma, confidence, granularity, feature_map, spectral=spectral, token_map=detailed)
+    request = SmoothingRequest(terms, samples if sigma > 0 else 1, until=query)
     statistics = engine.smoother.statistics
     try:
         if centred and statistics is None:
             raise typer.BadParameter("this model has no feature statistics to centre with; leave --centred out")
-        result = engine.submit(request).result()
+        result = engine.submit(request, pixels).result()
     finally:
         engine.close()
     floor = statistics.floor_at(feature_map, sigma) if statistics else None

@@ -9,18 +9,13 @@ from fs_runtime.engine.errors import (
     EngineOverloadedError,
     SmoothingError,
 )
-from fs_runtime.engine.request import (
-    MAX_CONFIDENCE,
-    CacheOutcome,
-    ConfidenceSplit,
-    Ending,
-    SmoothingRequest,
-    SmoothingResult,
-)
+from fs_runtime.engine.request import CacheOutcome, Ending, Recall, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.terms import MAX_CONFIDENCE, CertificateTerms, ConfidenceSplit
 
 __all__ = [
     "MAX_CONFIDENCE",
     "CacheOutcome",
+    "CertificateTerms",
     "ConfidenceSplit",
     "DeadlineExceededError",
     "DeadlineUnreachableError",
@@ -28,6 +23,7 @@ __all__ = [
     "Ending",
     "EngineClosedError",
     "EngineOverloadedError",
+    "Recall",
     "SmoothingEngine",
     "SmoothingError",
     "SmoothingRequest",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.certificate import NormConfidenceSequence, SpreadConfidenceSequence
-from fs_runtime.engine.request import SmoothingRequest
+from fs_runtime.engine.terms import CertificateTerms
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
 from fs_runtime.smoothing.sums import InnerProducts
 
@@ -68,11 +68,11 @@ class Draws:
             self._blocks.append(block)
         self.count = count
 
-    def norm_sequence(self, request: SmoothingRequest) -> NormConfidenceSequence:
-        """The confidence sequence of ρ that the request asks for, with all samples in it."""
-        if request.granularity == "token":
-            return self.token_sequence or NormConfidenceSequence(request.confidence)
-        confidence = 1 - request.alphas.norm
+    def norm_sequence(self, terms: CertificateTerms) -> NormConfidenceSequence:
+        """The confidence sequence of ρ that the terms ask for, with all samples in it."""
+        if terms.granularity == "token":
+            return self.token_sequence or NormConfidenceSequence(terms.confidence)
+        confidence = 1 - terms.alphas.norm
         with self._lock:
             sequence = self._sequences.get(confidence)
             if sequence is None:
@@ -84,17 +84,17 @@ class Draws:
                 sequence.update(products[sequence.count :].astype(np.float64))
             return sequence
 
-    def latest(self, request: SmoothingRequest) -> Array:
+    def latest(self, terms: CertificateTerms) -> Array:
         """The inner products of the latest block: ``(n,)``, or ``(n, T)`` with token granularity."""
-        if request.granularity == "token":
+        if terms.granularity == "token":
             return (self._latest_tokens if self._latest_tokens is not None else np.zeros((0, 1))).astype(np.float64)
         return (self._blocks[-1] if self._blocks else np.zeros(0)).astype(np.float64)
 
-    def spread_sequence(self, request: SmoothingRequest) -> SpreadConfidenceSequence | None:
-        """The confidence sequence of the spread that the request asks for; None if it asks for none."""
-        if not request.bounds_spread:
+    def spread_sequence(self, terms: CertificateTerms) -> SpreadConfidenceSequence | None:
+        """The confidence sequence of the spread that the terms ask for; None if they ask for none."""
+        if not terms.bounds_spread:
             return None
-        sequence = SpreadConfidenceSequence(1 - request.alphas.spread)
+        sequence = SpreadConfidenceSequence(1 - terms.alphas.spread)
         if self.sketch is not None and (self._spread is None or self._spread[1] < self.sketch.count):
             self._spread = self.sketch.largest, self.sketch.count  # reading it costs more than keeping it
         if self._spread is not None:

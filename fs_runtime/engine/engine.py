@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +17,14 @@ from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.engine.cache.memory import ImageCache
 from fs_runtime.engine.cache.origins import Origins, draws_name
 from fs_runtime.engine.cache.shared import SharedCache
-from fs_runtime.engine.cache.stored import Origin, StoredImage
+from fs_runtime.engine.cache.stored import StoredImage
 from fs_runtime.engine.capacity import BatchBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
-from fs_runtime.engine.fair_gate import FairGate
+from fs_runtime.engine.fair_gate import FairGate, Place
 from fs_runtime.engine.job import Job, PendingRequest, cost_of
-from fs_runtime.engine.request import SmoothingRequest, SmoothingResult
+from fs_runtime.engine.request import Origin, Pixels, Recall, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.sketch_limit import SketchLimit
+from fs_runtime.engine.terms import CertificateTerms
 from fs_runtime.engine.worker import Worker
 from fs_runtime.smoothing.smoother import Smoother
 
@@ -171,7 +174,7 @@ class SmoothingEngine:
         """Images in the cache."""
         return len(self._cache)
 
-    def submit(self, request: SmoothingRequest) -> Future[SmoothingResult]:
+    def submit(self, request: SmoothingRequest, pixels: Pixels) -> Future[SmoothingResult]:
         """Prepares an image on the calling thread and queues it, or answers from the cache.
 
         Cancelling the future stops its work at the next batch, unless others wait for the same draws.
@@ -181,37 +184,70 @@ class SmoothingEngine:
             EngineOverloadedError: Too much is waiting, or (:class:`DeadlineUnreachableError`) too much for the timeout.
             ValueError: The request's values are out of range.
         """
-        ask, key = self._open(request)
-        found = self._recall(ask, key)
-        if found is not None:
-            ask.future.set_result(found)
+        received = time.monotonic()
+        self._check(request)
+        key = self._key(request, pixels)
+        recall = self._recall(request, key, received)
+        pending = PendingRequest(request, received=received)
+        if recall.result is not None:
+            pending.future.set_result(recall.result)
         else:
             self._check_room()
-            self._enqueue(ask, key, self._prepare(ask))
-        return ask.future
+            self._enqueue(pending, key, self._prepare(pending, pixels), recall)
+        return pending.future
 
-    async def smooth(self, request: SmoothingRequest) -> SmoothingResult:
-        """Smooths one image; cancelling the task cancels the work.
+    async def recall(self, request: SmoothingRequest) -> Recall:
+        """Looks an image up before anybody decodes it. Without a result, go on with :meth:`smooth`.
 
-        Raises as :meth:`submit` and the request's ``image``; SmoothingError, DeadlineExceededError.
+        Raises:
+            EngineClosedError: :meth:`close` was called.
+            ValueError: The request's values are out of range, or it has no ``image_id`` though the cache is to be used.
         """
+        received = time.monotonic()
+        self._check(request)
+        return await asyncio.to_thread(lambda: self._recall(request, self._key(request), received))
 
-        def recall() -> tuple[PendingRequest, CacheKey | None, SmoothingResult | None]:
-            ask, key = self._open(request)
-            return ask, key, self._recall(ask, key)
+    @asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[Place]:
+        """Admits an image to be decoded and prepared. Few are at once, for pixels take memory; tenants take turns.
 
-        ask, key, found = await asyncio.to_thread(recall)
-        if found is not None:
-            return found
+        Raises:
+            EngineClosedError: :meth:`close` was called.
+            EngineOverloadedError: Too many images are waiting.
+        """
         self._check_room()
         self._preparing += 1
+        preparing = Place(self._prepared)
         try:
-            async with self._gate.place(request.tenant):
-                image = await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, ask)
+            async with self._gate.place(tenant) as working:
+
+                def leave() -> None:
+                    working.leave()
+                    preparing.leave()
+
+                yield Place(leave)
         finally:
-            self._preparing -= 1
-        self._enqueue(ask, key, image)
-        return await asyncio.wrap_future(ask.future)
+            preparing.leave()
+
+    async def smooth(self, recall: Recall, pixels: Pixels, place: Place) -> SmoothingResult:
+        """Smooths an image that :meth:`recall` had no result for; cancelling the task cancels the work.
+
+        Args:
+            recall: What this engine made of the request.
+            pixels: Of the image. Keep no reference to them: nobody looks at them again once they are prepared.
+            place: One of :meth:`place`, which is left as soon as the image is prepared.
+
+        Raises:
+            EngineOverloadedError, EngineClosedError, SmoothingError, DeadlineExceededError: As their names say.
+            ImageSizeError: The encoder does not take an image of this size.
+        """
+        pending = PendingRequest(recall.request, received=recall.received)
+        work = asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, pending, pixels)
+        del pixels
+        image = await work
+        place.leave()
+        self._enqueue(pending, self._key(recall.request), image, recall)
+        return await asyncio.wrap_future(pending.future)
 
     def warm_up(self, image: NDArray[np.uint8] | None = None) -> None:
         """Runs full batches, so that the first request does not pay for memory and kernels and the rate is known.
@@ -226,7 +262,7 @@ class SmoothingEngine:
         if compiled is not None:
             rows, columns = self.encoder.prepare(blank).grid[:2]
             self._worker.call(lambda: compiled.warm_up(self.encoder.device, (rows, columns))).result()
-        self.submit(SmoothingRequest(blank, 0.1, 2 * self._batch_size, 0.9, seed=0)).result()
+        self.submit(SmoothingRequest(CertificateTerms(0.1, 0.9), 2 * self._batch_size, seed=0), blank).result()
 
     def close(self) -> None:
         """Fails what is queued and stops the thread."""
@@ -237,48 +273,52 @@ class SmoothingEngine:
 
     # --- from a request to a place in the queue ------------------------------------------------------------------
 
-    def _open(self, request: SmoothingRequest) -> tuple[PendingRequest, CacheKey | None]:
+    def _check(self, request: SmoothingRequest) -> None:
         request.check()
-        if request.feature_map.centred and self.smoother.statistics is None:
+        if request.terms.feature_map.centred and self.smoother.statistics is None:
             raise ValueError("centred features need the model's feature statistics, and it has none")
-        ask = PendingRequest(request)
-        cached = self._cache.max_bytes > 0 and request.use_cache and request.seed is None
-        return ask, CacheKey.of(request, self.smoother, self._sketches.max_bytes) if cached else None
 
-    def _recall(self, ask: PendingRequest, key: CacheKey | None) -> SmoothingResult | None:
-        """The result if the cache has all that it takes: the one in memory first, then the one that replicas share."""
-        if key is None:
+    def _key(self, request: SmoothingRequest, pixels: Pixels | None = None) -> CacheKey | None:
+        """What the caches know the image by; None if the request goes past them."""
+        if self._cache.max_bytes == 0 or not request.use_cache or request.seed is not None:
             return None
+        return CacheKey.of(request, self.smoother, self._sketches.max_bytes, pixels)
+
+    def _recall(self, request: SmoothingRequest, key: CacheKey | None, received: float) -> Recall:
+        """Asks the cache in memory first, then the one that replicas share."""
+        if key is None:
+            return Recall(request, None, received)
         with self._worker.changed:
             if self._worker.closed:
                 raise self._closed()
             stored, in_flight = self._cache.get(key), key in self._worker.jobs
-        result = self._answer(ask, stored)
+        result = self._answer(request, stored)
         if result is not None or self.shared_cache is None or in_flight:
-            return result
+            return Recall(request, result, received)
         mine = stored.origin if stored is not None else self._remembered(draws_name(key))
         keeps = mine is not None and self.shared_cache.takes(mine)
-        ask.proposal = mine if mine is not None and keeps else Origin.fresh(ask.request.samples)
-        ask.known = self.shared_cache.find(key, ask.proposal)
-        found = ask.known.image if ask.known else None
-        if found is None or not found.is_better_than(stored):
-            return None
-        with self._worker.changed:
-            self._cache.put(key, found)
-        return self._answer(ask, found)
+        proposed = mine if mine is not None and keeps else Origin.fresh(request.samples)
+        known = self.shared_cache.find(key, proposed)
+        if known is None:
+            return Recall(request, None, received, proposed)
+        if known.image is not None and known.image.is_better_than(stored):
+            with self._worker.changed:
+                self._cache.put(key, known.image)
+            result = self._answer(request, known.image)
+        return Recall(request, result, received, proposed, known.origin)
 
-    def _answer(self, ask: PendingRequest, stored: StoredImage | None) -> SmoothingResult | None:
+    def _answer(self, request: SmoothingRequest, stored: StoredImage | None) -> SmoothingResult | None:
         """The result if what is stored is enough for it."""
         if stored is None:
             return None
         capacity = max(1, self._full_batch // stored.cost)
-        ask.request = self._sketches.applied(ask.request, stored.token_grids)
-        ask.open(stored.spectral_norm, capacity)
-        ask.observe(stored.draws, capacity)
-        if ask.ended is None:
+        pending = PendingRequest(self._sketches.applied(request, stored.token_grids))
+        pending.open(stored.spectral_norm, capacity)
+        pending.observe(stored.draws, capacity)
+        if pending.ended is None:
             return None
-        ask.cache, ask.had = "hit", stored.draws.count
-        return ask.result(stored, stored.mean, None)
+        pending.cache, pending.had = "hit", stored.draws.count
+        return pending.result(stored, stored.mean, None)
 
     def _check_room(self) -> None:
         """Refuses before the work of preparing an image."""
@@ -288,15 +328,17 @@ class SmoothingEngine:
             if len(self._worker.queue) + self._preparing >= self._max_queued_images:
                 raise EngineOverloadedError("too many images are waiting", self._seconds(self._worker.queue.cost))
 
-    def _prepare(self, ask: PendingRequest) -> PreparedImage:
-        image = self.encoder.prepare(ask.request.pixels())
-        request = ask.request.without_pixels()
-        ask.request = self._sketches.applied(request, self._token_grids(request, image))
-        ask.open(image.spectral_norm, max(1, self._full_batch // cost_of(image)))
+    def _prepared(self) -> None:
+        self._preparing -= 1
+
+    def _prepare(self, pending: PendingRequest, pixels: Pixels) -> PreparedImage:
+        image = self.encoder.prepare(pixels)
+        pending.request = self._sketches.applied(pending.request, self._token_grids(pending.request, image))
+        pending.open(image.spectral_norm, max(1, self._full_batch // cost_of(image)))
         return image
 
-    def _enqueue(self, ask: PendingRequest, key: CacheKey | None, image: PreparedImage) -> None:
-        request = ask.request
+    def _enqueue(self, pending: PendingRequest, key: CacheKey | None, image: PreparedImage, recall: Recall) -> None:
+        request = pending.request
         name = None if key is None else draws_name(key)
         with self._worker.changed:
             if self._worker.closed:
@@ -304,18 +346,18 @@ class SmoothingEngine:
             job = self._worker.jobs.get(key) if key is not None else None
             if job is not None:
                 had = job.draws.count + job.remaining
-                self._admit(ask, max(0, request.samples - had), job.draws.count, job.cost)
-                ask.cache, ask.had = "hit" if request.samples <= had else "extended", had
-                job.asks.append(ask)
+                self._admit(pending, max(0, request.samples - had), job.draws.count, job.cost)
+                pending.cache, pending.had = "hit" if request.samples <= had else "extended", had
+                job.asks.append(pending)
                 job.unseen = True
                 self._worker.changed.notify_all()
                 return
-            origin, stored = self._begin(ask, key, name)
-            count = ask.had = stored.draws.count if stored else 0
-            self._admit(ask, max(0, request.samples - count), count, cost_of(image))
+            origin, stored = self._begin(recall, key, name)
+            count = pending.had = stored.draws.count if stored else 0
+            self._admit(pending, max(0, request.samples - count), count, cost_of(image))
             if name is not None:
-                self._origins.put(name, origin)
-                ask.cache = "extended" if stored else "miss"
+                self._origins[name] = origin
+                pending.cache = "extended" if stored else "miss"
             job = Job(
                 request,
                 image,
@@ -323,28 +365,23 @@ class SmoothingEngine:
                 self._token_grids(request, image),
                 key,
                 stored,
-                [ask],
+                [pending],
                 unseen=stored is not None,
             )
             self._worker.add(job)
 
-    def _begin(
-        self, ask: PendingRequest, key: CacheKey | None, name: bytes | None
-    ) -> tuple[Origin, StoredImage | None]:
+    def _begin(self, recall: Recall, key: CacheKey | None, name: bytes | None) -> tuple[Origin, StoredImage | None]:
         """Which draws the request gets, and what to go on with; with ``changed`` held."""
         stored = self._cache.get(key) if key is not None else None
-        if ask.known is not None:  # what replicas share comes before what this one has
-            found = ask.known.image
-            if found is not None and found.is_better_than(stored):
-                stored = found
-            if stored is not None and stored.origin != ask.known.origin:
+        if recall.agreed is not None:  # what replicas share comes before what this one has
+            origin = recall.agreed
+            if stored is not None and stored.origin != origin:
                 stored = None
-            origin = ask.known.origin
         elif stored is not None:
             origin = stored.origin
         else:  # the proposal may have reached others, even where no answer came back
             mine = None if name is None else self._remembered(name)
-            origin = mine or ask.proposal or Origin.fresh(ask.request.samples, ask.request.seed)
+            origin = mine or recall.proposed or Origin.fresh(recall.request.samples, recall.request.seed)
         if stored is not None and stored.sums is None:
             stored = None  # it was too large to go on with: the same draws are made again
         return origin, stored
@@ -357,29 +394,29 @@ class SmoothingEngine:
             return None
         return origin
 
-    def _admit(self, ask: PendingRequest, further: int, count: int, cost: int) -> None:
+    def _admit(self, pending: PendingRequest, further: int, count: int, cost: int) -> None:
         """Refuses a request that there is no room or no time for.
 
         Args:
-            ask: The request.
+            pending: The request.
             further: Samples that it adds to the queue.
             count: Samples that there are already.
             cost: Of one sample, in tokens.
         """
-        queue, request = self._worker.queue, ask.request
+        queue, request = self._worker.queue, pending.request
         waiting = queue.cost
         if waiting and waiting + further * cost > self._max_queued_tokens:
             raise EngineOverloadedError("too many noise samples are waiting", self._seconds(waiting))
-        needed = min(further, max(0, ask.wanted(count)))  # with a rule: the soonest that it may end
+        needed = min(further, max(0, pending.wanted(count)))  # with a rule: the soonest that it may end
         wait = self._seconds(queue.cost_until_done(request.tenant, needed * cost))
-        if wait is not None and time.monotonic() + wait > ask.deadline:
+        if wait is not None and time.monotonic() + wait > pending.deadline:
             raise DeadlineUnreachableError(
                 f"smoothing would take about {wait:.3g} s, more than the {request.timeout:g} s that are left for it",
                 wait,
             )
 
     def _token_grids(self, request: SmoothingRequest, image: PreparedImage) -> tuple[tuple[int, int], ...]:
-        return self.encoder.token_grids(image.grid, request.feature_map.stage)
+        return self.encoder.token_grids(image.grid, request.terms.feature_map.stage)
 
     def _seconds(self, tokens: int) -> float | None:
         return self._worker.rate.seconds(tokens)

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+
+
+class Place:
+    """A place that somebody holds."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self._leave: Callable[[], None] | None = leave
+
+    def leave(self) -> None:
+        """Lets the next one in; a second call does nothing."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
 
 
 class FairGate:
@@ -22,16 +35,17 @@ class FairGate:
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
-    async def place(self, tenant: str) -> AsyncIterator[None]:
-        """Waits for a place and holds it."""
+    async def place(self, tenant: str) -> AsyncIterator[Place]:
+        """Waits for a place and holds it, to the end of the block unless it is left sooner."""
         if self._free:
             self._free -= 1
         else:
             await self._wait(tenant)
+        place = Place(self._give_on)
         try:
-            yield
+            yield place
         finally:
-            self._give_on()
+            place.leave()
 
     async def _wait(self, tenant: str) -> None:
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from fs_runtime.certificate import StoppingRule
 from fs_runtime.encoders import PreparedImage
 from fs_runtime.engine.cache.key import CacheKey
-from fs_runtime.engine.cache.stored import KnownImage, Mean, Origin, StoredImage
+from fs_runtime.engine.cache.stored import Mean, StoredImage
 from fs_runtime.engine.draws import Draws
-from fs_runtime.engine.request import CacheOutcome, Ending, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.request import CacheOutcome, Ending, Origin, SmoothingRequest, SmoothingResult
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.sums import InnerProducts, SmoothingState
 
@@ -27,32 +27,28 @@ class PendingRequest:
     Attributes:
         request: What is asked, without what is left out for this image.
         future: Gets the result. Cancelling it ends the work, unless others wait for the same draws.
-        submitted: When it came, on the monotonic clock.
+        received: When it came, on the monotonic clock.
         cache: What the cache did for it.
         had: Samples that were there, or that others had asked for, when it came.
         rule: Ends the sampling early; None if nothing does.
         ended: Why no more samples are needed; None as long as they are.
         look_at: Number of samples at which the rule looks next.
-        proposal: Draws that were proposed to the cache that replicas share; None if there is none.
-        known: What that cache says of the draws; None if it does not answer.
     """
 
     request: SmoothingRequest
     future: Future[SmoothingResult] = field(default_factory=Future)
-    submitted: float = field(default_factory=time.monotonic)
+    received: float = field(default_factory=time.monotonic)
     cache: CacheOutcome | None = None
     had: int = 0
     rule: StoppingRule | None = None
     ended: Ending | None = None
     look_at: int = 0
-    proposal: Origin | None = None
-    known: KnownImage | None = None
 
     @property
     def deadline(self) -> float:
         """When the result is of no use any more, on the monotonic clock."""
         timeout = self.request.timeout
-        return float("inf") if timeout is None else self.submitted + timeout
+        return float("inf") if timeout is None else self.received + timeout
 
     def open(self, spectral_norm: float, capacity: int) -> None:
         """Makes the rule that ends the sampling, once it is known how the image was made.
@@ -62,12 +58,12 @@ class PendingRequest:
             capacity: Samples of a full batch.
         """
         until, request = self.request.until, self.request
-        if self.rule is None and until is not None and until.min_similarity and request.sigma > 0:
+        if self.rule is None and until is not None and until.min_similarity and request.terms.sigma > 0:
             radius = until.radii(spectral_norm).model
             further = request.samples - 1  # the first sample has no inner product
-            self.rule = StoppingRule(until.min_similarity, radius, request.sigma, further)
+            self.rule = StoppingRule(until.min_similarity, radius, request.terms.sigma, further)
             empty = Draws(None)
-            sequence, spread = empty.norm_sequence(request), empty.spread_sequence(request)
+            sequence, spread = empty.norm_sequence(request.terms), empty.spread_sequence(request.terms)
             self.look_at = 1 + self.rule.earliest(sequence, spread, least_block(capacity))
 
     def observe(self, draws: Draws, capacity: int) -> None:
@@ -79,10 +75,10 @@ class PendingRequest:
             draws: The samples so far.
             capacity: Samples of a full batch.
         """
-        samples, count = self.request.samples, draws.count
-        latest = draws.latest(self.request)
+        terms, samples, count = self.request.terms, self.request.samples, draws.count
+        latest = draws.latest(terms)
         if self.rule is not None and len(latest) and (count >= self.look_at or count >= samples):
-            sequence, spread = draws.norm_sequence(self.request), draws.spread_sequence(self.request)
+            sequence, spread = draws.norm_sequence(terms), draws.spread_sequence(terms)
             decision = self.rule.decide(sequence, latest, spread)
             if decision == "reached" or (decision == "out_of_reach" and count < samples):
                 self.ended = decision
@@ -107,34 +103,30 @@ class PendingRequest:
             started: When drawing began; None if all was there.
         """
         assert self.ended is not None  # noqa: S101 (why we are here)
-        request, draws = self.request, image.draws
-        by_token = request.granularity == "token"
+        request, terms, draws = self.request, self.request.terms, image.draws
+        by_token = terms.granularity == "token"
         estimate: float | NDArray[np.float64] | None = mean.norm_estimate
         if by_token and mean.token_norm_estimates is not None:
             estimate = mean.token_norm_estimates
-        tokens, spread = draws.token_sequence, draws.spread_sequence(request)
+        tokens, spread = draws.token_sequence, draws.spread_sequence(terms)
         return SmoothingResult(
             payload=mean.payload,
-            sigma=request.sigma,
+            terms=terms,
             samples=draws.count,
             max_samples=max(request.samples, draws.count),
             planned=image.origin.planned,
             ended=self.ended,
-            confidence=request.confidence,
-            alphas=request.alphas,
-            granularity=request.granularity,
-            feature_map=request.feature_map,
-            norm_lower=draws.norm_sequence(request).lower,
+            norm_lower=draws.norm_sequence(terms).lower,
             norm_estimate=estimate,
-            token_norm_lower=np.asarray(tokens.lower) if request.token_map and tokens is not None else None,
+            token_norm_lower=np.asarray(tokens.lower) if terms.token_map and tokens is not None else None,
             spread=spread.bound() if spread else None,
             spread_estimate=spread.observed if spread and spread.count else None,
             spread_samples=spread.count if spread else 0,
             spectral_norm=image.spectral_norm,
             token_grids=image.token_grids,
             seed=image.origin.seed,
-            queue_seconds=0.0 if started is None else max(0.0, started - self.submitted),
-            smoothing_seconds=0.0 if started is None else time.monotonic() - max(started, self.submitted),
+            queue_seconds=0.0 if started is None else max(0.0, started - self.received),
+            smoothing_seconds=0.0 if started is None else time.monotonic() - max(started, self.received),
             cache=self.cache,
             drawn=max(0, draws.count - self.had),
             until=None if self.rule is None else request.until,
@@ -175,7 +167,7 @@ class Job:
     _mean: tuple[int, Mean] | None = None
 
     def __post_init__(self) -> None:
-        self.draws = self.stored.draws.snapshot() if self.stored else Draws(self.first.token_confidence)
+        self.draws = self.stored.draws.snapshot() if self.stored else Draws(self.first.terms.token_confidence)
         if self.stored is not None:
             self._mean = self.draws.count, self.stored.mean
 
@@ -187,7 +179,8 @@ class Job:
     @property
     def bucket(self) -> Hashable:
         """Jobs of one bucket may share a batch."""
-        return tuple(self.image.pixels.shape), self.image.grid, self.first.feature_map, self.first.sigma == 0
+        terms = self.first.terms
+        return tuple(self.image.pixels.shape), self.image.grid, terms.feature_map, terms.sigma == 0
 
     @property
     def cost(self) -> int:
@@ -214,12 +207,12 @@ class Job:
     def begin(self, smoother: Smoother) -> SmoothingState:
         """The state on the device, made at the first call."""
         if self.state is None:
-            first = self.first
+            terms = self.first.terms
             if self.stored is not None:
-                self.state = self.stored.start(smoother, self.image, first)
+                self.state = self.stored.start(smoother, self.image, terms)
             else:
                 self.state = smoother.start(
-                    self.image, first.sigma, self.origin.seed, first.feature_map, spectral=first.bounds_spread
+                    self.image, terms.sigma, self.origin.seed, terms.feature_map, spectral=terms.bounds_spread
                 )
             self.started = time.monotonic()
         return self.state

@@ -1,8 +1,8 @@
-"""What is asked of the engine for one image, and what it answers."""
+"""What is asked of the engine for one image, and what it answers: plain values, which other processes may send."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -10,27 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.certificate import Spread
-from fs_runtime.options import CertificateQuery, Granularity, sigma_value
-from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
+from fs_runtime.engine.terms import CertificateTerms
+from fs_runtime.options import CertificateQuery
+from fs_runtime.smoothing.noise import fresh_seed
 
 Ending = Literal["samples", "reached", "out_of_reach"]
 CacheOutcome = Literal["hit", "extended", "miss"]
 Pixels = NDArray[np.uint8]
-
-MAX_CONFIDENCE = 1 - 1e-9  # beyond it 1 - α, divided over tokens, is no longer exact in double precision
-
-
-@dataclass(frozen=True, slots=True)
-class ConfidenceSplit:
-    """How α is split over the statements that a certificate rests on.
-
-    Attributes:
-        norm: Share of the lower bound of ρ; with token granularity of all tokens together.
-        spread: Share of the upper bounds of the spread; 0 if they are not used.
-    """
-
-    norm: float
-    spread: float
+"""``(H, W, 3)`` uint8 RGB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +25,9 @@ class SmoothingRequest:
     """What is asked for one image.
 
     Attributes:
-        image: ``(H, W, 3)`` uint8 RGB, or a function that gives it: it is called on a thread, and only if the cache
-            does not have what is asked. None once the engine has prepared the image for the encoder.
-        sigma: Standard deviation σ of the noise, in pixels of [0, 1]; 0 turns smoothing off.
+        terms: What the certificate speaks of.
         samples: Noise samples to draw, at most. Where the cache holds more, all of them count.
-        confidence: 1 - α of the certificate, over the server's own draws.
-        granularity: Whether one certificate speaks of all tokens together or one of each.
         seed: Of the draws; None takes a fresh one from the operating system. A fixed seed goes past the cache.
-        feature_map: Which f is certified.
-        spectral: Whether to bound the features' spread too, which takes half of α; ``image`` granularity only.
-        token_map: Whether to bound ρ of every token too, with an α of its own.
         until: Similarity and radius whose certificate ends the sampling early, as does the insight that it will not be
             reached; None draws all samples.
         tenant: Who asks: tenants share the device fairly, and never each other's cached results.
@@ -56,47 +36,18 @@ class SmoothingRequest:
         use_cache: Whether the result may come from the cache and go into it.
     """
 
-    image: Pixels | Callable[[], Pixels] | None
-    sigma: float
+    terms: CertificateTerms
     samples: int
-    confidence: float
-    granularity: Granularity = "image"
     seed: int | None = None
-    feature_map: FeatureMap = ENCODER_FEATURES
-    spectral: bool = False
-    token_map: bool = False
     until: CertificateQuery | None = None
     tenant: str = ""
     image_id: str | None = None
     timeout: float | None = None
     use_cache: bool = True
 
-    @property
-    def alphas(self) -> ConfidenceSplit:
-        """How α = 1 - confidence is split over the statements."""
-        alpha = 1 - self.confidence
-        return ConfidenceSplit(alpha / 2, alpha / 2) if self.bounds_spread else ConfidenceSplit(alpha, 0.0)
-
-    @property
-    def bounds_spread(self) -> bool:
-        """Whether the features' spread is bounded."""
-        return self.spectral and self.granularity == "image" and self.sigma > 0
-
-    @property
-    def token_confidence(self) -> float | None:
-        """Confidence of the statements about all tokens at once; None if there are none."""
-        return self.confidence if self.token_map or self.granularity == "token" else None
-
-    def pixels(self) -> Pixels:
-        """``(H, W, 3)`` uint8 RGB; ValueError if they are gone."""
-        if self.image is None:
-            raise ValueError("the pixels are gone: the image is prepared")
-        return self.image() if callable(self.image) else self.image
-
-    def without_pixels(self) -> Self:
-        """What is left to ask of a prepared image. Its pixels can have a hundred times the bytes of what is prepared,
-        and nobody looks at them again while it waits."""
-        return replace(self, image=None)
+    def without_spread(self) -> Self:
+        """The same request, but for the bound of the features' spread."""
+        return replace(self, terms=replace(self.terms, spectral=False))
 
     def check(self) -> None:
         """Refuses what cannot be computed.
@@ -106,9 +57,7 @@ class SmoothingRequest:
         """
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
-        if not 0 < self.confidence <= MAX_CONFIDENCE:
-            raise ValueError(f"confidence must lie in (0, 1 - 1e-9], for example 0.999; got {self.confidence}")
-        sigma_value(self.sigma)
+        self.terms.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +66,13 @@ class SmoothingResult:
 
     Attributes:
         payload: Arrays for the language model, ``image_embeds`` among them.
-        sigma: As asked.
+        terms: As asked; without ``spectral`` where there was no memory for the spread.
         samples: Samples drawn.
         max_samples: Samples that would have been drawn at most.
         planned: Samples that the first request for these draws would have drawn at most. It was fixed before any
             of them was made, while ``max_samples`` of a later request may have been chosen in the light of them.
         ended: Why no more were drawn.
-        confidence: 1 - α, as asked.
-        alphas: How α was split.
-        granularity: As asked.
-        feature_map: As asked.
-        norm_lower: Lower bound of ρ with that confidence: a float, or ``(T,)``, all tokens at once.
+        norm_lower: Lower bound of ρ with the confidence of the terms: a float, or ``(T,)``, all tokens at once.
         norm_estimate: Plug-in estimate of ρ without confidence, of the same shape; None if it cannot be given.
         token_norm_lower: ``(T,)`` lower bounds of all tokens' ρ at once, with an α of their own; None if not asked for.
         spread: Upper bounds of the features' variances across and along g; None if they were not asked for.
@@ -147,15 +92,11 @@ class SmoothingResult:
     """
 
     payload: dict[str, NDArray[np.generic]]
-    sigma: float
+    terms: CertificateTerms
     samples: int
     max_samples: int
     planned: int
     ended: Ending
-    confidence: float
-    alphas: ConfidenceSplit
-    granularity: Granularity
-    feature_map: FeatureMap
     norm_lower: float | NDArray[np.float64]
     norm_estimate: float | NDArray[np.float64] | None
     token_norm_lower: NDArray[np.float64] | None
@@ -170,3 +111,42 @@ class SmoothingResult:
     cache: CacheOutcome | None = None
     drawn: int = 0
     until: CertificateQuery | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which draws they are: all that was fixed before the first of them was made.
+
+    Attributes:
+        seed: Of the noise.
+        planned: Samples that the first request for these draws asked for.
+        begun: When that came, in seconds of Unix time.
+    """
+
+    seed: int
+    planned: int
+    begun: float
+
+    @classmethod
+    def fresh(cls, planned: int, seed: int | None = None) -> Self:
+        """Of new draws; ``seed`` None takes one from the operating system."""
+        return cls(fresh_seed() if seed is None else seed, planned, time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What the engine knows of an image before anybody decodes it.
+
+    Attributes:
+        request: What was asked.
+        result: The whole answer, where the cache had it; None if the image must be smoothed.
+        received: When the engine took the request, on its own monotonic clock.
+        proposed: Draws that were proposed to the cache that replicas share; None if there is none.
+        agreed: Draws that the replicas make or have, by that cache; None without an answer from it.
+    """
+
+    request: SmoothingRequest
+    result: SmoothingResult | None
+    received: float
+    proposed: Origin | None = None
+    agreed: Origin | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 
 from fs_runtime.encoders import PreparedImage
@@ -38,12 +37,12 @@ class SketchLimit:
             request: What is asked.
             token_grids: Rows and columns of the rectangles that the tokens of its stage fill.
         """
-        if not self.max_bytes or not request.bounds_spread:
+        if not self.max_bytes or not request.terms.bounds_spread:
             return request
         tokens = sum(rows * columns for rows, columns in token_grids)
-        if SpreadSketch.most_bytes(tokens * self._widths[request.feature_map.stage]) <= self.max_bytes:
+        if SpreadSketch.most_bytes(tokens * self._widths[request.terms.feature_map.stage]) <= self.max_bytes:
             return request
-        return dataclasses.replace(request, spectral=False)
+        return request.without_spread()
 
 
 def _width(smoother: Smoother, image: PreparedImage, stage: Stage) -> int:

@@ -273,7 +273,7 @@ class Worker:
         """What the caches keep of an image."""
         if job.state is None:
             return job.stored
-        if job.first.bounds_spread and job.state.sketch is None:
+        if job.first.terms.bounds_spread and job.state.sketch is None:
             return None  # it lost its sketch for want of memory; the next request makes the draws again, with one
         image = StoredImage(
             job.origin,

@@ -156,6 +156,11 @@ class Receipt(_ReceiptPart):
 
     Everything but ``signature`` is signed, as canonical JSON (RFC 8785), so that neither the order of the fields nor
     white space nor the spelling of a number matters.
+
+    What a version means: a field that a receipt of this version once had is never dropped and keeps its meaning. One
+    that is added later is optional here and is left out where it has nothing to say (in ``certificate``: it is listed
+    in ``comparison.LATER_FIELDS``), so that older receipts keep their bytes and verify. Whatever else changes takes a
+    new version.
     """
 
     object: Literal["receipt"]
@@ -218,6 +223,8 @@ def _first_problem(error: ValidationError | RecursionError) -> str:
         return "the receipt is nested too deeply"
     problem = error.errors(include_url=False, include_input=False)[0]
     path = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"the receipt's {path} is not known here; if the receipt is of a later fs-serve, update this one"
     return f"the receipt's {path or 'document'} is wrong: {problem['msg'].removeprefix('Value error, ')}"
 
 

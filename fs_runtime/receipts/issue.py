@@ -47,6 +47,7 @@ def issue_receipt(
     Returns:
         The receipt. It holds the seed: nobody may have it before the draws are done.
     """
+    terms = result.terms
     receipt = Receipt(
         object="receipt",
         version=1,
@@ -55,15 +56,15 @@ def issue_receipt(
         image=image,
         preprocessing=ReceiptPreprocessing(spectral_norm=result.spectral_norm, steps=engine.encoder.preprocessing),
         draws=ReceiptDraws(
-            sigma=result.sigma,
+            sigma=terms.sigma,
             seed=str(result.seed),
             samples=result.samples,
             max_samples=result.max_samples,
             planned=result.planned,
-            confidence=result.confidence,
-            granularity=result.granularity,
-            stage=result.feature_map.stage,
-            centred=result.feature_map.centred,
+            confidence=terms.confidence,
+            granularity=terms.granularity,
+            stage=terms.feature_map.stage,
+            centred=terms.feature_map.centred,
             spectral=result.spread is not None,
             spread_samples=_spread_samples(result),
             token_map=result.token_norm_lower is not None,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.certificate import Spread, SpreadConfidenceSequence
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import CertificateTerms, SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts.document import Receipt
 from fs_runtime.robustness import Fingerprints, certify
@@ -83,22 +83,20 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
         SmoothingError: The pass failed.
     """
     draws = receipt.draws
-    request = SmoothingRequest(
-        image,
+    terms = CertificateTerms(
         draws.sigma,
-        draws.samples,
         draws.confidence,
         draws.granularity,
-        seed=int(draws.seed),
-        feature_map=FeatureMap(draws.stage, draws.centred),
+        FeatureMap(draws.stage, draws.centred),
         spectral=draws.spectral,
         token_map=draws.token_map,
     )
+    request = SmoothingRequest(terms, draws.samples, seed=int(draws.seed))
     engine = SmoothingEngine(smoother, batch_size=receipt.arithmetic.batch_size)
     try:
-        result = engine.submit(request).result()
+        result = engine.submit(request, image).result()
         if draws.spread_samples is not None:
-            result = _with_spread_of(result, draws.spread_samples, request, engine)
+            result = _with_spread_of(result, draws.spread_samples, request, image, engine)
     finally:
         engine.close()
     # The receipt's own reason for the end, which a replay cannot find again; verify() checks that it is consistent.
@@ -106,8 +104,8 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
     result = dataclasses.replace(result, ended=ended, max_samples=draws.max_samples, planned=draws.planned)
     asked = receipt.query
     query = CertificateQuery(asked.radius, asked.space, asked.min_similarity, asked.curve)
-    fingerprints = Fingerprints.of(smoother, request.feature_map)
-    floor = smoother.statistics.floor_at(request.feature_map, draws.sigma) if smoother.statistics else None
+    fingerprints = Fingerprints.of(smoother, terms.feature_map)
+    floor = smoother.statistics.floor_at(terms.feature_map, terms.sigma) if smoother.statistics else None
     low, middle, high = (
         dataclasses.asdict(certify(_shifted(result, by), query, fingerprints, floor)) for by in (-tau, 0.0, tau)
     )
@@ -115,13 +113,13 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
 
 
 def _with_spread_of(
-    result: SmoothingResult, seen: int, request: SmoothingRequest, engine: SmoothingEngine
+    result: SmoothingResult, seen: int, request: SmoothingRequest, image: NDArray[np.uint8], engine: SmoothingEngine
 ) -> SmoothingResult:
     """The result, had the spread of ``seen`` samples alone been looked at: the same draws, fewer of them."""
     if not seen:
-        nothing = SpreadConfidenceSequence(1 - request.alphas.spread).bound()
+        nothing = SpreadConfidenceSequence(1 - request.terms.alphas.spread).bound()
         return dataclasses.replace(result, spread=nothing, spread_estimate=None)
-    fewer = engine.submit(dataclasses.replace(request, samples=seen + 1)).result()
+    fewer = engine.submit(dataclasses.replace(request, samples=seen + 1), image).result()
     return dataclasses.replace(result, spread=fewer.spread, spread_estimate=fewer.spread_estimate)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.preprocessing.pictures import digest
-from fs_runtime.receipts.comparison import differences
+from fs_runtime.receipts.comparison import differences, unknown_fields
 from fs_runtime.receipts.document import Receipt
 from fs_runtime.receipts.ending import impossible_ending, unsupported_ending
 from fs_runtime.receipts.issue import arithmetic_of
@@ -88,8 +88,13 @@ def verify(
         return found
     _check_weights(receipt, smoother, found)
     _compare_versions(receipt, found)
-    if not found.problems:
-        _check_numbers(receipt, image, smoother, found)
+    try:
+        if not found.problems:
+            _check_numbers(receipt, image, smoother, found)
+    except CannotReplayError as error:
+        found.verdict = "cannot_be_checked"
+        found.problems.append(str(error))
+        return found
     if found.problems:
         found.verdict = "not_reproduced"
     return found
@@ -180,6 +185,12 @@ def _check_numbers(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoothe
         {name: value for name, value in certificate.items() if name not in _NOT_COMPARED}
         for certificate in replayed.certificates
     ]
+    unknown = unknown_fields(recorded, replays[1])
+    if unknown:
+        raise CannotReplayError(
+            f"{', '.join(unknown)}: this fs-serve does not know the field, so it cannot check the receipt; "
+            f"update it (the receipt was made with fs-serve {receipt.versions.get('fs-serve')})"
+        )
     found.problems += map(str, differences(recorded, replays, found.tolerance))
     if not found.problems:  # so the certificate's numbers are numbers, and those of the draws
         found.problems += unsupported_ending(receipt)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 STAGES: tuple[Stage, ...] = ("encoder", "projector")
 FILE_NAME = "feature_statistics.safetensors"
+# Rises when a reader of the version before would misread a file. A file without one is of version 1, which had none.
+# Within a version fields are only added: a reader fills in what an older file lacks, and ignores what it does not know.
+VERSION = 1
 
 
 class StatisticsError(ValueError):
@@ -101,7 +104,8 @@ class FeatureStatistics:
     def save(self, path: Path) -> None:
         """Writes one safetensors file."""
         floors = {stage: [asdict(floor) for floor in pair] for stage, pair in self._floors.items()}
-        save_file(self._tensors, path, {"card": json.dumps(asdict(self.card)), "floors": json.dumps(floors)})
+        metadata = {"version": str(VERSION), "card": json.dumps(asdict(self.card)), "floors": json.dumps(floors)}
+        save_file(self._tensors, path, metadata)
 
     @classmethod
     def load(cls, path: Path) -> FeatureStatistics:
@@ -114,14 +118,29 @@ class FeatureStatistics:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 centres = {_key(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            card = StatisticsCard(**json.loads(metadata["card"]))
+            version = int(metadata.get("version", "1"))
+            if version > VERSION:
+                raise StatisticsError(f"{path} is of version {version}, this fs-serve reads up to {VERSION}; update it")
+            card = StatisticsCard(**_known(StatisticsCard, json.loads(metadata["card"])))
             floors = json.loads(metadata["floors"])
-            pairs = {stage: (Floor(**floors[stage][0]), Floor(**floors[stage][1])) for stage in STAGES}
+            pairs = {stage: (_floor(floors[stage][0]), _floor(floors[stage][1])) for stage in STAGES}
             if any((stage, None) not in centres for stage in STAGES):
                 raise KeyError("centre")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except StatisticsError:
+            raise
+        except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path} holds no feature statistics: {type(error).__name__}") from error
         return cls(card, centres, pairs)
+
+
+def _known(kind: type[StatisticsCard] | type[Floor], values: dict[str, Any]) -> dict[str, Any]:
+    """The values that this version knows."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _floor(values: dict[str, Any]) -> Floor:
+    return Floor(**_known(Floor, values))
 
 
 def _name(stage: Stage, grid: Grid | None) -> str:

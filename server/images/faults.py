@@ -29,7 +29,10 @@ class ImageFaultError(Exception):
     """
 
     def __init__(self, fault: Fault, width: int = 0, height: int = 0) -> None:
-        super().__init__(fault.name.lower())
+        super().__init__(fault, width, height)
         self.fault = fault
         self.width = width
         self.height = height
+
+    def __str__(self) -> str:
+        return self.fault.name.lower()

@@ -169,8 +169,10 @@ class SmoothingService:
             {"fs.model": self._settings.model_name, "fs.samples": result.samples},
         )
         smoother = self._engine.smoother
-        fingerprints = Fingerprints.of(smoother, plan.feature_map)
-        floor = smoother.statistics.floor_at(plan.feature_map, plan.sigma) if smoother.statistics else None
+        fingerprints = Fingerprints.of(smoother, plan.terms.feature_map)
+        floor = None
+        if smoother.statistics:
+            floor = smoother.statistics.floor_at(plan.terms.feature_map, plan.terms.sigma)
         with stage(self._metrics, "certificate") as span:
             certificate = await asyncio.to_thread(certify, result, plan.query, fingerprints, floor, smoother.psm)
             judgements = await asyncio.to_thread(judge_image, result, certificate, plan)
@@ -179,10 +181,11 @@ class SmoothingService:
         self._metrics.count_cache(result.cache)
         receipt = None
         if plan.receipt:
+            description = await picture.description()
             receipt = await asyncio.to_thread(
                 lambda: issue_receipt(
                     self._engine,
-                    picture.description(),
+                    description,
                     plan.query,
                     result,
                     certificate,
@@ -197,32 +200,31 @@ class SmoothingService:
             receipt,
             judgements,
             withheld=decision == "withhold",
-            spectral_left_out=plan.bounds_spread and result.spread is None,
+            spectral_left_out=plan.terms.bounds_spread and result.spread is None,
         )
-        image_digest = (await asyncio.to_thread(picture.description)).digest if self._audit.enabled else ""
+        image_digest = (await picture.description()).digest if self._audit.enabled else ""
         return _Smoothed(result, entry, decision, image_digest)
 
     async def _smooth(self, picture: Picture, source: ImageSource, plan: SmoothingPlan, tenant: str) -> SmoothingResult:
         # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
         # take longer than all the rest.
         request = SmoothingRequest(
-            image=picture.pixels,
-            image_id=await asyncio.to_thread(picture.file_digest),
+            plan.terms,
+            plan.samples,
+            seed=plan.seed,
+            until=plan.until,
+            tenant=tenant,
+            image_id=await picture.file_digest(),
             timeout=self._settings.smoothing_timeout,
             use_cache=plan.cache,
-            tenant=tenant,
-            sigma=plan.sigma,
-            samples=plan.samples,
-            confidence=plan.confidence,
-            granularity=plan.granularity,
-            seed=plan.seed,
-            feature_map=plan.feature_map,
-            spectral=plan.spectral,
-            token_map=plan.token_map,
-            until=plan.until,
         )
         try:
-            return await self._engine.smooth(request)
+            recall = await self._engine.recall(request)
+            if recall.result is not None:
+                return recall.result
+            async with self._engine.place(tenant) as place:
+                # The pixels are nowhere but in this call, so that they go as soon as they are prepared.
+                return await self._engine.smooth(recall, await picture.pixels(), place)
         except ImageSizeError as error:
             raise invalid(str(error), source.param, "image_size_not_supported") from None
         except EngineOverloadedError as error:

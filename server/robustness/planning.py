@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fs_runtime.options import CertificateQuery, Granularity, radius_for
+from fs_runtime.engine import CertificateTerms
+from fs_runtime.options import CertificateQuery, radius_for
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
 from server.errors import ApiError, invalid
@@ -24,13 +25,8 @@ class SmoothingPlan:
         full_budget: Whether no image gets fewer samples than the server gives by default, where its minimum binds.
     """
 
-    sigma: float
+    terms: CertificateTerms
     samples: int
-    confidence: float
-    granularity: Granularity
-    feature_map: FeatureMap
-    spectral: bool
-    token_map: bool
     seed: int | None
     query: CertificateQuery
     until: CertificateQuery | None
@@ -39,11 +35,6 @@ class SmoothingPlan:
     receipt: bool
     own_parameters: bool
     cache: bool
-
-    @property
-    def bounds_spread(self) -> bool:
-        """Whether the features' spread is to be bounded."""
-        return self.spectral and self.granularity == "image" and self.sigma > 0
 
 
 def plan_of(
@@ -75,13 +66,15 @@ def plan_of(
         confidence = max(confidence, settings.confidence)  # whatever holds with more confidence holds with less
     adaptive = settings.adaptive if options.adaptive is None else options.adaptive
     return SmoothingPlan(
-        sigma=sigma,
+        terms=CertificateTerms(
+            sigma,
+            confidence,
+            granularity=features["granularity"],
+            feature_map=FeatureMap(features["stage"], features["centred"]),
+            spectral=settings.spectral if options.spectral is None else options.spectral,
+            token_map=options.token_map,
+        ),
         samples=samples if sigma > 0 else 1,  # without noise one sample says all
-        confidence=confidence,
-        granularity=features["granularity"],
-        feature_map=FeatureMap(features["stage"], features["centred"]),
-        spectral=settings.spectral if options.spectral is None else options.spectral,
-        token_map=options.token_map,
         seed=options.seed,
         query=CertificateQuery(radius, options.space, _asked_similarity(options, radius, required), options.curve),
         until=_until(required) if adaptive else None,

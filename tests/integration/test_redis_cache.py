@@ -16,13 +16,14 @@ import pytest
 import redis as redis_client
 
 from fs_runtime.encoders import VisionEncoder
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import SmoothingEngine, SmoothingResult
 from fs_runtime.engine.cache import shared as module
 from fs_runtime.engine.cache.redis_store import Entry, RedisStore
 from fs_runtime.engine.cache.shared import SharedCache, SharedCacheOptions
 from fs_runtime.smoothing.smoother import Smoother
 from server.models.loading import load_model
 from server.settings.gateway import Settings
+from tests.asked import Asked, asked
 
 from .gateway import Gateway, data_url, picture, running_gateway
 from .redis_process import RedisServer
@@ -64,13 +65,13 @@ def connect(server: RedisServer) -> Any:
     return redis_client.Redis.from_url(server.url)
 
 
-def ask(number: int = 0, samples: int = 20, **options: Any) -> SmoothingRequest:
+def ask(number: int = 0, samples: int = 20, **options: Any) -> Asked:
     image = np.asarray(picture(number))
-    return SmoothingRequest(image, 0.1, samples, options.pop("confidence", 0.95), **options)
+    return asked(image, samples=samples, **options)
 
 
-def get(engine: SmoothingEngine, request: SmoothingRequest) -> SmoothingResult:
-    result = engine.submit(request).result(60)
+def get(engine: SmoothingEngine, request: Asked) -> SmoothingResult:
+    result = engine.submit(*request).result(60)
     assert engine.shared_cache is not None
     engine.shared_cache.settle(60)
     return result
@@ -110,7 +111,7 @@ def test_replicas_take_turns_with_one_confidence_sequence(replica: Replica, enco
     assert {result.planned for result in results} == {11}  # by which `served` shares out its α, at any of them
     assert len({result.seed for result in results}) == 1
     alone = SmoothingEngine(Smoother(encoder), batch_size=8)
-    whole = alone.submit(ask(samples=90, spectral=True, seed=results[0].seed)).result(60)
+    whole = alone.submit(*ask(samples=90, spectral=True, seed=results[0].seed)).result(60)
     alone.close()
     np.testing.assert_allclose(results[-1].norm_lower, whole.norm_lower, atol=1e-6)
     np.testing.assert_allclose(results[-1].payload["image_embeds"], whole.payload["image_embeds"], atol=1e-4)
@@ -329,7 +330,7 @@ def test_a_redis_that_hangs_keeps_nobody_waiting(replica: Replica, redis: RedisS
     redis.signal(signal.SIGSTOP)
     try:
         start = time.monotonic()
-        results = [one.submit(ask(number)).result(60) for number in range(1, 10)]
+        results = [one.submit(*ask(number)).result(60) for number in range(1, 10)]
         assert time.monotonic() - start < 0.3 * 2 + 9 * 1.0  # one wait, and the passes
         assert {result.cache for result in results} == {"miss"}
         assert shared(one).lookups["failed"] == 1
@@ -353,7 +354,7 @@ def test_draws_that_were_claimed_without_an_answer_are_the_ones_that_are_made(
 
     with monkeypatch.context() as patch:
         patch.setattr(RedisStore, "find_or_claim", slow)
-        first = one.submit(ask()).result(60)
+        first = one.submit(*ask()).result(60)
         late.set()
     assert shared(one).lookups == {"failed": 1}
     shared(one).settle(60)
@@ -414,8 +415,8 @@ def test_whatever_answers_in_place_of_redis_fails_no_request_and_delays_none(
     try:
         one = replica(server.url, seconds=0.3)
         start = time.monotonic()
-        assert one.submit(ask()).result(60).cache == "miss"
-        assert one.submit(ask()).result(60).cache == "hit"
+        assert one.submit(*ask()).result(60).cache == "miss"
+        assert one.submit(*ask()).result(60).cache == "hit"
         assert time.monotonic() - start < 4
         assert sum(shared(one).lookups.values()) == 1
         assert not shared(one).lookups["found"]
@@ -426,7 +427,7 @@ def test_whatever_answers_in_place_of_redis_fails_no_request_and_delays_none(
 def test_closing_does_not_wait_for_a_redis_that_does_not_answer(replica: Replica) -> None:
     server = MadServer(b"", drip=True)
     one = replica(server.url, seconds=0.2)
-    one.submit(ask()).result(60)
+    one.submit(*ask()).result(60)
     start = time.monotonic()
     one.close()
     assert time.monotonic() - start < 4

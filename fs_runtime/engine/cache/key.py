@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from fs_runtime.engine.request import SmoothingRequest
+from fs_runtime.engine.request import Pixels, SmoothingRequest
 from fs_runtime.preprocessing.pictures import digest
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
@@ -44,18 +44,25 @@ class CacheKey:
     arithmetic: tuple[str, ...]
 
     @classmethod
-    def of(cls, request: SmoothingRequest, smoother: Smoother, max_sketch_bytes: int = 0) -> CacheKey:
-        """The key of a request."""
-        statistics = smoother.statistics if request.feature_map.centred else None
+    def of(
+        cls, request: SmoothingRequest, smoother: Smoother, max_sketch_bytes: int = 0, pixels: Pixels | None = None
+    ) -> CacheKey:
+        """The key of a request.
+
+        Raises:
+            ValueError: It does not say which image it is about, and there are no pixels either.
+        """
+        terms = request.terms
+        statistics = smoother.statistics if terms.feature_map.centred else None
         parts = smoother.purifier, smoother.mapper, statistics
         return cls(
             request.tenant,
-            digest(request.pixels()) if request.image_id is None else f"id:{request.image_id}",
-            request.sigma,
-            request.feature_map,
-            request.bounds_spread,
-            max_sketch_bytes if request.bounds_spread else 0,
-            request.token_confidence,
+            _image_name(request, pixels),
+            terms.sigma,
+            terms.feature_map,
+            terms.bounds_spread,
+            max_sketch_bytes if terms.bounds_spread else 0,
+            terms.token_confidence,
             (smoother.encoder.fingerprint, *(None if part is None else part.fingerprint for part in parts)),
             json.dumps(smoother.encoder.preprocessing, sort_keys=True),
             _arithmetic(
@@ -71,6 +78,14 @@ class CacheKey:
         spread = self.spectral, self.max_sketch_bytes
         values = self.tenant, self.image, self.sigma, stage, centred, *spread, self.token_confidence
         return tuple(repr(value) for value in (*values, *self.weights, self.preprocessing, *self.arithmetic))
+
+
+def _image_name(request: SmoothingRequest, pixels: Pixels | None) -> str:
+    if request.image_id is not None:
+        return f"id:{request.image_id}"
+    if pixels is None:
+        raise ValueError("image_id is missing: without pixels, nothing else says which image the request is about")
+    return digest(pixels)
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+
+from cachetools import LRUCache
 
 from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.engine.cache.stored import StoredImage
@@ -23,11 +24,15 @@ class ImageCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.nbytes = 0
-        self._images: OrderedDict[CacheKey, tuple[StoredImage, int]] = OrderedDict()
+        self._images: LRUCache[CacheKey, StoredImage] = LRUCache(max_bytes, getsizeof=lambda image: image.nbytes)
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the images take, about."""
+        return int(self._images.currsize)
 
     @property
     def max_image_bytes(self) -> int:
@@ -36,25 +41,12 @@ class ImageCache:
 
     def get(self, key: CacheKey) -> StoredImage | None:
         """The image, which counts as used."""
-        found = self._images.get(key)
-        if found is None:
-            return None
-        self._images.move_to_end(key)
-        return found[0]
+        return self._images.get(key)
 
     def put(self, key: CacheKey, image: StoredImage) -> None:
         """Keeps an image in place of what was kept under the key."""
         if image.nbytes > self.max_image_bytes:
             image = dataclasses.replace(image, sums=None)
-        size = image.nbytes
-        self._forget(key)
-        if size > self.max_image_bytes:
-            return
-        self._images[key] = image, size
-        self.nbytes += size
-        while self.nbytes > self.max_bytes:
-            self._forget(next(iter(self._images)))
-
-    def _forget(self, key: CacheKey) -> None:
-        _, size = self._images.pop(key, (None, 0))
-        self.nbytes -= size
+        self._images.pop(key, None)
+        if image.nbytes <= self.max_image_bytes:
+            self._images[key] = image

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import OrderedDict
+
+from cachetools import LRUCache
 
 from fs_runtime.engine.cache.key import CacheKey
-from fs_runtime.engine.cache.stored import Origin
+from fs_runtime.engine.request import Origin
 
 _MOST = 2**16  # about 25 MB
 
@@ -23,27 +24,12 @@ def draws_name(key: CacheKey) -> bytes:
     return hashlib.blake2b("\0".join(drawn.parts()).encode(), digest_size=16).digest()
 
 
-class Origins:
+class Origins(LRUCache[bytes, Origin]):
     """The origins of the latest draws, by :func:`draws_name`. Not safe for threads by itself.
 
     Args:
-        most: How many are remembered; the one that was used least recently goes first.
+        most: How many are remembered.
     """
 
     def __init__(self, most: int = _MOST) -> None:
-        self._most = most
-        self._origins: OrderedDict[bytes, Origin] = OrderedDict()
-
-    def get(self, name: bytes) -> Origin | None:
-        """The origin, which counts as used."""
-        found = self._origins.get(name)
-        if found is not None:
-            self._origins.move_to_end(name)
-        return found
-
-    def put(self, name: bytes, origin: Origin) -> None:
-        """Remembers an origin in place of an earlier one of this name."""
-        self._origins[name] = origin
-        self._origins.move_to_end(name)
-        if len(self._origins) > self._most:
-            self._origins.popitem(last=False)
+        super().__init__(most)

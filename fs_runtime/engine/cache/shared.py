@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.engine.cache.redis_store import RedisStore, RefusedError
 from fs_runtime.engine.cache.seal import ForgedError, Seal
-from fs_runtime.engine.cache.stored import KnownImage, Origin, StoredImage
+from fs_runtime.engine.cache.stored import KnownImage, StoredImage
 from fs_runtime.engine.cache.stored_format import (
     FORMAT_VERSION,
     UnreadableError,
@@ -31,6 +31,7 @@ from fs_runtime.engine.cache.stored_format import (
     origin_from_bytes,
     origin_to_bytes,
 )
+from fs_runtime.engine.request import Origin
 
 log = logging.getLogger("fs_runtime.engine")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from fs_runtime.encoders import PreparedImage
 from fs_runtime.engine.draws import Draws
-from fs_runtime.engine.request import SmoothingRequest
-from fs_runtime.smoothing.noise import fresh_seed
+from fs_runtime.engine.request import Origin
+from fs_runtime.engine.terms import CertificateTerms
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
 from fs_runtime.smoothing.sums import SmoothingState
@@ -110,26 +109,6 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Which draws they are: all that was fixed before the first of them was made.
-
-    Attributes:
-        seed: Of the noise.
-        planned: Samples that the first request for these draws asked for.
-        begun: When that came, in seconds of Unix time.
-    """
-
-    seed: int
-    planned: int
-    begun: float
-
-    @classmethod
-    def fresh(cls, planned: int, seed: int | None = None) -> Origin:
-        """Of new draws; ``seed`` None takes one from the operating system."""
-        return cls(fresh_seed() if seed is None else seed, planned, time.time())
-
-
-@dataclass(frozen=True, slots=True)
 class StoredImage:
     """What the cache keeps of one image. Nothing of it changes.
 
@@ -163,11 +142,9 @@ class StoredImage:
         mine, theirs = ((image.draws.count, image.sums is not None) for image in (self, other))
         return mine > theirs
 
-    def start(self, smoother: Smoother, image: PreparedImage, request: SmoothingRequest) -> SmoothingState:
+    def start(self, smoother: Smoother, image: PreparedImage, terms: CertificateTerms) -> SmoothingState:
         """The state to go on with, on the device; this one stays as it is."""
-        state = smoother.start(
-            image, request.sigma, self.origin.seed, request.feature_map, spectral=request.bounds_spread
-        )
+        state = smoother.start(image, terms.sigma, self.origin.seed, terms.feature_map, spectral=terms.bounds_spread)
         if self.sums is not None:
             self.sums.put_into(state)
         return state

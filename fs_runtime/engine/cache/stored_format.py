@@ -11,11 +11,13 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
-from fs_runtime.engine.cache.stored import Mean, Origin, StoredImage, Sums
+from fs_runtime.engine.cache.stored import Mean, StoredImage, Sums
 from fs_runtime.engine.draws import Draws
+from fs_runtime.engine.request import Origin
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
 
-# Of the bytes, and of what the numbers in them mean; replicas with another one do not see each other's images.
+# Of the bytes, and of what the numbers in them mean. It is part of every name in the shared cache and rises with every
+# change, also when fields are only added: replicas of two versions share nothing, so that none misreads another's.
 FORMAT_VERSION = 1
 
 Array = NDArray[Any]

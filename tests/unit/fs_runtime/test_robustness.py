@@ -15,27 +15,24 @@ from fs_runtime.certificate import (
     spectral_similarity,
     tight_similarity,
 )
-from fs_runtime.engine import ConfidenceSplit, SmoothingResult
+from fs_runtime.engine import CertificateTerms, SmoothingResult
 from fs_runtime.options import CertificateQuery
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.feature_statistics import Floor
 
+TERMS = CertificateTerms(0.25, 0.999, feature_map=FeatureMap("projector", True), spectral=True)
 DIGESTS = Fingerprints("sha256:x", None, None)
 
 
 def a_result(**changes: Any) -> SmoothingResult:
     result = SmoothingResult(
         payload={},
-        sigma=0.25,
+        terms=TERMS,
         samples=256,
         max_samples=512,
         planned=512,
         ended="samples",
-        confidence=0.999,
-        alphas=ConfidenceSplit(0.0005, 0.0005),
-        granularity="image",
-        feature_map=FeatureMap("projector", True),
         norm_lower=0.9,
         norm_estimate=0.95,
         token_norm_lower=None,
@@ -102,7 +99,7 @@ def test_token_map_is_the_tight_bound_of_every_token() -> None:
 
 
 def test_without_noise_nothing_is_certified() -> None:
-    found = certificate(CertificateQuery(0.1, curve=True), sigma=0.0, token_norm_lower=np.ones(6))
+    found = certificate(CertificateQuery(0.1, curve=True), terms=replace(TERMS, sigma=0.0), token_norm_lower=np.ones(6))
     assert found.certified is False
     assert (found.served.best, found.curve, found.token_map) == (None, None, None)
     assert found.certified_radius[0].best.model == 0.0
@@ -111,4 +108,7 @@ def test_without_noise_nothing_is_certified() -> None:
 def test_the_floor_is_handed_on() -> None:
     floor = Floor(0.7, 0.8)
     assert certify(a_result(), CertificateQuery(0.1), DIGESTS, floor).floor is floor
-    assert certify(a_result(granularity="token"), CertificateQuery(0.1), DIGESTS, floor).floor is None
+    assert (
+        certify(a_result(terms=replace(TERMS, granularity="token")), CertificateQuery(0.1), DIGESTS, floor).floor
+        is None
+    )

@@ -16,12 +16,12 @@ from fs_runtime.attacks.pipeline import FeaturePipeline
 from fs_runtime.embedded import EmbeddedModel, Generation, Prompt, load_embedded_model
 from fs_runtime.encoders import FAMILIES, CheckpointError, VisionEncoder, load_encoder
 from fs_runtime.encoders.families import family_of
-from fs_runtime.engine import SmoothingRequest
 from fs_runtime.engine.sketch_limit import SketchLimit
 from fs_runtime.psm.mapper import MapperConfig, SmoothnessMapper
 from fs_runtime.psm.unet import UNetConfig, UNetPurifier
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
+from tests.asked import asked
 from tests.integration.families import CASES, FamilyCase
 from tests.integration.families.case import VISION_PREFIXES
 
@@ -227,10 +227,10 @@ def test_the_size_of_the_sketch_is_known_beforehand(family: VisionEncoder, case:
         smoother.step([(state, 2)])
         assert state.sketch is not None
         full = 64 * state.sketch.nbytes  # it has one vector now, and 64 at most
-        request = SmoothingRequest(picture, 0.1, 2, 0.9, feature_map=FeatureMap(stage), spectral=True)
+        request, _ = asked(picture, 0.1, 2, 0.9, feature_map=FeatureMap(stage), spectral=True)
         grids, another = family.token_grids(image.grid, stage), family.prepare(random_picture(other))
         for ceiling, kept in ((full, True), (full - 1, False), (0, True)):
-            assert SketchLimit(smoother, another, ceiling).applied(request, grids).bounds_spread is kept
+            assert SketchLimit(smoother, another, ceiling).applied(request, grids).terms.bounds_spread is kept
 
 
 def test_samples_do_not_depend_on_the_batch(family: VisionEncoder, case: FamilyCase) -> None:

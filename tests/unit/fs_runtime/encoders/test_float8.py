@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fs_runtime.encoders import CheckpointError, load_encoder
 from fs_runtime.encoders.float8 import Float8Linear, check_float8, use_float8
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import SmoothingEngine, SmoothingResult
 from fs_runtime.loading.engine import load_smoother
 from fs_runtime.options import CertificateQuery
 from fs_runtime.preprocessing.pictures import read_picture
@@ -20,6 +20,7 @@ from fs_runtime.reference import example_images, reference_model_path
 from fs_runtime.robustness import Fingerprints, certify
 from fs_runtime.smoothing.feature_map import ENCODER_FEATURES
 from fs_runtime.smoothing.smoother import Smoother
+from tests.asked import asked
 from tests.integration.tiny_llava import build_tiny_llava
 
 MODEL = str(reference_model_path())
@@ -112,7 +113,7 @@ def test_an_encoders_features_depend_on_their_own_picture_alone(smoother: Smooth
 def result_of(smoother: Smoother, samples: int, batch_size: int) -> tuple[SmoothingEngine, SmoothingResult]:
     engine = SmoothingEngine(smoother, batch_size=batch_size)
     try:
-        return engine, engine.submit(SmoothingRequest(PICTURE, 0.05, samples, 0.999, seed=11)).result(600)
+        return engine, engine.submit(*asked(PICTURE, 0.05, samples, 0.999, seed=11)).result(600)
     finally:
         engine.close()
 

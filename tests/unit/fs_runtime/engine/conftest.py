@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from fs_runtime.encoders import PreparedImage, VisionEncoder
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest
+from fs_runtime.engine import SmoothingEngine
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.sums import InnerProducts, SmoothingState
+from tests.asked import Asked, asked
 
 
 class WatchedSmoother(Smoother):
@@ -52,7 +54,7 @@ class WatchedSmoother(Smoother):
         return sum(sum(batch.values()) for batch in self.batches)
 
 
-Ask = Callable[..., SmoothingRequest]
+Ask = Callable[..., Asked]
 
 
 @pytest.fixture
@@ -79,7 +81,4 @@ def cached(smoother: WatchedSmoother) -> Iterator[SmoothingEngine]:
 
 @pytest.fixture
 def ask(picture: NDArray[np.uint8]) -> Ask:
-    def asked(sigma: float = 0.1, samples: int = 20, confidence: float = 0.95, **options: object) -> SmoothingRequest:
-        return SmoothingRequest(picture, sigma, samples, confidence, **options)  # type: ignore[arg-type]
-
-    return asked
+    return partial(asked, picture)

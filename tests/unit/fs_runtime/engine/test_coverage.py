@@ -10,10 +10,11 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from fs_runtime.encoders import PreparedImage, VisionEncoder
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import SmoothingEngine, SmoothingResult
 from fs_runtime.options import CertificateQuery, Granularity
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.smoothing.smoother import Smoother
+from tests.asked import asked
 from tests.unit.fs_runtime.certificate.laws import allowed_failures
 
 ALPHA, SIGMA, SAMPLES = 0.1, 0.25, 128
@@ -57,8 +58,8 @@ def start() -> Iterator[Callable[[Callable[[Tensor], Tensor]], Certify]]:
 
         def certified(tokens: int, value: int, radius: float, seed: int, **options: object):  # type: ignore[no-untyped-def]
             picture = np.full((1, tokens, 3), value, np.uint8)
-            request = SmoothingRequest(picture, SIGMA, SAMPLES, 1 - ALPHA, seed=seed, **options)  # type: ignore[arg-type]
-            result = engine.submit(request).result()
+            request = asked(picture, SIGMA, SAMPLES, 1 - ALPHA, seed=seed, **options)
+            result = engine.submit(*request).result()
             return result, certify(result, CertificateQuery(radius), DIGESTS)
 
         return certified

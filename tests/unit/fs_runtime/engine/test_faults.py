@@ -24,13 +24,13 @@ from tests.unit.fs_runtime.engine.conftest import Ask, WatchedSmoother
 
 
 def alone(engine: SmoothingEngine, ask: Ask, **options: object) -> SmoothingResult:
-    return engine.submit(ask(**options)).result(30)
+    return engine.submit(*ask(**options)).result(30)
 
 
 def test_a_failing_image_fails_alone(engine: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:
     smoother.failing_sigma = 0.2
     smoother.gate.clear()
-    futures = {sigma: engine.submit(ask(sigma)) for sigma in (0.1, 0.2, 0.3)}
+    futures = {sigma: engine.submit(*ask(sigma)) for sigma in (0.1, 0.2, 0.3)}
     smoother.gate.set()
     with pytest.raises(SmoothingError, match="RuntimeError"):
         futures[0.2].result(30)
@@ -51,14 +51,14 @@ def test_an_image_that_loses_its_sketch_goes_on_without_and_no_other_counts_twic
 
     monkeypatch.setattr(SpreadSketch, "update", failing)
     requests = [ask(sigma, spectral=True, seed=3) for sigma in (0.1, 0.2)]
-    results = [future.result(60) for future in [engine.submit(request) for request in requests]]
+    results = [future.result(60) for future in [engine.submit(*request) for request in requests]]
     assert [result.samples for result in results] == [20, 20]
     spreads = sorted(result.spread.across for result in results if result.spread)
     assert spreads[0] < 1
     assert spreads[1] == 1.0  # nothing is known, which always holds
     assert sorted(result.spread_estimate is None for result in results) == [False, True]
     monkeypatch.undo()
-    again = engine.submit(requests[0]).result(60)
+    again = engine.submit(*requests[0]).result(60)
     assert results[0].norm_lower == pytest.approx(again.norm_lower, abs=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_out_of_memory_halves_the_batch_is_remembered_and_loses_nothing(
     whole = {sigma: alone(engine, ask, sigma=sigma, seed=3) for sigma in (0.1, 0.2)}
     smoother.memory = 3
     smoother.batches.clear()
-    futures = {sigma: engine.submit(ask(sigma, seed=3)) for sigma in (0.1, 0.2)}
+    futures = {sigma: engine.submit(*ask(sigma, seed=3)) for sigma in (0.1, 0.2)}
     for sigma, future in futures.items():
         result = future.result(30)
         assert result.samples == 20
@@ -97,15 +97,15 @@ def test_a_failure_after_the_samples_were_added_counts_none_twice(
     add = Job.add
 
     def failing(job: Job, products: object) -> None:
-        if job.first.sigma == 0.2:
+        if job.first.terms.sigma == 0.2:
             raise RuntimeError("the copy to the host failed")
         add(job, products)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Job, "add", failing)
     smoother.hold()
-    engine.submit(ask(0.9, 1))  # holds the device, so that the two others are there together
+    engine.submit(*ask(0.9, 1))  # holds the device, so that the two others are there together
     assert smoother.at_gate.wait(30)
-    futures = {sigma: engine.submit(ask(sigma, 4, seed=3)) for sigma in (0.2, 0.1)}
+    futures = {sigma: engine.submit(*ask(sigma, 4, seed=3)) for sigma in (0.2, 0.1)}
     smoother.gate.set()
     with pytest.raises(SmoothingError):
         futures[0.2].result(30)
@@ -136,7 +136,7 @@ def test_the_heart_beats_while_idle_and_stops_while_a_batch_hangs(
     alone(engine, ask)
     assert engine.seconds_since_heartbeat < 5
     smoother.gate.clear()
-    hanging = engine.submit(ask())
+    hanging = engine.submit(*ask())
     threading.Event().wait(1.6)  # longer than the thread ever sleeps
     assert engine.seconds_since_heartbeat > 1.2
     smoother.gate.set()
@@ -147,7 +147,7 @@ def test_a_lost_device_ends_every_request_and_the_thread(
     engine: SmoothingEngine, smoother: WatchedSmoother, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smoother.gate.clear()
-    futures = [engine.submit(ask(sigma)) for sigma in (0.1, 0.2, 0.3)]
+    futures = [engine.submit(*ask(sigma)) for sigma in (0.1, 0.2, 0.3)]
     smoother.failing_sigma = 0.2
     monkeypatch.setattr(worker, "device_works", lambda device: False)
     smoother.gate.set()
@@ -162,7 +162,7 @@ def test_a_lost_device_ends_every_request_and_the_thread(
     assert not engine.alive
     assert engine.queued_images == 0
     with pytest.raises(DeviceLostError):
-        engine.submit(ask())
+        engine.submit(*ask())
 
 
 def test_the_cpu_is_never_lost() -> None:
@@ -171,7 +171,7 @@ def test_the_cpu_is_never_lost() -> None:
 
 def test_closing_under_load_ends_every_request(engine: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:
     smoother.gate.clear()
-    futures: list[Future[SmoothingResult]] = [engine.submit(ask(0.1 + i / 100, 6)) for i in range(25)]
+    futures: list[Future[SmoothingResult]] = [engine.submit(*ask(0.1 + i / 100, 6)) for i in range(25)]
     closer = threading.Thread(target=engine.close)
     closer.start()
     while not engine._worker.closed:
@@ -183,7 +183,7 @@ def test_closing_under_load_ends_every_request(engine: SmoothingEngine, smoother
     assert any(outcomes)
     assert not engine.alive
     with pytest.raises(EngineClosedError):
-        engine.submit(ask())
+        engine.submit(*ask())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -194,7 +194,7 @@ def test_a_thread_that_ends_for_whatever_reason_leaves_nobody_waiting(
         raise SystemExit
 
     smoother.gate.clear()
-    waiting = engine.submit(ask())
+    waiting = engine.submit(*ask())
     monkeypatch.setattr(engine._worker, "_turn", ending)
     smoother.gate.set()
     with pytest.raises(EngineClosedError):
@@ -202,4 +202,4 @@ def test_a_thread_that_ends_for_whatever_reason_leaves_nobody_waiting(
     engine._worker._thread.join(10)
     assert not engine.alive
     with pytest.raises(EngineClosedError):
-        engine.submit(ask())
+        engine.submit(*ask())

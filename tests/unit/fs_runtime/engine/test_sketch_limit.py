@@ -41,7 +41,7 @@ def sketch_bytes(smoother: WatchedSmoother, picture: NDArray[np.uint8], stage: S
 
 
 def get(engine: SmoothingEngine, ask: Ask, **options: object) -> SmoothingResult:
-    return engine.submit(ask(spectral=True, **options)).result(60)
+    return engine.submit(*ask(spectral=True, **options)).result(60)
 
 
 @pytest.mark.parametrize("stage", ["encoder", "projector"])
@@ -53,13 +53,13 @@ def test_the_size_of_the_sketch_decides(
     options = {"seed": SEED, "feature_map": FeatureMap(stage)}
     kept = get(limited(size), ask, **options)
     assert kept.spread is not None
-    assert (kept.alphas.norm, kept.alphas.spread) == pytest.approx((0.025, 0.025))
+    assert (kept.terms.alphas.norm, kept.terms.alphas.spread) == pytest.approx((0.025, 0.025))
     left_out = get(limited(size - 1), ask, **options)
     assert left_out.spread is None
     assert left_out.spread_estimate is None
-    assert (left_out.alphas.norm, left_out.alphas.spread) == (pytest.approx(0.05), 0)
+    assert (left_out.terms.alphas.norm, left_out.terms.alphas.spread) == (pytest.approx(0.05), 0)
     # It is the certificate of a request that did not ask for the spread.
-    plain = limited(size - 1).submit(ask(**options)).result(60)
+    plain = limited(size - 1).submit(*ask(**options)).result(60)
     assert left_out.norm_lower == pytest.approx(plain.norm_lower, abs=1e-6)
     assert left_out.norm_lower > kept.norm_lower
     np.testing.assert_allclose(left_out.payload["image_embeds"], kept.payload["image_embeds"], atol=1e-4)
@@ -72,7 +72,7 @@ def test_answers_from_the_cache_leave_it_out_too(limited: Limited, smoother: Wat
     assert first.norm_lower == second.norm_lower
     for result in (first, second, more):
         assert result.spread is None
-        assert result.alphas.spread == 0
+        assert result.terms.alphas.spread == 0
     assert smoother.drawn == 50
 
 
@@ -81,8 +81,8 @@ def test_requests_in_flight_together_leave_it_out_together(
 ) -> None:
     engine = limited(1)
     smoother.gate.clear()
-    futures = [engine.submit(ask(spectral=True, samples=samples)) for samples in (20, 30)]
+    futures = [engine.submit(*ask(spectral=True, samples=samples)) for samples in (20, 30)]
     smoother.gate.set()
     few, many = (future.result(60) for future in futures)
     assert (few.spread, many.spread, few.seed) == (None, None, many.seed)
-    assert (few.alphas.spread, many.alphas.spread) == (0, 0)
+    assert (few.terms.alphas.spread, many.terms.alphas.spread) == (0, 0)

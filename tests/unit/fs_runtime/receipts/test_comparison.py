@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from fs_runtime.receipts.comparison import differences
+from fs_runtime.receipts.comparison import differences, unknown_fields
 
 RANGE = ({"a": {"b": [0.5, 0.7]}}, {"a": {"b": [0.5, 0.71]}}, {"a": {"b": [0.5, 0.72]}})
 
@@ -50,3 +50,25 @@ def test_nulls_booleans_and_words(replays: tuple[Any, ...], accepted: list[Any],
         assert differences(value, replays, 0.01) == [], value
     for value in refused:
         assert len(differences(value, replays, 0.01)) == 1, value
+
+
+def test_fields_that_came_later_may_be_missing_and_no_others() -> None:
+    def replay(shift: float) -> dict[str, Any]:
+        return {"a": 0.5 + shift, "new": 1, "curve": {"bounds": [{"r": 1, "best": 0.9, "new": 0.8 + shift}]}}
+
+    replays = [replay(shift) for shift in (-0.01, 0.0, 0.01)]
+    later = frozenset({"certificate.new", "certificate.curve.bounds.*.new"})
+    old = {"a": 0.5, "curve": {"bounds": [{"r": 1, "best": 0.9}]}}
+    assert differences(old, replays, 0.0, later=later) == []
+    assert differences(old | {"new": 1}, replays, 0.0, later=later) == []
+    assert [found.field for found in differences(old | {"new": 2}, replays, 0.0, later=later)] == ["certificate.new"]
+    assert [found.field for found in differences(old, replays, 0.0)] == ["certificate"]
+    lacking = {"a": 0.5, "curve": {"bounds": [{"r": 1}]}}
+    assert [found.field for found in differences(lacking, replays, 0.0, later=later)] == ["certificate.curve.bounds.0"]
+
+
+def test_fields_that_are_not_known_here_are_named() -> None:
+    replayed = {"a": {"b": [{"c": 1}]}, "d": None}
+    recorded = {"a": {"b": [{"c": 1, "x": 2}, {"y": 3}]}, "d": {"z": 1}, "w": 0}
+    assert unknown_fields(recorded, replayed) == ["certificate.w", "certificate.a.b.0.x"]
+    assert unknown_fields(replayed, replayed) == []

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from fs_runtime.certificate import Spread
 from fs_runtime.encoders import VisionEncoder, load_encoder
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest
+from fs_runtime.engine import SmoothingEngine
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts import Receipt, SigningKey, parse_receipt
-from fs_runtime.receipts.document import ReceiptImage, ReceiptUntil
+from fs_runtime.receipts.document import ReceiptError, ReceiptImage, ReceiptUntil
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.receipts.replay import _shifted
 from fs_runtime.receipts.verify import CannotReplayError, Verification, verify
 from fs_runtime.robustness import Fingerprints, certify
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
+from tests.asked import Asked, asked
 from tests.integration.tiny_llava import build_tiny_llava
 from tests.unit.fs_runtime.test_robustness import a_result
 
@@ -55,9 +56,9 @@ def issued(
     key: SigningKey | None = None,
     **options: Any,
 ) -> Receipt:
-    request = SmoothingRequest(**{"image": picture, "sigma": 0.1, "samples": 32, "confidence": 0.95} | FULL | options)
-    result = engine.submit(request).result(60)
-    certificate = certify(result, query, Fingerprints.of(engine.smoother, request.feature_map))
+    request = asked(picture, **{"sigma": 0.1, "samples": 32, "confidence": 0.95} | FULL | options)
+    result = engine.submit(*request).result(60)
+    certificate = certify(result, query, Fingerprints.of(engine.smoother, result.terms.feature_map))
     return parse_receipt(issue_receipt(engine, ReceiptImage.of(picture), query, result, certificate, key=key).to_json())
 
 
@@ -116,10 +117,10 @@ def test_reproduced(
 def test_a_certificate_that_ended_early_in_shared_batches(
     engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8]
 ) -> None:
-    def request(image: NDArray[np.uint8], **options: Any) -> SmoothingRequest:
-        return SmoothingRequest(image, 0.1, 200, 0.95, **options)
+    def request(image: NDArray[np.uint8], **options: Any) -> Asked:
+        return asked(image, 0.1, 200, 0.95, **options)
 
-    others = [engine.submit(request(255 - picture)) for _ in range(1)]
+    others = [engine.submit(*request(255 - picture)) for _ in range(1)]
     endings = set()
     for similarity in (0.5, 0.9999999):
         query = CertificateQuery(radius=0.005, min_similarity=similarity)
@@ -312,6 +313,23 @@ def test_no_precision_lets_any_similarity_pass(
     found = check(parse_receipt(json.dumps(forged)), picture, smoother)
     assert found.verdict == "not_reproduced"
     assert "certificate.smoothed" in "".join(found.problems)
+
+
+def test_a_receipt_of_a_later_version_cannot_be_checked(
+    engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8]
+) -> None:
+    """Neither passed without its new field, nor called wrong."""
+    later = issued(engine, picture).model_dump(mode="json")
+    later["certificate"]["smoothed"]["sharper"] = 0.99
+    later["versions"]["fs-serve"] = "9.0.0"
+    found = check(parse_receipt(json.dumps(later)), picture, smoother)
+    assert found.verdict == "cannot_be_checked"
+    assert "certificate.smoothed.sharper" in found.problems[0]
+    assert "update" in found.problems[0]
+    assert "9.0.0" in found.problems[0]
+    later["draws"]["sharper"] = True
+    with pytest.raises(ReceiptError, match=r"draws\.sharper is not known here.*update"):
+        parse_receipt(json.dumps(later))
 
 
 def test_the_ends_of_the_tolerance_stay_away_from_certainty() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from fs_runtime.encoders import VisionEncoder, load_encoder
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import SmoothingEngine, SmoothingResult
 from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.loading.engine import EngineOptions, load_engine, load_smoother, only_shape
 from fs_runtime.preprocessing.pictures import read_picture
@@ -20,6 +20,7 @@ from fs_runtime.receipts.replay import tolerance
 from fs_runtime.reference import example_images, reference_model_path
 from fs_runtime.smoothing.compilation import CompilationError, CompiledNetworks, batch_sizes, check_mode
 from fs_runtime.smoothing.smoother import Smoother
+from tests.asked import asked
 from tests.integration.families.llava_next import LLAVA_NEXT
 from tests.integration.families.qwen import QWEN2_5_VL
 
@@ -116,7 +117,7 @@ def engine(tiny_llava: Path) -> Iterator[SmoothingEngine]:
 
 
 def ask(engine: SmoothingEngine, picture: NDArray[np.uint8], samples: int = 23) -> SmoothingResult:
-    return engine.submit(SmoothingRequest(picture, 0.1, samples, 0.999, seed=5)).result(600)
+    return engine.submit(*asked(picture, 0.1, samples, 0.999, seed=5)).result(600)
 
 
 def test_an_engine_certifies_what_an_eager_one_does(
@@ -153,8 +154,10 @@ def test_tiles_pass_through_the_same_networks(engine: SmoothingEngine, encoder: 
 def test_receipts_and_cache_state_the_mode(engine: SmoothingEngine, encoder: VisionEncoder) -> None:
     assert arithmetic_of(engine.smoother, 4).model_dump()["compiled"] == "default"
     assert "compiled" not in arithmetic_of(Smoother(encoder), 4).model_dump()
-    request = SmoothingRequest(np.zeros((56, 56, 3), np.uint8), 0.1, 8, 0.999)
-    assert CacheKey.of(request, engine.smoother) != CacheKey.of(request, Smoother(encoder))
+    request, pixels = asked(np.zeros((56, 56, 3), np.uint8), 0.1, 8, 0.999)
+    assert CacheKey.of(request, engine.smoother, pixels=pixels) != CacheKey.of(
+        request, Smoother(encoder), pixels=pixels
+    )
 
 
 def test_a_model_of_any_resolution_is_not_compiled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,13 +12,14 @@ import torch
 
 from fs_runtime.embedded import EmbeddedModel, Generation
 from fs_runtime.encoders.float8 import Float8Linear
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import SmoothingEngine, SmoothingResult
 from fs_runtime.loading.engine import EngineOptions, load_engine, load_smoother
 from fs_runtime.options import CertificateQuery
 from fs_runtime.preprocessing.pictures import read_picture
 from fs_runtime.reference import example_images, reference_model_path
 from fs_runtime.robustness import Fingerprints, certify
 from fs_runtime.system.gpu import gpu_state, limit_memory
+from tests.asked import asked
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 MODEL = str(reference_model_path())
@@ -35,7 +36,7 @@ def test_a_picture_is_answered_and_certified(dtype: str) -> None:
     engine = load_engine(MODEL, EngineOptions(device="cuda", dtype=dtype))
     try:
         engine.warm_up()
-        result = engine.submit(SmoothingRequest(PICTURE, 0.05, 512, 0.999)).result(60)
+        result = engine.submit(*asked(PICTURE, 0.05, 512, 0.999)).result(60)
     finally:
         engine.close()
     assert certificate_of(result) > 0.97
@@ -49,7 +50,7 @@ def test_cpu_and_gpu_certify_the_same_up_to_the_draws() -> None:
     bounds = []
     for device, dtype in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
         engine = load_engine(MODEL, EngineOptions(device=device, dtype=dtype))
-        bounds.append(certificate_of(engine.submit(SmoothingRequest(PICTURE, 0.05, 1024, 0.999)).result(120)))
+        bounds.append(certificate_of(engine.submit(*asked(PICTURE, 0.05, 1024, 0.999)).result(120)))
         engine.close()
     np.testing.assert_allclose(bounds, bounds[0], atol=2e-3)
 
@@ -59,7 +60,7 @@ def test_same_seed_same_certificate_whatever_shares_the_batch(dtype: str, tolera
     engine = SmoothingEngine(load_smoother(MODEL, device="cuda", dtype=dtype), batch_size=64)
 
     def ask(seed: int) -> Future[SmoothingResult]:
-        return engine.submit(SmoothingRequest(PICTURE, 0.05, 300, 0.999, seed=seed))
+        return engine.submit(*asked(PICTURE, 0.05, 300, 0.999, seed=seed))
 
     try:
         alone = ask(7).result(60)
@@ -92,8 +93,8 @@ def test_compiled_networks_certify_what_eager_ones_do(dtype: str, tolerance: flo
         try:
             engine.warm_up()
             for _ in range(3):
-                request = SmoothingRequest(PICTURE, 0.05, 300, 0.999, seed=7)
-                found.append(float(engine.submit(request).result(300).norm_lower))
+                request = asked(PICTURE, 0.05, 300, 0.999, seed=7)
+                found.append(float(engine.submit(*request).result(300).norm_lower))
         finally:
             engine.close()
     np.testing.assert_allclose(found, found[0], atol=tolerance)
@@ -127,7 +128,7 @@ def test_a_float8_encoder_is_certified(mode: Any) -> None:
     plain = load_smoother(MODEL, device="cuda", dtype="bfloat16")
     try:
         engine.warm_up()
-        result = engine.submit(SmoothingRequest(PICTURE, 0.05, 512, 0.999)).result(300)
+        result = engine.submit(*asked(PICTURE, 0.05, 512, 0.999)).result(300)
     finally:
         engine.close()
     assert certificate_of(result) > 0.95
@@ -161,7 +162,7 @@ def test_a_share_of_memory_is_a_ceiling_and_makes_batches_smaller() -> None:
         assert state.limit_bytes < state.total_bytes
         engine = SmoothingEngine(smoother, batch_size=4096)
         try:
-            result = engine.submit(SmoothingRequest(PICTURE, 0.05, 4096, 0.999)).result(300)
+            result = engine.submit(*asked(PICTURE, 0.05, 4096, 0.999)).result(300)
             assert result.samples == 4096
             assert engine.out_of_memory_events > 0
             assert torch.cuda.memory_reserved(device) <= state.limit_bytes
@@ -173,14 +174,15 @@ def test_a_share_of_memory_is_a_ceiling_and_makes_batches_smaller() -> None:
 
 _ASSERTION = """
 import sys, numpy as np, torch
-from fs_runtime.engine import DeviceLostError, SmoothingEngine, SmoothingRequest
+from fs_runtime.engine import DeviceLostError, SmoothingEngine
 from fs_runtime.system.gpu import device_works
 from fs_runtime.loading import load_smoother
+from tests.asked import asked
 
 smoother = load_smoother(sys.argv[1], device="cuda")
 engine = SmoothingEngine(smoother, batch_size=8)
-request = SmoothingRequest(np.zeros((56, 56, 3), np.uint8), 0.05, 8, 0.9)
-engine.submit(request).result(60)
+request = asked(np.zeros((56, 56, 3), np.uint8), 0.05, 8, 0.9)
+engine.submit(*request).result(60)
 assert device_works(smoother.encoder.device)
 step = smoother.step
 def failing(parts):
@@ -189,7 +191,7 @@ def failing(parts):
 smoother.step = failing
 for attempt in range(2):
     try:
-        engine.submit(request).result(60)
+        engine.submit(*request).result(60)
     except DeviceLostError:
         continue
     raise SystemExit("the lost device was not noticed")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from fs_runtime.encoders import VisionEncoder, load_encoder
-from fs_runtime.engine import SmoothingRequest
 from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.smoothing.smoother import Smoother
+from tests.asked import asked
 from tests.integration.families.qwen import QWEN2_VL
 
 
@@ -15,13 +15,13 @@ def test_replicas_that_read_an_image_at_other_resolutions_share_no_draws(tmp_pat
     """The fingerprint is the checkpoint's and the digest the sent image's: neither tells of the cap."""
     QWEN2_VL.build(tmp_path / "model")
     image = np.random.default_rng(0).integers(0, 256, (224, 168, 3), dtype=np.uint8)
-    request = SmoothingRequest(image, 0.25, 8, 0.999)
+    request, pixels = asked(image, 0.25, 8, 0.999)
     keys, sizes = [], []
     for cap in (None, None, 64 * 64):
         encoder = load_encoder(str(tmp_path / "model"))
         if cap is not None:
             encoder.cap(cap)
-        keys.append(CacheKey.of(request, Smoother(encoder)))
+        keys.append(CacheKey.of(request, Smoother(encoder), pixels=pixels))
         sizes.append(encoder.prepare(image).pixels.shape)
     assert keys[0] == keys[1]
     assert keys[0].parts() == keys[1].parts()  # what the shared cache makes its names of
@@ -35,6 +35,6 @@ def test_replicas_that_leave_the_spread_out_of_other_images_share_no_draws(encod
     """They would split α differently over the same draws."""
     smoother, image = Smoother(encoder), np.zeros((28, 28, 3), np.uint8)
     for spectral in (True, False):
-        request = SmoothingRequest(image, 0.25, 8, 0.999, spectral=spectral)
-        low, high = (CacheKey.of(request, smoother, limit) for limit in (2**20, 2**30))
+        request, pixels = asked(image, 0.25, 8, 0.999, spectral=spectral)
+        low, high = (CacheKey.of(request, smoother, limit, pixels) for limit in (2**20, 2**30))
         assert (low == high) is (low.parts() == high.parts()) is not spectral

@@ -10,17 +10,18 @@ import pytest
 from numpy.typing import NDArray
 
 from fs_runtime.encoders import VisionEncoder
-from fs_runtime.engine import SmoothingEngine, SmoothingError, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import CertificateTerms, SmoothingEngine, SmoothingError, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.engine.cache.origins import Origins, draws_name
-from fs_runtime.engine.cache.stored import Origin
+from fs_runtime.engine.request import Origin
 from fs_runtime.options import CertificateQuery
 from fs_runtime.smoothing.feature_map import FeatureMap
+from tests.asked import Asked, asked, smoothed
 from tests.unit.fs_runtime.engine.conftest import Ask, WatchedSmoother
 
 
-def get(engine: SmoothingEngine, request: SmoothingRequest) -> SmoothingResult:
-    return engine.submit(request).result(30)
+def get(engine: SmoothingEngine, request: Asked) -> SmoothingResult:
+    return engine.submit(*request).result(30)
 
 
 def same(one: SmoothingResult, other: SmoothingResult) -> None:
@@ -152,11 +153,11 @@ def test_token_bounds_of_another_confidence_are_of_the_same_draws(cached: Smooth
 
 
 def test_another_picture_is_another_image(cached: SmoothingEngine, picture: NDArray[np.uint8]) -> None:
-    first = get(cached, SmoothingRequest(picture, 0.1, 8, 0.95))
+    first = get(cached, asked(picture, 0.1, 8, 0.95))
     changed = picture.copy()
     changed[0, 0, 0] ^= 1
-    assert get(cached, SmoothingRequest(changed, 0.1, 8, 0.95)).seed != first.seed
-    assert get(cached, SmoothingRequest(picture.copy(), 0.1, 8, 0.95)).cache == "hit"
+    assert get(cached, asked(changed, 0.1, 8, 0.95)).seed != first.seed
+    assert get(cached, asked(picture.copy(), 0.1, 8, 0.95)).cache == "hit"
 
 
 def test_a_picture_that_is_known_by_its_id_is_not_decoded_again(
@@ -164,12 +165,12 @@ def test_a_picture_that_is_known_by_its_id_is_not_decoded_again(
 ) -> None:
     decoded = []
 
-    def decode() -> NDArray[np.uint8]:
+    async def decode() -> NDArray[np.uint8]:
         decoded.append(1)
         return picture
 
-    request = SmoothingRequest(decode, 0.1, 8, 0.95, image_id="sha256:file")
-    assert [get(cached, request).cache for _ in range(3)] == ["miss", "hit", "hit"]
+    request = SmoothingRequest(CertificateTerms(0.1, 0.95), 8, image_id="sha256:file")
+    assert [asyncio.run(smoothed(cached, request, decode)).cache for _ in range(3)] == ["miss", "hit", "hit"]
     assert len(decoded) == 1
 
 
@@ -177,7 +178,7 @@ def test_equal_requests_in_flight_share_one_job_and_leave_it_one_by_one(
     cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask
 ) -> None:
     smoother.gate.clear()
-    first, second, longer = (cached.submit(ask(samples=samples)) for samples in (40, 40, 64))
+    first, second, longer = (cached.submit(*ask(samples=samples)) for samples in (40, 40, 64))
     assert cached.queued_images == 1
     assert cached.queued_samples == 64
     first.cancel()
@@ -191,10 +192,10 @@ def test_equal_requests_in_flight_share_one_job_and_leave_it_one_by_one(
 
 def test_a_job_that_all_have_left_ends(cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:
     smoother.gate.clear()
-    futures = [cached.submit(ask(samples=100)) for _ in range(3)]
+    futures = [cached.submit(*ask(samples=100)) for _ in range(3)]
     for future in futures:
         future.cancel()
-    other = cached.submit(ask(0.2, 8))
+    other = cached.submit(*ask(0.2, 8))
     smoother.gate.set()
     other.result(30)
     assert sum(batch.get(0.1, 0) for batch in smoother.batches) <= 8
@@ -205,7 +206,7 @@ def test_nobody_gets_other_draws_by_leaving(cached: SmoothingEngine, smoother: W
     """Adaptive sampling answers soon where draws are lucky: who leaves when it does not must not try his luck again."""
     for left in range(3):
         smoother.gate.clear()
-        future = cached.submit(ask(samples=4000))
+        future = cached.submit(*ask(samples=4000))
         smoother.gate.set()
         while smoother.drawn < 16 * (left + 1):
             time.sleep(0.001)
@@ -220,15 +221,15 @@ def test_draws_that_somebody_saw_are_kept_when_a_longer_request_for_them_is_canc
     cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask
 ) -> None:
     smoother.gate.clear()
-    short, long = cached.submit(ask(samples=8)), cached.submit(ask(samples=4000))
+    short, long = cached.submit(*ask(samples=8)), cached.submit(*ask(samples=4000))
     smoother.gate.set()
     seen = short.result(30)
     smoother.gate.clear()
     long.cancel()
     smoother.gate.set()
-    while cached.queued_samples:
+    while cached.queued_images:
         time.sleep(0.005)
-    again = cached.submit(ask(samples=8)).result(30)
+    again = cached.submit(*ask(samples=8)).result(30)
     assert (again.cache, again.seed) == ("hit", seen.seed)
 
 
@@ -237,7 +238,7 @@ def test_a_failing_job_fails_for_all_who_share_it_and_is_not_kept(
 ) -> None:
     smoother.failing_sigma = 0.1
     smoother.gate.clear()
-    futures = [cached.submit(ask()) for _ in range(2)]
+    futures = [cached.submit(*ask()) for _ in range(2)]
     smoother.gate.set()
     for future in futures:
         with pytest.raises(SmoothingError):
@@ -250,7 +251,7 @@ def test_a_failing_job_fails_for_all_who_share_it_and_is_not_kept(
 
 def test_many_tasks_at_once_get_one_answer(cached: SmoothingEngine, smoother: WatchedSmoother, ask: Ask) -> None:
     async def crowd() -> list[SmoothingResult]:
-        return await asyncio.gather(*(cached.smooth(ask(samples=24)) for _ in range(20)))
+        return await asyncio.gather(*(asyncio.wrap_future(cached.submit(*ask(samples=24))) for _ in range(20)))
 
     results = asyncio.run(crowd())
     assert len({result.seed for result in results}) == 1
@@ -267,7 +268,7 @@ def tight(encoder: VisionEncoder) -> Iterator[SmoothingEngine]:
 
 def test_the_least_recently_used_image_goes_first(tight: SmoothingEngine, picture: NDArray[np.uint8]) -> None:
     def of(number: int) -> SmoothingResult:
-        return get(tight, SmoothingRequest(picture + np.uint8(number), 0.1, 2, 0.95))
+        return get(tight, asked(picture + np.uint8(number), 0.1, 2, 0.95))
 
     first, second = of(0), of(1)
     kept = 2
@@ -283,12 +284,12 @@ def test_the_least_recently_used_image_goes_first(tight: SmoothingEngine, pictur
 
 
 def test_origins_are_remembered_up_to_a_number(smoother: WatchedSmoother, ask: Ask) -> None:
-    names = [draws_name(CacheKey.of(ask(sigma), smoother)) for sigma in (0.1, 0.2, 0.3)]
+    names = [draws_name(CacheKey.of(request, smoother, pixels=pixels)) for request, pixels in map(ask, (0.1, 0.2, 0.3))]
     origins, fresh = Origins(most=2), [Origin.fresh(8) for _ in names]
     for name, origin in zip(names[:2], fresh, strict=False):
-        origins.put(name, origin)
+        origins[name] = origin
     assert origins.get(names[0]) == fresh[0]
-    origins.put(names[2], fresh[2])
+    origins[names[2]] = fresh[2]
     assert [origins.get(name) for name in names] == [fresh[0], None, fresh[2]]
 
 
@@ -311,7 +312,7 @@ def test_a_closed_engine_does_not_answer_from_the_cache(cached: SmoothingEngine,
     get(cached, ask())
     cached.close()
     with pytest.raises(RuntimeError, match="shut down"):
-        cached.submit(ask())
+        cached.submit(*ask())
 
 
 @pytest.mark.slow
@@ -321,10 +322,10 @@ def test_memory_stays_flat_over_ten_thousand_requests(encoder: VisionEncoder, pi
     try:
         for start in range(0, 10_000, 100):
             requests = [
-                SmoothingRequest(picture, 0.1, 4, 0.95, spectral=True, image_id=str(i), tenant=str(i % 1000))
+                asked(picture, 0.1, 4, 0.95, spectral=True, image_id=str(i), tenant=str(i % 1000))
                 for i in range(start, start + 100)
             ]
-            futures = [engine.submit(request) for request in requests]
+            futures = [engine.submit(*request) for request in requests]
             for number, future in enumerate(futures):
                 if number % 10 == 0:
                     future.cancel()

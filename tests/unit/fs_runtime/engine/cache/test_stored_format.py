@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest
+from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.cache.key import CacheKey
-from fs_runtime.engine.cache.stored import Origin, StoredImage
+from fs_runtime.engine.cache.stored import StoredImage
 from fs_runtime.engine.cache.stored_format import (
     UnreadableError,
     image_from_bytes,
@@ -17,7 +17,9 @@ from fs_runtime.engine.cache.stored_format import (
     origin_from_bytes,
     origin_to_bytes,
 )
+from fs_runtime.engine.request import Origin
 from fs_runtime.smoothing.feature_map import FeatureMap
+from tests.asked import Asked
 from tests.unit.fs_runtime.engine.conftest import Ask, WatchedSmoother
 
 KINDS: list[dict[str, object]] = [
@@ -30,9 +32,9 @@ KINDS: list[dict[str, object]] = [
 ]
 
 
-def stored_in(engine: SmoothingEngine, request: SmoothingRequest) -> StoredImage:
-    engine.submit(request).result(30)
-    found = engine._cache.get(CacheKey.of(request, engine.smoother))
+def stored_in(engine: SmoothingEngine, request: Asked) -> StoredImage:
+    engine.submit(*request).result(30)
+    found = engine._cache.get(CacheKey.of(request[0], engine.smoother, pixels=request[1]))
     assert found is not None
     return found
 
@@ -55,9 +57,9 @@ def test_goes_on_as_the_original_does(
     assert copy.origin == original.origin
     assert abs(copy.nbytes - original.nbytes) < 1000
     assert not copy.is_better_than(original)
-    other._cache.put(CacheKey.of(request, other.smoother), copy)
+    other._cache.put(CacheKey.of(request[0], other.smoother, pixels=request[1]), copy)
     for further in (samples, samples + 30):
-        one, two = (engine.submit(ask(samples=further, **options)).result(30) for engine in (cached, other))
+        one, two = (engine.submit(*ask(samples=further, **options)).result(30) for engine in (cached, other))
         assert one.cache == two.cache == ("hit" if further == samples else "extended")
         for field in dataclasses.fields(one):
             if not field.name.endswith("seconds"):

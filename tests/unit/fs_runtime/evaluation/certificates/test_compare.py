@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fs_runtime.certificate import fcsb, score_from_norm, spectral_similarity
-from fs_runtime.engine import SmoothingEngine, SmoothingRequest
+from fs_runtime.engine import SmoothingEngine
 from fs_runtime.evaluation.certificates.compare import (
     BOUNDS,
     OURS,
@@ -24,6 +24,7 @@ from fs_runtime.evaluation.certificates.compare import (
 )
 from fs_runtime.loading.engine import load_smoother
 from fs_runtime.reference import reference_model_path
+from tests.asked import asked
 from tests.commands import app
 
 
@@ -37,12 +38,12 @@ def test_ours_is_what_the_server_certifies(picture: NDArray[np.uint8]) -> None:
     engine = SmoothingEngine(smoother, batch_size=40)
     try:
         for count in (32, 96):
-            result = engine.submit(SmoothingRequest(picture, 0.1, count, 0.999, seed=5, spectral=True)).result()
+            result = engine.submit(*asked(picture, 0.1, count, 0.999, seed=5, spectral=True)).result()
             assert result.spread is not None
             norm = float(np.max(result.norm_lower))
             best = spectral_similarity(norm, result.spread, 0.1 * np.array(RATIOS), 0.1)
             assert found[count][OURS] == pytest.approx(best, abs=1e-5)
-            whole = engine.submit(SmoothingRequest(picture, 0.1, count, 0.999, seed=5)).result()
+            whole = engine.submit(*asked(picture, 0.1, count, 0.999, seed=5)).result()
             paper_formula = fcsb(score_from_norm(float(np.max(whole.norm_lower))), 0.1 * np.array(RATIOS), 0.1)
             assert found[count]["FCSB"] == pytest.approx(paper_formula, abs=1e-5)
     finally:
