@@ -20,14 +20,14 @@ from server.errors import install_handlers
 from server.http.body_limit import BodyLimitMiddleware
 from server.http.drain import Drain, DrainMiddleware
 from server.http.limit_headers import LimitHeadersMiddleware
-from server.http.request_log import AccessMiddleware, RequestIdMiddleware
+from server.http.request_log import AccessLogMiddleware, RequestIdMiddleware
 from server.images.reader import ImageReader
-from server.images.remote import RemoteImages
+from server.images.remote import RemoteImageFetcher
+from server.models.configured import ConfiguredModels
 from server.models.directory import ModelDirectory
 from server.models.loading import LoadedModel
 from server.models.metrics import register_models
 from server.models.served import ServedModel, SharedParts
-from server.models.wanted import WantedModels
 from server.observability.metrics import Metrics
 from server.observability.tracing import TracingMiddleware
 from server.rate_limits.limiter import RateLimiter
@@ -39,16 +39,16 @@ _OF_MODELS = (chat, certify)  # routes whose requests name a model
 def create_app(
     settings: Settings,
     access: AccessDirectory,
-    wanted: WantedModels,
+    configured: ConfiguredModels,
     loaded: Iterable[LoadedModel] = (),
-    images: RemoteImages | None = None,
+    images: RemoteImageFetcher | None = None,
 ) -> FastAPI:
     """Makes the application.
 
     Args:
         settings: The operator's settings.
         access: Who may use it.
-        wanted: The models that there should be.
+        configured: The models that there should be.
         loaded: Models in memory, which the application closes at its end; those that are missing are loaded at start.
         images: Fetches remote images in place of what the settings ask for. For tests.
     """
@@ -60,7 +60,7 @@ def create_app(
     audit = AuditLog(settings, metrics)
     reader = ImageReader(settings, metrics, images)
     shared = SharedParts(reader, limiter, audit, receipt_key, metrics)
-    models = ModelDirectory(wanted, metrics, lambda model: ServedModel(model, shared))
+    models = ModelDirectory(configured, metrics, lambda model: ServedModel(model, shared))
     register_models(metrics.registry, models)
 
     @asynccontextmanager
@@ -103,10 +103,10 @@ def create_app(
         BodyLimitMiddleware,
         max_bytes=settings.max_body_bytes,
         seconds=settings.body_timeout,
-        max_bytes_together=settings.max_body_bytes_together,
+        max_total_bytes=settings.max_body_bytes_together,
     )
     app.add_middleware(LimitHeadersMiddleware)
-    app.add_middleware(AccessMiddleware, metrics=metrics)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics)
     app.add_middleware(TracingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(DrainMiddleware, drain=drain)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 
-class Deadlines:
+class TimeoutGroup:
     """Waits that are under way, to be ended at once when what they wait for will not come.
 
     All times are those of the running loop, whose clock is monotonic.
@@ -19,7 +19,7 @@ class Deadlines:
         self._under_way: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
-    async def until(self, when: float | None = None) -> AsyncIterator[None]:
+    async def timeout_at(self, when: float | None = None) -> AsyncIterator[None]:
         """Limits the block; do not yield inside it.
 
         Raises:
@@ -44,7 +44,7 @@ class Deadlines:
 T = TypeVar("T")
 
 
-async def on_daemon_thread(call: Callable[[], T]) -> T:
+async def run_on_daemon_thread(call: Callable[[], T]) -> T:
     """Runs ``call`` on a thread of its own, which does not keep the process from ending, as pools of threads do."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()

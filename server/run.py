@@ -11,19 +11,19 @@ import uvicorn
 
 from fs_runtime.encoders import CheckpointError
 from server.access.directory import AccessDirectory
-from server.access.keys import KeyFormError
+from server.access.keys import KeyFormatError
 from server.access.tenants import AccessFileError
 from server.app import create_app
 from server.http.protocol import HttpProtocol
 from server.http.server import GatewayServer
+from server.models.configured import ConfiguredModels
 from server.models.file import ModelsFileError
 from server.models.loading import LoadedModel, load_model
-from server.models.wanted import WantedModels
 from server.observability.logs import configure_logging
-from server.observability.tracing import TracingError, configure_tracing, send_what_is_left
+from server.observability.tracing import TracingError, configure_tracing, flush_spans
 from server.settings.environment import CLIENT_KEY_VARIABLE
 from server.settings.gateway import Settings
-from server.settings.model import OF_ONE_CHECKPOINT
+from server.settings.model import CHECKPOINT_SETTINGS
 
 log = structlog.get_logger("server")
 
@@ -40,15 +40,15 @@ def warn_if_exposed(settings: Settings) -> None:
     )
 
 
-def warn_of_client_key(settings: Settings) -> None:
+def warn_about_client_key(settings: Settings) -> None:
     """Says so where the key of a client is set and no key that the gateway would accept."""
     if CLIENT_KEY_VARIABLE in os.environ and not settings.api_keys and settings.access_file is None:
         log.warning(f"{CLIENT_KEY_VARIABLE} is what clients send, and protects nothing; set api_keys (FS_API_KEYS)")
 
 
-def warn_of_unused(settings: Settings) -> None:
+def warn_about_unused_settings(settings: Settings) -> None:
     """Names settings of the one model that there is not where a file names several."""
-    unused = [name for name in OF_ONE_CHECKPOINT if name in settings.model_fields_set]
+    unused = [name for name in CHECKPOINT_SETTINGS if name in settings.model_fields_set]
     if settings.models_file is not None and unused:
         log.warning("models_file names the models and what belongs to each; these settings are not used", unused=unused)
 
@@ -72,15 +72,15 @@ class SettingError(ValueError):
         self.setting = setting
 
 
-def read_files(settings: Settings) -> tuple[AccessDirectory, WantedModels]:
+def read_files(settings: Settings) -> tuple[AccessDirectory, ConfiguredModels]:
     """Reads keys, access file and models file, so that a wrong one is found at start and not by the first client.
 
     Raises:
         SettingError: One of them cannot be used.
     """
     try:
-        return AccessDirectory(settings), WantedModels(settings)
-    except KeyFormError as error:
+        return AccessDirectory(settings), ConfiguredModels(settings)
+    except KeyFormatError as error:
         raise SettingError("api_keys", error) from None
     except AccessFileError as error:
         raise SettingError("access_file", error) from None
@@ -92,14 +92,14 @@ def run(settings: Settings) -> int:
     """Serves until it is told to stop. Returns the process's exit status."""
     configure_logging(settings)
     warn_if_exposed(settings)
-    warn_of_client_key(settings)
-    warn_of_unused(settings)
+    warn_about_client_key(settings)
+    warn_about_unused_settings(settings)
     loaded: list[LoadedModel] = []
     try:
-        access, wanted = read_files(settings)
+        access, configured = read_files(settings)
         configure_tracing()
-        loaded.extend(map(load_model, wanted.by_name.values()))  # one that fails leaves those before it
-        app = create_app(settings, access, wanted, loaded)
+        loaded.extend(map(load_model, configured.by_name.values()))  # one that fails leaves those before it
+        app = create_app(settings, access, configured, loaded)
     except SettingError as error:
         return _refuse(f"setting {error.setting}", error, loaded)
     except TracingError as error:
@@ -121,7 +121,7 @@ def run(settings: Settings) -> int:
     )
     server = GatewayServer(config, settings, [model.settings.model_name for model in loaded], app.state.drain)
     server.run()
-    send_what_is_left()
+    flush_spans()
     return 0 if server.started else 3
 
 

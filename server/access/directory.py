@@ -9,7 +9,7 @@ import secrets
 
 import structlog
 
-from server.access.keys import StoredKey, find_key, stored_form
+from server.access.keys import StoredKey, find_key, parse_key_entry
 from server.access.tenants import DEFAULT_TENANT, Access, AccessFileError, Tenant, parse_access
 from server.errors import ApiError
 from server.observability.metrics import Metrics
@@ -31,7 +31,7 @@ class AccessDirectory:
 
     Raises:
         AccessFileError: The file cannot be used.
-        KeyFormError: A key of the environment cannot be used.
+        KeyFormatError: A key of the environment cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -41,7 +41,7 @@ class AccessDirectory:
             settings.cache_salt_key.get_secret_value().encode() if settings.cache_salt_key else secrets.token_bytes(32)
         )
         self._own_keys = tuple(
-            StoredKey(stored_form(key.get_secret_value()), DEFAULT_TENANT) for key in settings.api_keys
+            StoredKey(parse_key_entry(key.get_secret_value()), DEFAULT_TENANT) for key in settings.api_keys
         )
         self._access = Access({}, ()) if self._file is None else self._parse(self._file)
 
@@ -77,13 +77,13 @@ class AccessDirectory:
         structlog.contextvars.bind_contextvars(key_id=key.key_id)
         return self._tenant(key.tenant)
 
-    def cache_salt(self, tenant: Tenant, wish: str | None = None) -> str:
+    def cache_salt(self, tenant: Tenant, client_salt: str | None = None) -> str:
         """Salt of the language model's prefix cache.
 
         A keyed digest of the tenant's name, so that no tenant can hit, or time, what another one has cached. A client
-        may part its own users by a wish; it cannot choose the salt.
+        may part its own users by a client_salt; it cannot choose the salt.
         """
-        message = f"{tenant.name}\n{wish or ''}".encode("utf-8", "surrogatepass")
+        message = f"{tenant.name}\n{client_salt or ''}".encode("utf-8", "surrogatepass")
         return hmac.digest(self._salt_key, message, hashlib.sha256).hex()
 
     async def watch(self, metrics: Metrics) -> None:

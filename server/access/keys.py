@@ -46,15 +46,15 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-class KeyFormError(ValueError):
+class KeyFormatError(ValueError):
     """An entry of ``api_keys`` is neither a key nor a digest; the message does not repeat it."""
 
 
-def stored_form(text: str) -> bytes:
+def parse_key_entry(text: str) -> bytes:
     """The digest that an entry of ``api_keys`` means: ``sha256:<64 hex digits>``, or a key in clear.
 
     Raises:
-        KeyFormError: It begins like a digest, and is none.
+        KeyFormatError: It begins like a digest, and is none.
     """
     if text.startswith(_DIGEST_PREFIX):
         try:
@@ -62,7 +62,7 @@ def stored_form(text: str) -> bytes:
         except ValueError:
             digest = b""
         if len(digest) != hashlib.sha256().digest_size:
-            raise KeyFormError("an entry that begins with sha256: must go on with 64 hex digits")
+            raise KeyFormatError("an entry that begins with sha256: must go on with 64 hex digits")
         return digest
     return digest_of(text)
 

@@ -57,13 +57,13 @@ class Tenant:
     Attributes:
         name: ``default`` for all requests of a server without keys, and for the keys of the setting ``api_keys``.
         settings: The server's, with the tenant's own in their place.
-        own: Names and values of the latter.
+        overrides: Names and values of the latter.
         models: Names of the models that it may use; None for all.
     """
 
     name: str
     settings: RequestSettings
-    own: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     models: frozenset[str] | None = None
 
     def may_use(self, model: str) -> bool:
@@ -76,9 +76,9 @@ class Tenant:
         What fits together for the server need not do so for every model: a tenant's default above a model's ceiling, or
         the other way round, becomes the ceiling.
         """
-        if not self.own:
+        if not self.overrides:
             return model
-        merged = model.model_copy(update=self.own)
+        merged = model.model_copy(update=self.overrides)
         held: dict[str, float] = {"samples": min(merged.samples, merged.max_samples)}
         if merged.sigma is not None:
             held["sigma"] = min(merged.sigma, merged.max_sigma)

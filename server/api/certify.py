@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from server.api.chat import CLIENT_CLOSED_REQUEST
 from server.api.dependencies import (
-    ClientGoneError,
+    ClientDisconnectedError,
     admit,
     caller_of,
     model_for,
@@ -39,7 +39,7 @@ async def certify(request: Request) -> Response:
         try:
             smoothing = model.smoothing.run([source], body.robustness, caller_of(request))
             _, robustness = await while_connected(request, smoothing)
-        except ClientGoneError:
+        except ClientDisconnectedError:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     answer = CertifyResponse(
         id=f"cert-{uuid.uuid4().hex}", created=int(time.time()), model=model.name, robustness=robustness

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from server.api.dependencies import (
-    ClientGoneError,
+    ClientDisconnectedError,
     Gateway,
     admit,
     caller_of,
@@ -68,7 +68,7 @@ async def chat_completions(request: Request) -> Response:
         model = held.enter_context(model_for(request, chat.model))
         try:
             return await _answer(request, chat, body, model, held)
-        except ClientGoneError:
+        except ClientDisconnectedError:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
@@ -85,7 +85,7 @@ async def _answer(
     cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
     sources = _take_images(chat, body)
     # Of megabytes it takes a while.
-    await asyncio.to_thread(model.control_tokens.defuse_body, body, settings.max_text_characters)
+    await asyncio.to_thread(model.control_tokens.neutralise_body, body, settings.max_text_characters)
     await model.language_model.admit()
     smoothing = model.smoothing.run(sources, chat.robustness, caller)
     payloads, robustness = await while_connected(request, smoothing)
@@ -132,7 +132,7 @@ async def _while_open(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]) -
     """The chunks, until the gateway has no more time to finish."""
     while True:
         try:
-            async with gateway.drain.limit():
+            async with gateway.drain.deadline():
                 chunk = await anext(chunks)
         except StopAsyncIteration:
             return

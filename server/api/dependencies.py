@@ -96,7 +96,7 @@ def model_for(request: Request, name: str | None) -> Iterator[ServedModel]:
     model = gateway_of(request).models.find(name, caller_of(request).tenant)
     structlog.contextvars.bind_contextvars(model=model.name)
     model.metrics.count_request(request.scope["route"].path)
-    with model.used():
+    with model.in_use():
         yield model
 
 
@@ -109,7 +109,7 @@ async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any
     Raises:
         ApiError: 400, naming the field at fault.
     """
-    async with gateway_of(request).drain.limit():
+    async with gateway_of(request).drain.deadline():
         raw = await request.body()
 
     def parse() -> tuple[M, dict[str, Any]]:  # off the event loop: bodies can have megabytes
@@ -125,7 +125,7 @@ async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any
     return await asyncio.get_running_loop().run_in_executor(pool, parse)
 
 
-class ClientGoneError(Exception):
+class ClientDisconnectedError(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
@@ -133,16 +133,16 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """Awaits ``work``, and cancels it when the client leaves or the time to finish what is under way is over.
 
     Raises:
-        ClientGoneError: The client left first.
+        ClientDisconnectedError: The client left first.
         ApiError: 503, the gateway stops.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(request))
     try:
-        async with gateway_of(request).drain.limit():
+        async with gateway_of(request).drain.deadline():
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGoneError
+            raise ClientDisconnectedError
         return task.result()
     finally:
         watch.cancel()

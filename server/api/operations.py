@@ -77,7 +77,7 @@ async def receipt_key(request: Request) -> ReceiptKey:
 @router.get("/livez", responses=_NOT_NOW, summary="Whether the process works; restart it if not.")
 async def livez(request: Request) -> Response:
     """200 while the threads that run the smoothing passes show signs of life, else 503."""
-    live = all(model.lives for model in gateway_of(request).models.running)
+    live = all(model.is_alive for model in gateway_of(request).models.running)
     return JSONResponse({"live": live}, status_code=200 if live else 503)
 
 
@@ -99,7 +99,7 @@ async def readyz(request: Request, model: str | None = None) -> Response:
     asked = [each for each in gateway.models.running if model in (None, each.name)]
     answering = await asyncio.gather(*(each.language_model.ready() for each in asked))
     parts = {
-        "engine": bool(asked) and all(each.lives for each in asked),
+        "engine": bool(asked) and all(each.is_alive for each in asked),
         "language_model": any(answering),
         "staying": not gateway.drain.begun,
     }

@@ -74,7 +74,7 @@ async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model
 
     from server.access.directory import AccessDirectory
     from server.app import create_app
-    from server.models.wanted import WantedModels
+    from server.models.configured import ConfiguredModels
     from server.observability.logs import configure_logging
     from server.settings.gateway import Settings
 
@@ -82,7 +82,7 @@ async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model
         log_level="warning", model=model, language_model="embedded", api_keys=[], access_file=None, models_file=None
     )
     configure_logging(settings)
-    application = create_app(settings, AccessDirectory(settings), WantedModels(settings))
+    application = create_app(settings, AccessDirectory(settings), ConfiguredModels(settings))
     async with application.router.lifespan_context(application):
         transport = httpx.ASGITransport(application)
         async with httpx.AsyncClient(transport=transport, base_url="http://fs-serve", timeout=300) as client:

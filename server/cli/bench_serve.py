@@ -105,14 +105,14 @@ def _gateway(settings: Settings) -> Iterator[tuple[str, Rate]]:
 
     from server.access.directory import AccessDirectory
     from server.app import create_app
+    from server.models.configured import ConfiguredModels
     from server.models.loading import load_model
-    from server.models.wanted import WantedModels
     from server.observability.logs import configure_logging
 
     configure_logging(settings)
     loaded = load_model(settings)
     engine = loaded.engine
-    application = create_app(settings, AccessDirectory(settings), WantedModels(settings), [loaded])
+    application = create_app(settings, AccessDirectory(settings), ConfiguredModels(settings), [loaded])
     config = uvicorn.Config(application, port=0, log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

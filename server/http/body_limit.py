@@ -27,15 +27,15 @@ class BodyLimitMiddleware:
         app: The application inside.
         max_bytes: Of the body, counted as it arrives, in chunks or not.
         seconds: From the first byte that is waited for to the last one.
-        max_bytes_together: Of the bodies of all requests that are not answered yet, arrived so far.
+        max_total_bytes: Of the bodies of all requests that are not answered yet, arrived so far.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, max_bytes_together: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, max_total_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
-        self.max_bytes_together = max(max_bytes, max_bytes_together)
-        self.bytes_together = 0
+        self.max_total_bytes = max(max_bytes, max_total_bytes)
+        self.total_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -51,7 +51,7 @@ class BodyLimitMiddleware:
         try:
             await self.app(scope, body.receive, body.send)
         finally:
-            self.bytes_together -= body.kept
+            self.total_bytes -= body.kept
 
     def too_large(self) -> ApiError:
         """The answer to too many bytes."""
@@ -112,12 +112,12 @@ class _Body:
         size = self._read - before
         if self._read > self._limit.max_bytes:
             self._refused = self._limit.too_large()
-        elif self._limit.bytes_together + size > self._limit.max_bytes_together:
+        elif self._limit.total_bytes + size > self._limit.max_total_bytes:
             self._refused = self._limit.too_many()
         if self._refused is not None:
             raise self._refused
         self.kept += size
-        self._limit.bytes_together += size
+        self._limit.total_bytes += size
         return message
 
     async def send(self, message: Message) -> None:

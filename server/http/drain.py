@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.concurrency import Deadlines
+from server.concurrency import TimeoutGroup
 from server.errors import ApiError
 
 
@@ -22,32 +22,32 @@ class Drain:
 
     def __init__(self) -> None:
         self.begun = False
-        self.over = False
-        self._waits = Deadlines()
+        self.expired = False
+        self._timeouts = TimeoutGroup()
 
     def begin(self) -> None:
         """The gateway has been told to stop."""
         self.begun = True
 
-    def finish(self) -> None:
+    def expire(self) -> None:
         """The time is over: everything in :meth:`limit` ends."""
-        self.over = True
-        self._waits.expire()
+        self.expired = True
+        self._timeouts.expire()
 
     @asynccontextmanager
-    async def limit(self) -> AsyncIterator[None]:
+    async def deadline(self) -> AsyncIterator[None]:
         """Ends the block when the time is over; do not yield inside it.
 
         Raises:
             ApiError: 503, the gateway stops.
         """
-        if self.over:
+        if self.expired:
             raise self._stopping()
         try:
-            async with self._waits.until():
+            async with self._timeouts.timeout_at():
                 yield
         except TimeoutError:
-            if self.over:
+            if self.expired:
                 raise self._stopping() from None
             raise
 

@@ -20,10 +20,10 @@ class EventStream(StreamingResponse):
         events: Events in their form on the wire.
         write_timeout: Seconds for which the client may take nothing before it is cut off: nobody is there, or nobody
             who reads.
-        held: What the stream needs; let go after its end.
+        resources: What the stream needs; let go after its end.
     """
 
-    def __init__(self, events: AsyncGenerator[str, None], write_timeout: float, held: ExitStack) -> None:
+    def __init__(self, events: AsyncGenerator[str, None], write_timeout: float, resources: ExitStack) -> None:
         super().__init__(
             events,
             media_type="text/event-stream",
@@ -31,7 +31,7 @@ class EventStream(StreamingResponse):
         )
         self._events = events
         self._write_timeout = write_timeout
-        self._held = held
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -40,7 +40,7 @@ class EventStream(StreamingResponse):
             async with asyncio.timeout(self._write_timeout):
                 await send(message)
 
-        with self._held:
+        with self._resources:
             try:
                 await super().__call__(scope, receive, send_in_time)
             except TimeoutError:

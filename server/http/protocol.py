@@ -39,7 +39,7 @@ class HttpProtocol(HttpToolsProtocol):
     What follows the headers and is no body is limited likewise: trailers, and the extensions of chunks.
     """
 
-    seconds_for_headers = 30.0
+    header_timeout = 30.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it so
         """Waits for the first request."""
@@ -122,7 +122,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _start_clock(self) -> None:
-        self._clock = self.loop.call_later(self.seconds_for_headers, self._close_late)
+        self._clock = self.loop.call_later(self.header_timeout, self._close_late)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:

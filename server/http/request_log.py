@@ -45,7 +45,7 @@ class RequestIdMiddleware:
         await self.app(scope, receive, send_with_id)
 
 
-class AccessMiddleware:
+class AccessLogMiddleware:
     """Counts and logs each request by route template, never by raw path or body."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

@@ -49,7 +49,7 @@ class GatewayServer(uvicorn.Server):
             port = self.servers[0].sockets[0].getsockname()[1]
             # That nobody can read it is no reason not to serve. Python's own buffer would fail again at the end.
             with suppress(OSError):
-                os.write(_STANDARD_OUTPUT, greeting(self._settings, self._models, port).encode())
+                os.write(_STANDARD_OUTPUT, startup_message(self._settings, self._models, port).encode())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by Python between two instructions of the main thread."""
@@ -63,7 +63,7 @@ class GatewayServer(uvicorn.Server):
         log.info("stopping", lead_seconds=lead, seconds_to_finish=self._settings.drain_timeout)
         loop = asyncio.get_running_loop()
         loop.call_later(lead, self._stop_listening)
-        loop.call_later(lead + self._settings.drain_timeout, self._drain.finish)
+        loop.call_later(lead + self._settings.drain_timeout, self._drain.expire)
 
     def _stop_listening(self) -> None:
         self._finishing = asyncio.create_task(self._finish())
@@ -93,7 +93,7 @@ class GatewayServer(uvicorn.Server):
 
     async def _wait_until_quiet(self) -> None:
         quiet_since = time.monotonic()
-        while self.server_state.connections and not self._drain.over:
+        while self.server_state.connections and not self._drain.expired:
             if self.server_state.tasks:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since >= _TIME_TO_ASK:
@@ -126,7 +126,7 @@ def _accept_waiting(queue: socket.socket, most: int) -> list[socket.socket]:
     return accepted
 
 
-def greeting(settings: Settings, models: list[str], port: int) -> str:
+def startup_message(settings: Settings, models: list[str], port: int) -> str:
     """The address, and a request to paste."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (a comparison)
     address = f"http://{host}:{port}"

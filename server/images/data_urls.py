@@ -9,7 +9,7 @@ from server.images.faults import Fault, ImageFaultError
 from server.images.limits import ImageLimits
 
 
-def bytes_of_data_url(url: str, limits: ImageLimits, param: str) -> bytes:
+def decode_data_url(url: str, limits: ImageLimits, param: str) -> bytes:
     """Decodes a data URL. Its media type is not looked at: the decoder goes by the bytes.
 
     Raises:

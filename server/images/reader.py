@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import ApiError, invalid
-from server.images.data_urls import bytes_of_data_url
+from server.images.data_urls import decode_data_url
 from server.images.decode import FORMATS, MAX_SIDE
 from server.images.faults import Fault, ImageFaultError
 from server.images.limits import ImageLimits
 from server.images.pool import DecodePool, DecodersBusyError
 from server.images.process import DecoderDiedError
-from server.images.remote import AddressRefusedError, RemoteError, RemoteImages
+from server.images.remote import AddressRefusedError, RemoteImageError, RemoteImageFetcher
 from server.images.remote_urls import UrlPolicy, UrlRefusedError
 from server.observability.metrics import Metrics
 from server.observability.tracing import stage
@@ -35,11 +35,11 @@ class ImageReader:
         remote: Replaces the fetcher that the settings ask for. For tests.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, remote: RemoteImages | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, remote: RemoteImageFetcher | None = None) -> None:
         self._seconds = settings.decode_timeout
         self._metrics = metrics
         self._pool = DecodePool(settings.decode_processes, settings.decode_timeout)
-        self._remote = remote or remote_images(settings)
+        self._remote = remote or remote_image_fetcher(settings)
         self._fetch_seconds = settings.remote_image_timeout
 
     async def start(self) -> None:
@@ -72,8 +72,8 @@ class ImageReader:
                 with stage(self._metrics, "fetch"):
                     return await self._fetch(url, param, limits.max_bytes)
             if len(url) <= _QUICK:
-                return bytes_of_data_url(url, limits, param)
-            return await asyncio.to_thread(bytes_of_data_url, url, limits, param)
+                return decode_data_url(url, limits, param)
+            return await asyncio.to_thread(decode_data_url, url, limits, param)
 
     async def decode(self, file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
         """The picture in a file: ``(H, W, 3)`` uint8 sRGB, upright, transparency on white.
@@ -128,9 +128,9 @@ class ImageReader:
             raise invalid(
                 "the URL is not fetched: its host is not found on the public internet", param, "remote_image_refused"
             ) from None
-        except RemoteError as error:
+        except RemoteImageError as error:
             raise ApiError(
-                400 if error.asked_wrongly else 502,
+                400 if error.is_client_error else 502,
                 f"the server that the image is on {error}; check the URL, or send the image as a data URL",
                 code="remote_image_failed",
                 param=param,
@@ -189,11 +189,11 @@ class ImageReader:
         return ApiError(status, f"{param}: {message}", code=code, param=param)
 
 
-def remote_images(settings: Settings) -> RemoteImages | None:
+def remote_image_fetcher(settings: Settings) -> RemoteImageFetcher | None:
     """The fetcher that the operator allows; None if there are no hosts to fetch from."""
     if not settings.remote_image_hosts:
         return None
     policy = UrlPolicy(
         tuple(settings.remote_image_hosts), tuple(settings.remote_image_schemes), tuple(settings.remote_image_ports)
     )
-    return RemoteImages(policy, settings.remote_image_timeout)
+    return RemoteImageFetcher(policy, settings.remote_image_timeout)

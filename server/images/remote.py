@@ -30,17 +30,17 @@ class AddressRefusedError(Exception):
     """The host's name has no address, or one that is not of the public internet."""
 
 
-class RemoteError(Exception):
+class RemoteImageError(Exception):
     """The other server did not give the image.
 
     Args:
         reason: What it did, without its address or anything that it sent.
-        asked_wrongly: Whether the URL is to blame (the server answered 404 or the like) and not the server.
+        is_client_error: Whether the URL is to blame (the server answered 404 or the like) and not the server.
     """
 
-    def __init__(self, reason: str, *, asked_wrongly: bool = False) -> None:
+    def __init__(self, reason: str, *, is_client_error: bool = False) -> None:
         super().__init__(reason)
-        self.asked_wrongly = asked_wrongly
+        self.is_client_error = is_client_error
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -95,7 +95,7 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         raise AddressRefusedError
 
 
-class RemoteImages:
+class RemoteImageFetcher:
     """Fetches images, each within a number of bytes and a total time.
 
     No proxies or other settings from the environment, no cookies, no credentials, no decompression, a fresh connection
@@ -134,7 +134,7 @@ class RemoteImages:
             UrlRefusedError: The URL, or one that it redirects to, is not allowed.
             AddressRefusedError: Its host is not on the public internet.
             ImageFaultError: The file has too many bytes.
-            RemoteError: The other server failed.
+            RemoteImageError: The other server failed.
             TimeoutError: It took too long.
         """
         target = self._policy.check(url)
@@ -148,8 +148,8 @@ class RemoteImages:
         except (TimeoutError, httpcore.TimeoutException):
             raise TimeoutError from None
         except (OSError, httpcore.NetworkError, httpcore.ProtocolError):
-            raise RemoteError("broke off or could not be reached") from None
-        raise RemoteError(f"redirects more than {_MAX_REDIRECTS} times", asked_wrongly=True)
+            raise RemoteImageError("broke off or could not be reached") from None
+        raise RemoteImageError(f"redirects more than {_MAX_REDIRECTS} times", is_client_error=True)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -171,7 +171,7 @@ class RemoteImages:
                         return self._policy.redirect(url, value.decode("latin-1"))
             if response.status != 200:
                 wrong = response.status < 500 and response.status != 429
-                raise RemoteError(f"answered with status {response.status}", asked_wrongly=wrong)
+                raise RemoteImageError(f"answered with status {response.status}", is_client_error=wrong)
             return await _read(response, max_bytes)
 
 

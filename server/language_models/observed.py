@@ -13,7 +13,7 @@ from opentelemetry.trace import Span, SpanKind
 from server.errors import ApiError
 from server.language_models.base import ChatRequest, LanguageModel
 from server.observability.model_metrics import ModelMetrics
-from server.observability.tracing import failures_noted, tracer
+from server.observability.tracing import record_failure, tracer
 
 # Numbers of the request that the conventions name; anything else in it may be text.
 _REQUEST_NUMBERS = {
@@ -156,7 +156,7 @@ class _Call:
 @contextmanager
 def _current(span: Span) -> Iterator[None]:
     """Makes the span the current one, so that the back end hands its id on."""
-    with trace.use_span(span, record_exception=False, set_status_on_exception=False), failures_noted(span):
+    with trace.use_span(span, record_exception=False, set_status_on_exception=False), record_failure(span):
         yield
 
 

@@ -14,12 +14,12 @@ import structlog
 from fs_runtime.encoders import CheckpointError
 from fs_runtime.loading.memory import MemoryShortError, release_memory
 from server.access.tenants import Tenant
-from server.concurrency import on_daemon_thread
+from server.concurrency import run_on_daemon_thread
 from server.errors import ApiError, invalid
+from server.models.configured import ConfiguredModels
 from server.models.file import ModelsFileError
 from server.models.loading import LoadedModel, load_model
 from server.models.served import ServedModel
-from server.models.wanted import WantedModels
 from server.observability.metrics import Metrics
 from server.settings import files
 from server.settings.files import WatchedFile
@@ -29,7 +29,7 @@ log = structlog.get_logger("server.models")
 
 ModelState = Literal["ready", "loading", "failed", "leaving"]
 FIRST_RETRY_SECONDS = 30.0
-_LONGEST_RETRY_SECONDS = 900.0
+_MAX_RETRY_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Failure:
 
     settings: Settings
     pause: float
-    again: float
+    retry_at: float
 
 
 class ModelDirectory:
@@ -50,13 +50,15 @@ class ModelDirectory:
     tried again.
 
     Args:
-        wanted: The models that there should be.
+        configured: The models that there should be.
         metrics: Counts loads and unloads.
         serve: Makes a loaded model ready for requests.
     """
 
-    def __init__(self, wanted: WantedModels, metrics: Metrics, serve: Callable[[LoadedModel], ServedModel]) -> None:
-        self._models = wanted
+    def __init__(
+        self, configured: ConfiguredModels, metrics: Metrics, serve: Callable[[LoadedModel], ServedModel]
+    ) -> None:
+        self._models = configured
         self._metrics = metrics
         self._serve = serve
         self._running: dict[str, ServedModel] = {}
@@ -70,14 +72,14 @@ class ModelDirectory:
     @property
     def running(self) -> list[ServedModel]:
         """The models that take requests, in the order of the file."""
-        order = list(self._wanted)
+        order = list(self._configured)
         return sorted(self._running.values(), key=lambda model: order.index(model.name) if model.name in order else -1)
 
     @property
     def states(self) -> dict[str, ModelState]:
         """How far each model is. ``failed`` means the latest load: an earlier version may go on to run."""
         found: dict[str, ModelState] = dict.fromkeys(self._leaving.values(), "leaving")
-        for name, settings in self._wanted.items():
+        for name, settings in self._configured.items():
             if self._is_current(name, settings):
                 found[name] = "ready"
             else:
@@ -103,7 +105,7 @@ class ModelDirectory:
             raise invalid(f"several models are served here; set model to {choice}", "model", "model_required")
         if name in allowed:
             return allowed[name]
-        if name is None or (name in self._wanted and tenant.may_use(name)):
+        if name is None or (name in self._configured and tenant.may_use(name)):
             raise ApiError(
                 503,
                 "the model is not loaded yet; try again later",
@@ -131,11 +133,11 @@ class ModelDirectory:
         """
         at_hand = {model.settings.model_name: model for model in loaded}
         try:
-            for name, settings in self._wanted.items():
+            for name, settings in self._configured.items():
                 if name in at_hand:
-                    await self._enter(at_hand.pop(name))
+                    await self._activate(at_hand.pop(name))
                 else:
-                    await self._enter(await on_daemon_thread(partial(load_model, settings)))
+                    await self._activate(await run_on_daemon_thread(partial(load_model, settings)))
         except BaseException:
             await self.close()
             raise
@@ -148,8 +150,8 @@ class ModelDirectory:
         while self._models.file is not None:
             await asyncio.sleep(files.WATCH_SECONDS)
             try:
-                await self._read_again(self._models.file)
-                await self._approach()
+                await self._reload_file(self._models.file)
+                await self._reconcile()
             except Exception:  # whatever it is, the watch goes on
                 log.exception("models could not be changed")
 
@@ -162,7 +164,7 @@ class ModelDirectory:
         running, self._running = self._running, {}
         await asyncio.gather(*(model.close() for model in running.values()))
 
-    async def _read_again(self, file: WatchedFile) -> None:
+    async def _reload_file(self, file: WatchedFile) -> None:
         try:
             if not await self._models.has_changed():
                 return
@@ -174,32 +176,32 @@ class ModelDirectory:
         self._metrics.models_file_reloads.labels(outcome="loaded").inc()
         self._metrics.models_file_current.set(1)
         self._failures = {
-            name: failure for name, failure in self._failures.items() if self._wanted.get(name) == failure.settings
+            name: failure for name, failure in self._failures.items() if self._configured.get(name) == failure.settings
         }
-        log.warning("models file loaded", models=list(self._wanted))
+        log.warning("models file loaded", models=list(self._configured))
 
     @property
-    def _wanted(self) -> dict[str, Settings]:
+    def _configured(self) -> dict[str, Settings]:
         return self._models.by_name
 
     def _is_current(self, name: str, settings: Settings) -> bool:
         model = self._running.get(name)
         return model is not None and model.settings == settings
 
-    async def _approach(self) -> None:
+    async def _reconcile(self) -> None:
         """One step towards what is wanted: no model that is not, and one that is. Then the file is looked at again."""
-        for name in self._running.keys() - self._wanted.keys():
-            self._leave(self._running.pop(name))
-        for name, settings in self._wanted.items():
+        for name in self._running.keys() - self._configured.keys():
+            self._retire(self._running.pop(name))
+        for name, settings in self._configured.items():
             failure = self._failures.get(name)
-            if not self._is_current(name, settings) and (failure is None or failure.again <= time.monotonic()):
+            if not self._is_current(name, settings) and (failure is None or failure.retry_at <= time.monotonic()):
                 await self._load(name, settings)
                 return
 
     async def _load(self, name: str, settings: Settings) -> None:
         running = self._running.get(name)
-        if running is not None and (loaded := running.loaded_for(settings)) is not None:
-            await self._enter(loaded)
+        if running is not None and (loaded := running.reuse_with(settings)) is not None:
+            await self._activate(loaded)
             self._failures.pop(name, None)
             log.warning("model has other settings", model=name)
             return
@@ -208,7 +210,7 @@ class ModelDirectory:
             log.info("loading model", model=name)
         waited, self._waits_for_memory = self._waits_for_memory, None
         try:
-            await self._enter(await on_daemon_thread(partial(load_model, settings)))
+            await self._activate(await run_on_daemon_thread(partial(load_model, settings)))
         except MemoryShortError as error:
             if self._leaving:  # there may be room at the next step, or at the one after it
                 self._waits_for_memory = name
@@ -227,12 +229,12 @@ class ModelDirectory:
             log.warning("model loaded", model=name)
             return
         # Not before here, where no exception holds on to what was loaded.
-        await on_daemon_thread(release_memory)
+        await run_on_daemon_thread(release_memory)
         self._failed(name, settings, problem)
 
     def _failed(self, name: str, settings: Settings, problem: str) -> None:
         former = self._failures.get(name)
-        pause = min(2 * former.pause, _LONGEST_RETRY_SECONDS) if former else FIRST_RETRY_SECONDS
+        pause = min(2 * former.pause, _MAX_RETRY_SECONDS) if former else FIRST_RETRY_SECONDS
         self._failures[name] = _Failure(settings, pause, time.monotonic() + pause)
         self._metrics.model_loads.labels(outcome="failed").inc()
         log.error(
@@ -243,7 +245,7 @@ class ModelDirectory:
             seconds_to_next_try=pause,
         )
 
-    async def _enter(self, loaded: LoadedModel) -> None:
+    async def _activate(self, loaded: LoadedModel) -> None:
         """Routes requests to a model from now on, in place of the one that had its name."""
         model = self._serve(loaded)
         try:
@@ -255,9 +257,9 @@ class ModelDirectory:
         self._running[model.name] = model
         if former is not None:
             model.take_over_engine(former)
-            self._leave(former)
+            self._retire(former)
 
-    def _leave(self, model: ServedModel) -> None:
+    def _retire(self, model: ServedModel) -> None:
         """Unloads a model that gets no further requests, after its last one."""
         task = asyncio.create_task(self._unload(model))
         self._leaving[task] = model.name
@@ -266,11 +268,11 @@ class ModelDirectory:
     async def _unload(self, model: ServedModel) -> None:
         name = model.name
         try:
-            await model.unused()
+            await model.wait_until_unused()
         finally:
             await model.close()
         del model  # or its memory would not be free below
-        await on_daemon_thread(release_memory)
+        await run_on_daemon_thread(release_memory)
         if name not in self._running:
             self._metrics.models.forget(name)
         self._metrics.model_unloads.inc()

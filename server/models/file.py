@@ -8,7 +8,7 @@ from typing import Annotated, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from server.settings.files import parse_yaml
-from server.settings.model import OF_ONE_CHECKPOINT, ModelOwnSettings, ModelSettings
+from server.settings.model import CHECKPOINT_SETTINGS, ModelSettings, PerModelSettings
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/\-]{0,127}$")]
 
@@ -17,10 +17,10 @@ class ModelsFileError(ValueError):
     """The models file cannot be used; the message says why, and holds nothing of its contents but names."""
 
 
-S = TypeVar("S", bound=ModelOwnSettings)
+S = TypeVar("S", bound=PerModelSettings)
 
 
-class ModelEntry(ModelOwnSettings):
+class ModelEntry(PerModelSettings):
     """One model: its name, its checkpoint, and any of its own settings."""
 
     name: ModelName
@@ -76,7 +76,7 @@ def parse_models(contents: bytes, server: S) -> dict[str, S]:
 
 def _settings(entry: ModelEntry, server: S) -> S:
     own = {name: getattr(entry, name) for name in entry.model_fields_set - {"name"}}
-    defaults = {name: ModelSettings.model_fields[name].get_default() for name in OF_ONE_CHECKPOINT}
+    defaults = {name: ModelSettings.model_fields[name].get_default() for name in CHECKPOINT_SETTINGS}
     settings = server.model_copy(update={**defaults, **own, "served_model_name": entry.name})
     if settings.language_model == "vllm" and not own.keys() & {"vllm_url", "vllm_urls"}:
         raise ModelsFileError(f"model {entry.name} is to be answered by vLLM: give its vllm_url or vllm_urls")

@@ -23,7 +23,7 @@ from server.settings.model import ModelSettings
 log = structlog.get_logger("server.models")
 
 # Settings that take effect on what is loaded as it is.
-_NOT_LOADED = (
+_APPLY_WITHOUT_RELOAD = (
     CertificateSettings.model_fields.keys()
     | {name for name in ModelSettings.model_fields if name.startswith("vllm_")}
     | {"smoothing_timeout", "max_waiting", "max_new_tokens", "neutralise_turn_tokens"}
@@ -55,9 +55,9 @@ class LoadedModel:
         if self.owns_engine:
             self.engine.close()
 
-    def serves(self, settings: Settings) -> bool:
+    def matches(self, settings: Settings) -> bool:
         """Whether what is loaded is what these settings ask for, whatever else they say."""
-        fields = Settings.model_fields.keys() - _NOT_LOADED
+        fields = Settings.model_fields.keys() - _APPLY_WITHOUT_RELOAD
         return all(getattr(self.settings, name) == getattr(settings, name) for name in fields)
 
 

@@ -15,7 +15,7 @@ from server.language_models.base import LanguageModel
 from server.language_models.embedded import EmbeddedLanguageModel
 from server.language_models.none import NoLanguageModel
 from server.language_models.observed import ObservedLanguageModel
-from server.language_models.vllm.fitness import Fitness
+from server.language_models.vllm.compatibility import CompatibilityCheck
 from server.language_models.vllm.model import VllmLanguageModel
 from server.language_models.vllm.upstreams import Upstreams
 from server.models.loading import LoadedModel
@@ -76,16 +76,16 @@ class ServedModel:
         self._idle.set()
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the thread that runs the smoothing passes shows signs of life."""
         return self.engine.alive and self.engine.seconds_since_heartbeat <= self.settings.stall_timeout
 
-    def loaded_for(self, settings: Settings) -> LoadedModel | None:
+    def reuse_with(self, settings: Settings) -> LoadedModel | None:
         """What this model has loaded, for other settings that ask for the same; None where they do not.
 
         The engine is closed with this model, unless another one takes it over.
         """
-        return replace(self._loaded, settings=settings, owns_engine=False) if self._loaded.serves(settings) else None
+        return replace(self._loaded, settings=settings, owns_engine=False) if self._loaded.matches(settings) else None
 
     def take_over_engine(self, former: ServedModel) -> None:
         """Closes the engine in place of the former model, if they share it."""
@@ -98,7 +98,7 @@ class ServedModel:
         await self.language_model.start()
 
     @contextmanager
-    def used(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """A request uses the model until the block ends."""
         self._requests += 1
         self._idle.clear()
@@ -109,7 +109,7 @@ class ServedModel:
             if not self._requests:
                 self._idle.set()
 
-    async def unused(self) -> None:
+    async def wait_until_unused(self) -> None:
         """Returns when no request uses the model; no further one may come."""
         await self._idle.wait()
 
@@ -124,6 +124,6 @@ def _language_model(loaded: LoadedModel, metrics: ModelMetrics) -> LanguageModel
     if loaded.embedded is not None:
         return EmbeddedLanguageModel(settings, loaded.embedded, name)
     if settings.language_model == "vllm":
-        fitness = Fitness.of(loaded.engine.encoder, loaded.family, settings.vllm_model)
-        return VllmLanguageModel(Upstreams(settings, metrics.upstreams, fitness), name)
+        compatibility = CompatibilityCheck.of(loaded.engine.encoder, loaded.family, settings.vllm_model)
+        return VllmLanguageModel(Upstreams(settings, metrics.upstreams, compatibility), name)
     return NoLanguageModel()

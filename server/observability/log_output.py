@@ -8,7 +8,7 @@ import queue
 import threading
 from contextlib import suppress
 
-_MOST_LINES = 10_000
+_MAX_LINES = 10_000
 STANDARD_ERROR = 2
 
 
@@ -20,14 +20,14 @@ class LogOutput(logging.Handler):
 
     Args:
         descriptor: Where to.
-        most_lines: Lines that may wait.
+        max_lines: Lines that may wait.
     """
 
-    def __init__(self, descriptor: int = STANDARD_ERROR, most_lines: int = _MOST_LINES) -> None:
+    def __init__(self, descriptor: int = STANDARD_ERROR, max_lines: int = _MAX_LINES) -> None:
         super().__init__()
         self.dropped = 0
         self._descriptor = descriptor
-        self._lines: queue.Queue[bytes] = queue.Queue(most_lines)
+        self._lines: queue.Queue[bytes] = queue.Queue(max_lines)
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 

@@ -48,7 +48,7 @@ class TracingError(ValueError):
     """The OTEL_* variables ask for something that is not to be had here."""
 
 
-def tracing_wanted() -> bool:
+def tracing_enabled() -> bool:
     """Whether the standard variables ask for traces: an OTLP endpoint is named, or the exporter is.
 
     Raises:
@@ -72,7 +72,7 @@ def configure_tracing() -> None:
     Raises:
         TracingError: They ask for what is not supported, or the packages for it are not installed.
     """
-    if not tracing_wanted():
+    if not tracing_enabled():
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -91,7 +91,7 @@ def configure_tracing() -> None:
     trace.set_tracer_provider(provider)
 
 
-def send_what_is_left() -> None:
+def flush_spans() -> None:
     """Sends the spans that wait, where traces are sent, for two seconds at most: the collector may be away."""
     flush = getattr(trace.get_tracer_provider(), "force_flush", None)
     if flush is not None:
@@ -147,7 +147,7 @@ class TracingMiddleware:
 
 
 @contextmanager
-def failures_noted(span: Span) -> Iterator[None]:
+def record_failure(span: Span) -> Iterator[None]:
     """Marks the span as failed when the block fails, by the kind of failure: messages may quote the request."""
     try:
         yield
@@ -162,7 +162,7 @@ def stage(metrics: StageMetrics, name: str, **attributes: AttributeValue) -> Ite
     """Times one stage of a request: a span, and if it succeeds an observation of ``fs_stage_duration_seconds``."""
     start = time.perf_counter()
     options: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
-    with tracer.start_as_current_span(name, attributes=attributes, **options) as span, failures_noted(span):
+    with tracer.start_as_current_span(name, attributes=attributes, **options) as span, record_failure(span):
         yield span
     metrics.observe_stage(name, time.perf_counter() - start)
 

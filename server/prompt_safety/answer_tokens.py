@@ -6,7 +6,7 @@ from typing import Any
 
 from server.errors import invalid
 
-LENGTHS = ("max_completion_tokens", "max_tokens")  # OpenAI's newer name first
+LENGTH_FIELDS = ("max_completion_tokens", "max_tokens")  # OpenAI's newer name first
 
 
 def cap_answer_tokens(body: dict[str, Any], ceiling: int | None, default: int | None) -> None:
@@ -25,7 +25,7 @@ def cap_answer_tokens(body: dict[str, Any], ceiling: int | None, default: int | 
     if ceiling is None:
         return
     choices = _whole_number(body, "n") or 1
-    asked = [name for name in LENGTHS if _whole_number(body, name) is not None]
+    asked = [name for name in LENGTH_FIELDS if _whole_number(body, name) is not None]
     for name in asked:
         if body[name] * choices > ceiling:
             times = f" for each of {choices} choices" if choices > 1 else ""
@@ -35,7 +35,7 @@ def cap_answer_tokens(body: dict[str, Any], ceiling: int | None, default: int | 
     if not asked:
         share = ceiling // choices
         if default is None or default > share:
-            body[LENGTHS[0]] = share
+            body[LENGTH_FIELDS[0]] = share
 
 
 def _whole_number(body: dict[str, Any], name: str) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.errors import invalid, short_name
-from server.prompt_safety.folding import MOST_MARKS, TooManyMarksError, characters_that_hold, fold
+from server.prompt_safety.folding import MAX_MARKS, TooManyMarksError, characters_folding_to, fold
 
 # Never part of the prompt; `stop` and `bad_words` must match the answer as it is.
 _NOT_PROMPT = frozenset({"model", "stop", "bad_words", "logit_bias", "user", "metadata"})
@@ -35,20 +35,20 @@ class ControlTokens:
                 if len(spelling) > 1
             )
         )
-        self._openings = characters_that_hold(token[0] for token in self._tokens)
+        self._openings = characters_folding_to(token[0] for token in self._tokens)
 
-    def defuse_body(self, body: dict[str, Any], most_characters: int) -> None:
+    def neutralise_body(self, body: dict[str, Any], max_characters: int) -> None:
         """Goes through all text of a request that can become part of the prompt, in place.
 
         Args:
             body: The request.
-            most_characters: That its text may have, each ligature or the like counted as what it stands for.
+            max_characters: That its text may have, each ligature or the like counted as what it stands for.
 
         Raises:
             ApiError: 400: there is more text than that, too many combining marks follow one another, or text parts
                 spell a token only together.
         """
-        room = _Room(most_characters)
+        room = _Room(max_characters)
         for name, value in body.items():
             if name not in _NOT_PROMPT:
                 body[name] = self._walk(value, name, short_name(name), room)
@@ -133,7 +133,7 @@ def _folded(text: str, path: str, room: _Room | None = None) -> str:
                 counted = 0
     except TooManyMarksError:
         raise invalid(
-            f"{path}: more than {MOST_MARKS} combining marks follow one another; leave some of them out",
+            f"{path}: more than {MAX_MARKS} combining marks follow one another; leave some of them out",
             path,
             "too_many_marks",
         ) from None

@@ -14,7 +14,7 @@ from functools import cache
 
 _PIECE = 128
 # Languages write a handful of marks on a letter; the stream-safe format of UAX #15 allows 30.
-MOST_MARKS = 64
+MAX_MARKS = 64
 # No character beyond is a mark or stands for others.
 _CODE_POINTS = range(0x30000)
 
@@ -29,7 +29,7 @@ _LEADING_JAMO, _VOWEL_JAMO, _TRAILING_JAMO = range(0x1100, 0x1113), range(0x1161
 
 
 class TooManyMarksError(ValueError):
-    """More than :data:`MOST_MARKS` combining marks follow one another."""
+    """More than :data:`MAX_MARKS` combining marks follow one another."""
 
 
 def fold(text: str) -> Iterator[str]:
@@ -50,7 +50,7 @@ def fold(text: str) -> Iterator[str]:
         yield _INVISIBLE.sub("", unicodedata.normalize("NFKC", piece))
 
 
-def characters_that_hold(wanted: Iterable[str]) -> re.Pattern[str]:
+def characters_folding_to(wanted: Iterable[str]) -> re.Pattern[str]:
     """Matches the characters without which no folded text has a character of ``wanted``.
 
     A character of a folded text was in the text, or is a part of one that was, or was composed of such parts. So the
@@ -64,7 +64,7 @@ def characters_that_hold(wanted: Iterable[str]) -> re.Pattern[str]:
 def _pieces(text: str) -> Iterator[str]:
     boundary, start = _boundary(), 0
     while start < len(text):
-        least, most = start + _PIECE, start + _PIECE + MOST_MARKS
+        least, most = start + _PIECE, start + _PIECE + MAX_MARKS
         found = boundary.search(text, least, most + 1)
         if found is None and len(text) > most:
             raise TooManyMarksError

@@ -19,7 +19,7 @@ from server.access.tenants import Tenant
 from server.errors import ApiError, invalid
 from server.observability.metrics import Metrics
 from server.rate_limits.redis import REDIS_SECONDS, redis_storage
-from server.rate_limits.window import WINDOW_SECONDS, Window, headers_of
+from server.rate_limits.window import WINDOW_SECONDS, Window, rate_limit_headers
 
 T = TypeVar("T")
 Limit = Literal["requests", "images", "samples"]
@@ -93,7 +93,9 @@ class RateLimiter:
         async def take(backend: _Backend) -> tuple[Charge, Limit | None]:
             refused = await backend.take(tenant.name, asked, bounds)
             windows = {limit: await backend.window(tenant.name, limit, bound) for limit, bound in bounds.items()}
-            headers = {name: value for limit in bounds for name, value in headers_of(limit, windows[limit]).items()}
+            headers = {
+                name: value for limit in bounds for name, value in rate_limit_headers(limit, windows[limit]).items()
+            }
             if refused is not None:
                 wait = windows[refused].seconds_until(asked[refused])
                 headers["retry-after"] = str(max(1, math.ceil(wait)))

@@ -57,16 +57,16 @@ class Window:
         return to_end + max(0.0, weighs)
 
 
-def headers_of(name: str, window: Window) -> dict[str, str]:
+def rate_limit_headers(name: str, window: Window) -> dict[str, str]:
     """OpenAI's headers for one limit: ``requests``, ``images`` or ``samples``."""
     return {
         f"x-ratelimit-limit-{name}": str(window.limit),
         f"x-ratelimit-remaining-{name}": str(window.remaining),
-        f"x-ratelimit-reset-{name}": duration(window.reset_seconds),
+        f"x-ratelimit-reset-{name}": format_duration(window.reset_seconds),
     }
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """As OpenAI writes it: ``0s``, ``1.5s``, ``1m30s``."""
     tenths = math.ceil(seconds * 10)
     minutes, tenths = divmod(tenths, 600)

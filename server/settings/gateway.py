@@ -12,14 +12,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from fs_runtime.engine.cache.seal import Seal
 from fs_runtime.receipts import read_signing_key
 from server.settings.fields import CommaList, check_redis_url
-from server.settings.model import ModelOwnSettings
+from server.settings.model import PerModelSettings
 from server.settings.request import RequestSettings
 
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
 
 # What stands in the files that they name is read by server.run, before any weights are loaded.
-class Settings(RequestSettings, ModelOwnSettings, BaseSettings):
+class Settings(RequestSettings, PerModelSettings, BaseSettings):
     """All settings of the gateway.
 
     A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file

@@ -13,7 +13,7 @@ from server.settings.certificate import CertificateSettings
 from server.settings.fields import CommaList
 
 # They speak of one checkpoint, so that no other model may get them by default.
-OF_ONE_CHECKPOINT = ("model", "revision", "served_model_name", "psm", "vllm_url", "vllm_urls", "vllm_model")
+CHECKPOINT_SETTINGS = ("model", "revision", "served_model_name", "psm", "vllm_url", "vllm_urls", "vllm_model")
 
 
 class ModelSettings(BaseModel):
@@ -171,5 +171,5 @@ class ModelSettings(BaseModel):
         return Path(self.model).name if Path(self.model).exists() else self.model
 
 
-class ModelOwnSettings(CertificateSettings, ModelSettings):
+class PerModelSettings(CertificateSettings, ModelSettings):
     """All settings that a model may have of its own."""

@@ -21,8 +21,8 @@ from PIL import Image
 from fs_runtime.engine import SmoothingEngine
 from server.access.directory import AccessDirectory
 from server.app import create_app
+from server.models.configured import ConfiguredModels
 from server.models.loading import load_model
-from server.models.wanted import WantedModels
 from server.settings.gateway import Settings
 
 TINY = "tiny-llava"
@@ -49,7 +49,7 @@ def running_gateway(model: Path | str, engine: SmoothingEngine, **settings: Any)
     """A gateway that shares ``engine``, under uvicorn in a thread."""
     settings = {"served_model_name": TINY, "samples": 16, **settings}
     chosen = Settings(model=str(model), **settings)
-    application = create_app(chosen, AccessDirectory(chosen), WantedModels(chosen), [load_model(chosen, engine)])
+    application = create_app(chosen, AccessDirectory(chosen), ConfiguredModels(chosen), [load_model(chosen, engine)])
     config = uvicorn.Config(application, port=0, log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -22,7 +22,7 @@ from fs_runtime.encoders import FAMILIES, load_encoder
 from fs_runtime.encoders.checkpoint import Checkpoint
 from fs_runtime.encoders.turn_tokens import turn_tokens
 from fs_runtime.smoothing.smoother import Smoother
-from server.language_models.vllm.fitness import Fitness
+from server.language_models.vllm.compatibility import CompatibilityCheck
 from server.language_models.vllm.model import image_part as embeddings_part
 from server.language_models.vllm.pool import Server
 
@@ -201,9 +201,9 @@ def test_a_stream_with_certificates(served: Served) -> None:
 
 async def fault(served: Served, server: VllmServer, **wrong: Any) -> str | None:
     encoder, family = load_encoder(str(served.model)), FAMILIES[served.case.model_type]
-    fitness = dataclasses.replace(Fitness.of(encoder, family, None), **wrong)
+    compatibility = dataclasses.replace(CompatibilityCheck.of(encoder, family, None), **wrong)
     async with httpx.AsyncClient() as connection:
-        return await fitness.fault(connection, Server(server.url, limit=1))
+        return await compatibility.find_fault(connection, Server(server.url, limit=1))
 
 
 async def test_what_does_not_fit_is_found_without_harm(served: Served) -> None:

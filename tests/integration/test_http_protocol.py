@@ -23,7 +23,7 @@ PIECE = b"x" * 4096
 
 
 class ImpatientProtocol(HttpProtocol):
-    seconds_for_headers = 0.2
+    header_timeout = 0.2
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

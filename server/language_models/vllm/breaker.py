@@ -7,7 +7,7 @@ from typing import Literal
 BreakerState = Literal["closed", "open", "half_open"]
 
 
-class Breaker:
+class CircuitBreaker:
     """Opens after failures in a row, and lets one request at a time try again after a pause that doubles.
 
     All times are seconds of one monotonic clock, which the caller reads. What requests report that were sent before the
@@ -16,13 +16,13 @@ class Breaker:
     Args:
         threshold: Failures in a row that open it.
         pause: Seconds before the first trial.
-        longest_pause: Where doubling ends.
+        max_pause: Where doubling ends.
     """
 
-    def __init__(self, threshold: int = 5, pause: float = 1.0, longest_pause: float = 30.0) -> None:
+    def __init__(self, threshold: int = 5, pause: float = 1.0, max_pause: float = 30.0) -> None:
         self._threshold = threshold
         self._first_pause = pause
-        self._longest_pause = longest_pause
+        self._max_pause = max_pause
         self._failures = 0
         self._pause = pause
         self._opened: float | None = None
@@ -39,12 +39,12 @@ class Breaker:
         state = self.state(now)
         return state == "closed" or (state == "half_open" and not self._trial)
 
-    def began(self, now: float) -> None:
+    def record_start(self, now: float) -> None:
         """A request is sent."""
         if self.state(now) == "half_open":
             self._trial = True
 
-    def succeeded(self, now: float) -> None:
+    def record_success(self, now: float) -> None:
         """A request was answered."""
         if self.state(now) == "open":
             return
@@ -53,7 +53,7 @@ class Breaker:
         self._opened = None
         self._trial = False
 
-    def failed(self, now: float) -> None:
+    def record_failure(self, now: float) -> None:
         """A request failed by the server's fault."""
         state = self.state(now)
         if state == "closed":
@@ -62,9 +62,9 @@ class Breaker:
                 self._opened = now
         elif state == "half_open":
             self._opened = now
-            self._pause = min(2 * self._pause, self._longest_pause)
+            self._pause = min(2 * self._pause, self._max_pause)
             self._trial = False
 
-    def withdrew(self) -> None:
+    def record_cancellation(self) -> None:
         """A request ended without telling anything of the server, for example because its client left."""
         self._trial = False

@@ -17,7 +17,7 @@ def unavailable() -> ApiError:
     )
 
 
-def unfit() -> ApiError:
+def incompatible() -> ApiError:
     """The servers that can be reached serve another model, or were started in another way. The log says how."""
     return ApiError(
         503,

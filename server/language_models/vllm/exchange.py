@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from httpx_sse import EventSource, SSEError
 
-from server.concurrency import Deadlines
+from server.concurrency import TimeoutGroup
 from server.errors import ApiError
 from server.language_models.vllm import errors as upstream_errors
 from server.language_models.vllm.pool import Server
@@ -39,10 +39,10 @@ class PhaseLimits:
 class ExchangeError(Exception):
     """The exchange failed: ``outcome`` is for the pool, ``answer`` for the client."""
 
-    def __init__(self, outcome: Outcome, answer: ApiError) -> None:
-        super().__init__(answer.message)
+    def __init__(self, outcome: Outcome, api_error: ApiError) -> None:
+        super().__init__(api_error.message)
         self.outcome = outcome
-        self.answer = answer
+        self.api_error = api_error
 
 
 class Exchange:
@@ -53,11 +53,11 @@ class Exchange:
         server: Where to.
         limits: Of each phase.
         deadline: When the answer must be complete, on the loop's clock.
-        waits: Where the wait for the first byte is listed, so that it can be ended when the server is lost.
+        timeouts: Where the wait for the first byte is listed, so that it can be ended when the server is lost.
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, server: Server, limits: PhaseLimits, deadline: float, waits: Deadlines
+        self, client: httpx.AsyncClient, server: Server, limits: PhaseLimits, deadline: float, timeouts: TimeoutGroup
     ) -> None:
         self.server = server
         self.started = time.monotonic()
@@ -65,7 +65,7 @@ class Exchange:
         self._client = client
         self._limits = limits
         self._deadline = deadline
-        self._waits = waits
+        self._timeouts = timeouts
         self._response: httpx.Response | None = None
         self._events: AsyncIterator[dict[str, Any]] | None = None
 
@@ -76,8 +76,8 @@ class Exchange:
             ExchangeError: It lists none.
         """
         limit = min(self._now() + self._limits.first_token, self._deadline)
-        with self._faults_explained("did not list its models in time"):
-            async with self._waits.until(limit):
+        with self._translate_errors("did not list its models in time"):
+            async with self._timeouts.timeout_at(limit):
                 response = await self._client.get(f"{self.server.url}/v1/models")
         if response.status_code != httpx.codes.OK:
             raise _failure({}, response.status_code)
@@ -93,8 +93,8 @@ class Exchange:
             ExchangeError: No answer began.
         """
         limit = min(self._now() + self._limits.first_token, self._deadline) if streamed else self._deadline
-        with self._faults_explained("sent no token in time"):
-            async with self._waits.until(limit):
+        with self._translate_errors("sent no token in time"):
+            async with self._timeouts.timeout_at(limit):
                 request = self._client.build_request(
                     "POST",
                     f"{self.server.url}/v1/chat/completions",
@@ -114,7 +114,7 @@ class Exchange:
                     await self._response.aread()
                     self.first = _object(self._response.content)
 
-    async def rest(self) -> AsyncIterator[dict[str, Any]]:
+    async def remaining_events(self) -> AsyncIterator[dict[str, Any]]:
         """The further events of a stream.
 
         Raises:
@@ -122,7 +122,7 @@ class Exchange:
         """
         assert self._events is not None, "only streams have a rest"  # noqa: S101
         while True:
-            with self._faults_explained("stopped in the middle of its answer"):
+            with self._translate_errors("stopped in the middle of its answer"):
                 try:
                     async with asyncio.timeout_at(min(self._now() + self._limits.next_token, self._deadline)):
                         event = await anext(self._events)
@@ -136,7 +136,7 @@ class Exchange:
             await self._response.aclose()
 
     @contextmanager
-    def _faults_explained(self, silence: str) -> Iterator[None]:
+    def _translate_errors(self, silence: str) -> Iterator[None]:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

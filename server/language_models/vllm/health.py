@@ -8,7 +8,7 @@ from collections.abc import Callable
 import httpx
 import structlog
 
-from server.language_models.vllm.fitness import Fitness
+from server.language_models.vllm.compatibility import CompatibilityCheck
 from server.language_models.vllm.pool import Pool, Server
 
 log = structlog.get_logger("server.upstream")
@@ -28,7 +28,7 @@ class HealthChecks:
         pool: The servers.
         interval: Seconds from the end of one round to the next.
         timeout: Seconds that a server has to answer.
-        fitness: What a server must take; None asks nothing.
+        compatibility: What a server must take; None asks nothing.
         changed: Called after a server has become healthy or unhealthy.
     """
 
@@ -39,14 +39,14 @@ class HealthChecks:
         *,
         interval: float,
         timeout: float,
-        fitness: Fitness | None,
+        compatibility: CompatibilityCheck | None,
         changed: Callable[[Server], None],
     ) -> None:
         self._client = client
         self._pool = pool
         self._interval = interval
         self._timeout = timeout
-        self._fitness = fitness
+        self._compatibility = compatibility
         self._changed = changed
         self._round: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
@@ -89,29 +89,29 @@ class HealthChecks:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.get(f"{server.url}/health")
         except (TimeoutError, httpx.TimeoutException):
-            server.checked(False, misses_allowed=_MISSES_ALLOWED)
+            server.record_health(False, misses_allowed=_MISSES_ALLOWED)
         except httpx.HTTPError:
-            server.checked(False)
+            server.record_health(False)
         else:
             if response.status_code != httpx.codes.OK:
-                server.checked(False)
-            elif not (server.healthy and server.examined):  # it is new, or may have come back as another
+                server.record_health(False)
+            elif not (server.healthy and server.compatibility_checked):  # it is new, or may have come back as another
                 await self._examine(server)
             else:
-                server.checked(True)
+                server.record_health(True)
         if server.healthy is not before:
             self.report(server)
 
     async def _examine(self, server: Server) -> None:
         try:
-            fault = await self._fitness.fault(self._client, server) if self._fitness else None
+            fault = await self._compatibility.find_fault(self._client, server) if self._compatibility else None
         except httpx.HTTPError:
-            server.checked(False)
+            server.record_health(False)
             return
-        server.examined = True
+        server.compatibility_checked = True
         if fault is not None and fault != server.fault:
             log.error("language model server does not fit the model", server=server.name, fault=fault)
-        server.checked(fault is None, fault=fault)
+        server.record_health(fault is None, fault=fault)
 
     def report(self, server: Server) -> None:
         """Makes a change of ``healthy`` known."""

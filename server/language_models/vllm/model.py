@@ -86,12 +86,12 @@ class VllmLanguageModel:
         outcome = Outcome.WITHDRAWN  # unless something else is known: whoever reads may stop at any event
         try:
             yield {**exchange.first, "model": self._model_name}
-            async for event in exchange.rest():
+            async for event in exchange.remaining_events():
                 yield {**event, "model": self._model_name}
             outcome = Outcome.ANSWERED
         except ExchangeError as error:
             outcome = error.outcome
-            raise error.answer from error
+            raise error.api_error from error
         finally:
             await self._upstreams.end(exchange, outcome)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from server.language_models.vllm.breaker import Breaker
+from server.language_models.vllm.breaker import CircuitBreaker
 
 
 @dataclass(eq=False, slots=True)
@@ -16,20 +16,20 @@ class Server:
         url: Its address, without a slash at the end.
         limit: Most requests that it gets at once.
         healthy: Whether it answered its last health checks, and could be reached since.
-        examined: Whether it has been asked if it fits the model.
+        compatibility_checked: Whether it has been asked if it fits the model.
         fault: Why it does not fit the model, though it can be reached; else None.
         in_flight: Requests that it has now.
-        picked: When it was picked last, as the pool counts.
+        last_pick: When it was last_pick last, as the pool counts.
     """
 
     url: str
     limit: int
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     healthy: bool = True
-    examined: bool = False
+    compatibility_checked: bool = False
     fault: str | None = None
     in_flight: int = 0
-    picked: int = 0
+    last_pick: int = 0
     _misses: int = 0
 
     @property
@@ -37,7 +37,7 @@ class Server:
         """Host and port, for metrics and logs: an address may hold a password."""
         return self.url.partition("://")[2].rpartition("@")[2].partition("/")[0]
 
-    def checked(self, healthy: bool, misses_allowed: int = 0, fault: str | None = None) -> None:
+    def record_health(self, healthy: bool, misses_allowed: int = 0, fault: str | None = None) -> None:
         """Notes a health check: one success makes it healthy, more than ``misses_allowed`` misses in a row do not."""
         self.fault = fault
         self._misses = 0 if healthy else self._misses + 1
@@ -64,7 +64,7 @@ class Pool:
         return any(server.healthy for server in self.servers)
 
     @property
-    def unfit(self) -> bool:
+    def incompatible(self) -> bool:
         """Whether it is because they do not fit the model that no server is healthy."""
         return not self.healthy and any(server.fault for server in self.servers)
 
@@ -84,11 +84,11 @@ class Pool:
         free = [server for server in self.candidates(now, avoid, exclude) if server.in_flight < server.limit]
         if not free:
             return None
-        server = min(free, key=lambda server: (server.in_flight, server.picked))
+        server = min(free, key=lambda server: (server.in_flight, server.last_pick))
         self._picks += 1
-        server.picked = self._picks
+        server.last_pick = self._picks
         server.in_flight += 1
-        server.breaker.began(now)
+        server.breaker.record_start(now)
         return server
 
     def release(self, server: Server) -> None:

@@ -22,12 +22,12 @@ class Outcome(StrEnum):
     WITHDRAWN = "withdrawn"  # our client left, or the gateway stops
 
     @property
-    def blames_the_server(self) -> bool:
+    def is_server_fault(self) -> bool:
         """Whether the breaker counts it as a failure. A refused connection is the health check's business."""
         return self in (Outcome.FAILED, Outcome.BROKEN_OFF, Outcome.TIMED_OUT)
 
     @property
-    def may_be_repeated(self) -> bool:
+    def is_retryable(self) -> bool:
         """Whether another server may be asked. Chat completions have no effect but their answer, so all of these are
         safe as long as the client has got no byte of one."""
         return self not in (Outcome.ANSWERED, Outcome.REFUSED, Outcome.WITHDRAWN)
@@ -64,7 +64,7 @@ class RetryBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ServerPreference:
     """Where a request may go.
 
     Attributes:
@@ -76,24 +76,24 @@ class Wanted:
     exclude: frozenset[Server] = frozenset()
 
 
-def attempts(budget: RetryBudget, most_retries: int) -> Generator[Wanted, tuple[Server, Outcome], None]:
+def attempts(budget: RetryBudget, max_retries: int) -> Generator[ServerPreference, tuple[Server, Outcome], None]:
     """The attempts of one request: yields where each may go, is sent what became of it, and ends with the last one.
 
     Only what was sent and may have cost a server something counts as a retry: a refused connection does not, and leads
     to the next server, each at most once.
     """
     budget.deposit()
-    wanted = Wanted()
+    preference = ServerPreference()
     while True:
-        server, outcome = yield wanted
-        if not outcome.may_be_repeated:
+        server, outcome = yield preference
+        if not outcome.is_retryable:
             return
         if outcome is not Outcome.UNREACHABLE:
-            if most_retries == 0 or not budget.withdraw():
+            if max_retries == 0 or not budget.withdraw():
                 return
-            most_retries -= 1
+            max_retries -= 1
         # A connection that broke off may have been a kept one that the server had closed: then it may serve again.
-        if outcome is Outcome.BROKEN_OFF and server not in wanted.avoid:
-            wanted = Wanted(wanted.avoid | {server}, wanted.exclude)
+        if outcome is Outcome.BROKEN_OFF and server not in preference.avoid:
+            preference = ServerPreference(preference.avoid | {server}, preference.exclude)
         else:
-            wanted = Wanted(wanted.avoid, wanted.exclude | {server})
+            preference = ServerPreference(preference.avoid, preference.exclude | {server})

@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import httpx
 
-from server.concurrency import Deadlines
+from server.concurrency import TimeoutGroup
 from server.errors import ApiError
 from server.language_models.vllm import errors as upstream_errors
+from server.language_models.vllm.compatibility import CompatibilityCheck
 from server.language_models.vllm.exchange import Exchange, ExchangeError, PhaseLimits
-from server.language_models.vllm.fitness import Fitness
 from server.language_models.vllm.health import HealthChecks
-from server.language_models.vllm.places import NoPlaceError, NoServerError, Places
 from server.language_models.vllm.pool import Pool, Server
-from server.language_models.vllm.retries import Outcome, RetryBudget, Wanted, attempts
+from server.language_models.vllm.retries import Outcome, RetryBudget, ServerPreference, attempts
+from server.language_models.vllm.slots import NoServerError, NoSlotError, ServerSlots
 from server.observability.tracing import forward_trace
 from server.observability.upstream_metrics import ModelUpstreamMetrics, PoolReading, ServerReading
 from server.settings.gateway import Settings
@@ -31,7 +31,7 @@ class Upstreams:
     Args:
         settings: Addresses, key and limits.
         metrics: Where it is counted.
-        fitness: What a server must take; None asks nothing.
+        compatibility: What a server must take; None asks nothing.
         transport: Replaces the network in tests.
     """
 
@@ -39,7 +39,7 @@ class Upstreams:
         self,
         settings: Settings,
         metrics: ModelUpstreamMetrics,
-        fitness: Fitness | None = None,
+        compatibility: CompatibilityCheck | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         headers = {}
@@ -57,19 +57,19 @@ class Upstreams:
             settings.vllm_first_token_timeout, settings.vllm_next_token_timeout, settings.vllm_total_timeout
         )
         self._pool = Pool(Server(url, settings.vllm_max_in_flight) for url in settings.vllm_addresses)
-        self._places = Places(self._pool, settings.max_waiting, settings.vllm_max_wait)
+        self._slots = ServerSlots(self._pool, settings.max_waiting, settings.vllm_max_wait)
         self._health = HealthChecks(
             self._client,
             self._pool,
             interval=settings.vllm_health_interval,
             timeout=settings.vllm_health_timeout,
-            fitness=fitness,
+            compatibility=compatibility,
             changed=self._health_changed,
         )
         # All that one server has in flight can be asked for once more; what goes beyond is paid for by requests.
         self._budget = RetryBudget(reserve=settings.vllm_max_in_flight)
         self._retries = settings.vllm_retries
-        self._waits = {server: Deadlines() for server in self._pool.servers}
+        self._timeouts = {server: TimeoutGroup() for server in self._pool.servers}
         self._models: dict[Server, str] = {}
         self._fixed_model = settings.vllm_model
         self._checking: asyncio.Task[None] | None = None
@@ -103,7 +103,7 @@ class Upstreams:
         """
         if not await self.ready():
             raise self._unavailable()
-        if self._places.full:
+        if self._slots.full:
             self._metrics.count_shed("queue_full")
             raise upstream_errors.overloaded()
 
@@ -120,14 +120,14 @@ class Upstreams:
         """
         deadline = asyncio.get_running_loop().time() + self._limits.total
         plan = attempts(self._budget, self._retries)
-        wanted = next(plan)
+        preference = next(plan)
         failure: ExchangeError | None = None
         bodies: dict[str, bytes] = {}
         while True:
-            server = await self._place(wanted, failure)
+            server = await self._acquire(preference, failure)
             if failure is not None:
                 self._metrics.count_retry(failure.outcome)
-            exchange = Exchange(self._client, server, self._limits, deadline, self._waits[server])
+            exchange = Exchange(self._client, server, self._limits, deadline, self._timeouts[server])
             try:
                 model = await self._model_of(exchange)
                 if model not in bodies:
@@ -137,16 +137,16 @@ class Upstreams:
                 failure = error
                 await self.end(exchange, error.outcome)
                 try:
-                    wanted = plan.send((server, error.outcome))
+                    preference = plan.send((server, error.outcome))
                 except StopIteration:
-                    raise error.answer from error
+                    raise error.api_error from error
                 if asyncio.get_running_loop().time() >= deadline:
-                    raise error.answer from error
+                    raise error.api_error from error
             except BaseException:
                 await self.end(exchange, Outcome.WITHDRAWN)
                 raise
             else:
-                server.breaker.succeeded(time.monotonic())
+                server.breaker.record_success(time.monotonic())
                 return exchange
 
     async def end(self, exchange: Exchange, outcome: Outcome) -> None:
@@ -156,36 +156,36 @@ class Upstreams:
         try:
             await exchange.close()
         finally:
-            if outcome.blames_the_server:
-                server.breaker.failed(now)
+            if outcome.is_server_fault:
+                server.breaker.record_failure(now)
                 self._health.check_soon()
             elif outcome in (Outcome.ANSWERED, Outcome.REFUSED):
-                server.breaker.succeeded(now)
+                server.breaker.record_success(now)
             else:
-                server.breaker.withdrew()
+                server.breaker.record_cancellation()
             if outcome is Outcome.UNREACHABLE and server.healthy:
-                server.checked(False)
+                server.record_health(False)
                 self._health.report(server)
             self._metrics.observe(server.name, outcome, now - exchange.started)
-            self._places.give_back(server)
+            self._slots.release(server)
 
-    async def _place(self, wanted: Wanted, failure: ExchangeError | None) -> Server:
+    async def _acquire(self, preference: ServerPreference, failure: ExchangeError | None) -> Server:
         try:
             try:
-                return await self._places.take(wanted)
+                return await self._slots.acquire(preference)
             except NoServerError:
                 if failure is not None:
-                    raise failure.answer from failure
+                    raise failure.api_error from failure
                 await self._health.check_now()
-                return await self._places.take(wanted)
+                return await self._slots.acquire(preference)
         except NoServerError:
             raise self._unavailable() from None
-        except NoPlaceError as error:
+        except NoSlotError as error:
             self._metrics.count_shed(error.reason)
             raise (upstream_errors.overloaded() if self._pool.healthy else self._unavailable()) from None
 
     def _unavailable(self) -> ApiError:
-        return upstream_errors.unfit() if self._pool.unfit else upstream_errors.unavailable()
+        return upstream_errors.incompatible() if self._pool.incompatible else upstream_errors.unavailable()
 
     async def _model_of(self, exchange: Exchange) -> str:
         """The server's name of the model, asked once: the configured one, or the first that it serves."""
@@ -203,15 +203,15 @@ class Upstreams:
             ServerReading(server.name, server.in_flight, server.healthy, server.breaker.state(now))
             for server in self._pool.servers
         )
-        return PoolReading(tuple(servers), self._places.waiting, self._budget.balance)
+        return PoolReading(tuple(servers), self._slots.waiting, self._budget.balance)
 
     def _health_changed(self, server: Server) -> None:
         """Serves who waits, and sends elsewhere what hangs at a server that is lost."""
         if server.healthy:
-            self._places.serve_waiting()
+            self._slots.assign_free_slots()
         else:
             self._models.pop(server, None)  # it may come back with another one
         if self._pool.healthy:
             for lost in self._pool.servers:
                 if not lost.healthy:
-                    self._waits[lost].expire()
+                    self._timeouts[lost].expire()

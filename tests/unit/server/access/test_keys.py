@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from server.access import keys
-from server.access.keys import PREFIX, StoredKey, digest_of, find_key, new_key, stored_form
+from server.access.keys import PREFIX, StoredKey, digest_of, find_key, new_key, parse_key_entry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -59,10 +59,10 @@ def test_keys_expire() -> None:
 
 def test_keys_of_the_environment_may_be_given_as_digests() -> None:
     digest = digest_of("secret")
-    assert stored_form("secret") == stored_form(f"sha256:{digest.hex()}") == digest
+    assert parse_key_entry("secret") == parse_key_entry(f"sha256:{digest.hex()}") == digest
     for wrong in ("sha256:", "sha256:12", f"sha256:{'z' * 64}"):
         with pytest.raises(ValueError, match="64 hex digits"):
-            stored_form(wrong)
+            parse_key_entry(wrong)
 
 
 def test_nothing_shown_of_a_key_holds_it() -> None:

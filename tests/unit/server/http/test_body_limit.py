@@ -50,33 +50,33 @@ class Client:
 
 
 async def test_who_takes_all_beyond_the_limit_is_refused_and_nobody_else() -> None:
-    app = BodyLimitMiddleware(read, max_bytes=100, seconds=60, max_bytes_together=150)
+    app = BodyLimitMiddleware(read, max_bytes=100, seconds=60, max_total_bytes=150)
     large, late = Client(app), Client(app)
     await large.give(90)
     await late.give(60)
-    assert (large.answer, late.answer, app.bytes_together) == ("", "", 150)
+    assert (large.answer, late.answer, app.total_bytes) == ("", "", 150)
     await late.give(1, last=True)
     assert late.answer == "429 overloaded"
     await large.give(10, last=True)
     assert large.answer == "100"
-    assert app.bytes_together == 0
+    assert app.total_bytes == 0
 
 
 async def test_bytes_are_given_back_however_a_request_ends() -> None:
-    app = BodyLimitMiddleware(read, max_bytes=100, seconds=60, max_bytes_together=150)
+    app = BodyLimitMiddleware(read, max_bytes=100, seconds=60, max_total_bytes=150)
     left, whole, too_large = Client(app), Client(app), Client(app)
     await left.give(20)
     await whole.give(50, last=True)
     await too_large.give(100)
     await too_large.give(1, last=True)
     assert too_large.answer == "413 request_too_large"
-    assert app.bytes_together == 20
+    assert app.total_bytes == 20
     await left.leave()
-    assert app.bytes_together == 0
+    assert app.total_bytes == 0
 
 
 async def test_one_body_may_always_be_as_large_as_one_may_be() -> None:
-    app = BodyLimitMiddleware(read, max_bytes=100, seconds=60, max_bytes_together=10)
+    app = BodyLimitMiddleware(read, max_bytes=100, seconds=60, max_total_bytes=10)
     alone = Client(app)
     await alone.give(100, last=True)
     assert alone.answer == "100"

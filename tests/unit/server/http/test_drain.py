@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from server.concurrency import Deadlines
+from server.concurrency import TimeoutGroup
 from server.errors import ApiError
 from server.http.drain import Drain, DrainMiddleware
 from server.http.event_stream import EventStream
@@ -18,12 +18,12 @@ SCOPE: dict[str, Any] = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
 
 async def test_deadlines_end_in_time_or_together() -> None:
-    deadlines = Deadlines()
+    timeouts = TimeoutGroup()
     ended: list[str] = []
 
     async def wait(name: str, when: float | None) -> None:
         try:
-            async with deadlines.until(when):
+            async with timeouts.timeout_at(when):
                 await asyncio.sleep(60)
         except TimeoutError:
             ended.append(name)
@@ -32,11 +32,11 @@ async def test_deadlines_end_in_time_or_together() -> None:
     waits = [asyncio.create_task(wait("short", now + 0.01)), *(asyncio.create_task(wait("none", None)) for _ in "ab")]
     await waits[0]
     assert ended == ["short"]
-    deadlines.expire()
-    deadlines.expire()  # twice does no harm
+    timeouts.expire()
+    timeouts.expire()  # twice does no harm
     await asyncio.gather(*waits)
     assert ended == ["short", "none", "none"]
-    async with deadlines.until():
+    async with timeouts.timeout_at():
         await asyncio.sleep(0)  # later waits are not concerned
 
 
@@ -45,7 +45,7 @@ async def test_what_is_left_at_the_end_gets_a_503() -> None:
     entered = asyncio.Event()
 
     async def work() -> None:
-        async with drain.limit():
+        async with drain.deadline():
             entered.set()
             await asyncio.sleep(60)
 
@@ -54,7 +54,7 @@ async def test_what_is_left_at_the_end_gets_a_503() -> None:
     drain.begin()
     await asyncio.sleep(0.01)
     assert not task.done()
-    drain.finish()
+    drain.expire()
     with pytest.raises(ApiError, match="shutting down") as caught:
         await task
     assert caught.value.status == 503
@@ -65,7 +65,7 @@ async def test_what_is_left_at_the_end_gets_a_503() -> None:
 async def test_timeouts_inside_keep_their_meaning() -> None:
     drain = Drain()
     with pytest.raises(TimeoutError):
-        async with drain.limit(), asyncio.timeout(0):
+        async with drain.deadline(), asyncio.timeout(0):
             await asyncio.sleep(1)
 
 

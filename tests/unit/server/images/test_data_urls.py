@@ -3,7 +3,7 @@ import base64
 import pytest
 
 from server.errors import ApiError
-from server.images.data_urls import bytes_of_data_url
+from server.images.data_urls import decode_data_url
 from server.images.faults import Fault, ImageFaultError
 from server.images.limits import ImageLimits
 
@@ -13,7 +13,7 @@ PARAM = "messages.0.content.0.image_url.url"
 
 @pytest.mark.parametrize("start", ["data:image/png;base64,", "DATA:text/plain;charset=x;base64,"])
 def test_the_bytes_count_and_not_the_media_type(start: str) -> None:
-    assert bytes_of_data_url(start + base64.b64encode(b"abc").decode(), LIMITS, PARAM) == b"abc"
+    assert decode_data_url(start + base64.b64encode(b"abc").decode(), LIMITS, PARAM) == b"abc"
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,11 @@ def test_the_bytes_count_and_not_the_media_type(start: str) -> None:
 )
 def test_bad_data_urls(url: str, code: str) -> None:
     with pytest.raises(ApiError) as caught:
-        bytes_of_data_url(url, LIMITS, PARAM)
+        decode_data_url(url, LIMITS, PARAM)
     assert (caught.value.status, caught.value.code, caught.value.param) == (400, code, PARAM)
 
 
 def test_length_is_checked_before_base64_is_decoded() -> None:
     with pytest.raises(ImageFaultError) as caught:
-        bytes_of_data_url("data:image/png;base64," + "*" * 2_000_000, LIMITS, PARAM)
+        decode_data_url("data:image/png;base64," + "*" * 2_000_000, LIMITS, PARAM)
     assert caught.value.fault == Fault.TOO_MANY_BYTES

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from server.images import remote
 from server.images.addresses import is_public
 from server.images.faults import Fault, ImageFaultError
-from server.images.remote import AddressRefusedError, RemoteError, RemoteImages
+from server.images.remote import AddressRefusedError, RemoteImageError, RemoteImageFetcher
 from server.images.remote_urls import UrlPolicy, UrlRefusedError
 
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -73,22 +73,22 @@ async def server():
     await server.stop()
 
 
-Fetcher = Callable[..., RemoteImages]
+Fetcher = Callable[..., RemoteImageFetcher]
 
 
 @pytest.fixture
 async def fetcher(server: Server):
     """Makes fetchers whose resolver says 127.0.0.1 for every name, and for which that address is allowed."""
-    made: list[RemoteImages] = []
+    made: list[RemoteImageFetcher] = []
 
     async def loopback(host: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
-    def make(**options: object) -> RemoteImages:
+    def make(**options: object) -> RemoteImageFetcher:
         policy = options.pop("policy", UrlPolicy(["*"], ["http", "https"], [server.port, 443, 80]))
         chosen = {"resolve": loopback, "allowed": lambda address: address == "127.0.0.1", **options}
         seconds = chosen.pop("seconds", 5.0)
-        made.append(RemoteImages(policy, seconds, **chosen))  # type: ignore[arg-type]
+        made.append(RemoteImageFetcher(policy, seconds, **chosen))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -132,7 +132,7 @@ async def test_redirects_are_followed_and_resolved_anew(server: Server, fetcher:
 
 async def test_endless_redirects(server: Server, fetcher: Fetcher) -> None:
     server.answers["/a"] = moved("/a")
-    with pytest.raises(RemoteError, match="3 times"):
+    with pytest.raises(RemoteImageError, match="3 times"):
         await fetcher().fetch(url(server, "/a"), MOST)
     assert len(server.requests) == 4
 
@@ -192,7 +192,7 @@ async def test_a_name_server_that_changes_its_answer(server: Server, fetcher: Fe
         return await connect(host, *rest)
 
     dial.connect_tcp = noting
-    with pytest.raises((RemoteError, TimeoutError)):
+    with pytest.raises((RemoteImageError, TimeoutError)):
         await images.fetch(url(server), MOST)
     assert dialled == ["203.0.113.9"]
     assert answers == [["127.0.0.1"]]
@@ -231,9 +231,9 @@ async def test_a_second_address_is_tried_when_the_first_does_not_answer(server: 
 @pytest.mark.parametrize(("status", "wrong"), [(404, True), (403, True), (204, True), (500, False), (429, False)])
 async def test_statuses(server: Server, fetcher: Fetcher, status: int, wrong: bool) -> None:
     server.answers["/x"] = f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n".encode()
-    with pytest.raises(RemoteError, match=str(status)) as caught:
+    with pytest.raises(RemoteImageError, match=str(status)) as caught:
         await fetcher().fetch(url(server, "/x"), MOST)
-    assert caught.value.asked_wrongly is wrong
+    assert caught.value.is_client_error is wrong
 
 
 async def test_more_bytes_than_allowed(server: Server, fetcher: Fetcher) -> None:
@@ -295,13 +295,13 @@ async def test_the_time_limit_is_total(server: Server, fetcher: Fetcher, phase: 
 )
 async def test_answers_that_are_not_http(server: Server, fetcher: Fetcher, answer: bytes) -> None:
     server.answers["/x"] = answer
-    with pytest.raises(RemoteError, match="broke off"):
+    with pytest.raises(RemoteImageError, match="broke off"):
         await fetcher().fetch(url(server, "/x"), MOST)
 
 
 async def test_nobody_listens(server: Server, fetcher: Fetcher) -> None:
     await server.stop()
-    with pytest.raises(RemoteError, match="could not be reached"):
+    with pytest.raises(RemoteImageError, match="could not be reached"):
         await fetcher().fetch(url(server), MOST)
 
 
@@ -349,8 +349,8 @@ async def test_tls_sees_the_name_and_not_the_address(tmp_path: Path, fetcher: Fe
     assert await images.fetch(f"https://images.example.com:{server.port}/ok.png", MOST) == FILE
     assert server.server_names == ["images.example.com"]
     # Another name at the same address: its certificate is wrong, whatever connection was open before.
-    with pytest.raises(RemoteError):
+    with pytest.raises(RemoteImageError):
         await images.fetch(f"https://other.example.com:{server.port}/ok.png", MOST)
-    with pytest.raises(RemoteError):  # nor is it one that the public authorities signed
+    with pytest.raises(RemoteImageError):  # nor is it one that the public authorities signed
         await fetcher(policy=policy).fetch(f"https://images.example.com:{server.port}/ok.png", MOST)
     await server.stop()

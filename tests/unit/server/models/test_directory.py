@@ -13,9 +13,9 @@ from server.audit.log import AuditLog
 from server.errors import ApiError
 from server.images.reader import ImageReader
 from server.models import directory
+from server.models.configured import ConfiguredModels
 from server.models.directory import ModelDirectory
 from server.models.served import ServedModel, SharedParts
-from server.models.wanted import WantedModels
 from server.observability.metrics import Metrics
 from server.rate_limits.limiter import RateLimiter
 from server.settings import files as watched_file
@@ -38,7 +38,7 @@ async def watching(file: Path) -> AsyncIterator[ModelDirectory]:
     settings, metrics = Settings(models_file=file, language_model="none", batch_size=4), Metrics()
     limiter, audit = RateLimiter(None, metrics), AuditLog(settings, metrics)
     shared = SharedParts(ImageReader(settings, metrics), limiter, audit, None, metrics)
-    models = ModelDirectory(WantedModels(settings), metrics, lambda loaded: ServedModel(loaded, shared))
+    models = ModelDirectory(ConfiguredModels(settings), metrics, lambda loaded: ServedModel(loaded, shared))
     await models.start()
     watch = asyncio.create_task(models.watch())
     try:
@@ -60,7 +60,7 @@ async def test_a_model_waits_for_the_memory_of_one_that_leaves(
     file = write_models(tmp_path / "models.yaml", old={"model": tiny_llava})
     async with watching(file) as models:
         monkeypatch.setattr(memory, "free_memory", lambda device: 2**40 if "old" not in models.states else 1000)
-        with models.find("old", ANYONE).used():
+        with models.find("old", ANYONE).in_use():
             write_models(file, new={"model": tiny_llava})
             await until(lambda: models.states == {"old": "leaving", "new": "loading"})
             await asyncio.sleep(0.5)
@@ -76,18 +76,18 @@ async def test_other_settings_take_effect_without_loading(tiny_llava: Path, tmp_
     file = write_models(tmp_path / "models.yaml", m={"model": tiny_llava})
     async with watching(file) as models:
         former = models.find("m", ANYONE)
-        with former.used():
+        with former.in_use():
             write_models(file, m={"model": tiny_llava, "samples": 5, "max_waiting": 3})
             await until(lambda: models.find("m", ANYONE) is not former)
             now = models.find("m", ANYONE)
             assert (former.settings.samples, now.settings.samples, now.settings.max_waiting) == (256, 5, 3)
             assert now.engine is former.engine
         await until(lambda: not models._leaving)
-        assert now.lives  # the former one did not take the engine with it
+        assert now.is_alive  # the former one did not take the engine with it
         write_models(file, m={"model": tiny_llava, "batch_size": 3})
         await until(lambda: models.find("m", ANYONE) is not now and not models._leaving)
         assert not now.engine.alive
-        assert models.find("m", ANYONE).lives
+        assert models.find("m", ANYONE).is_alive
 
 
 async def test_what_could_not_be_loaded_is_tried_again(tiny_llava: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
+from server.models.configured import ConfiguredModels
 from server.models.file import ModelsFileError, parse_models, read_models
-from server.models.wanted import WantedModels
 from server.settings.gateway import Settings
 
 ORDINARY = {"samples": 99, "sigma": 0.2, "psm": "/psm/of/another", "revision": "abc", "vllm_model": "theirs"}
@@ -69,4 +69,4 @@ def test_a_wrong_file_is_found_at_start(tmp_path: Path) -> None:
         read_models(tmp_path / "models.yaml", Settings())
     (tmp_path / "models.yaml").write_text("models: 3")
     with pytest.raises(ModelsFileError, match="models: Input should be a valid list"):
-        WantedModels(Settings(models_file=tmp_path / "models.yaml"))
+        ConfiguredModels(Settings(models_file=tmp_path / "models.yaml"))

@@ -53,7 +53,7 @@ def test_lines_come_out_in_order(pipe: tuple[int, int]) -> None:
 
 
 def test_a_pipe_that_nobody_reads_blocks_nobody_and_the_loss_is_told(pipe: tuple[int, int]) -> None:
-    output = LogOutput(pipe[1], most_lines=10)
+    output = LogOutput(pipe[1], max_lines=10)
     start = time.monotonic()
     for _ in range(200):
         output.emit(record("x" * 1000))

@@ -5,7 +5,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from server.observability.tracing import TracingError, add_trace_ids, forward_trace, tracing_wanted
+from server.observability.tracing import TracingError, add_trace_ids, forward_trace, tracing_enabled
 
 SPAN = NonRecordingSpan(SpanContext(0x1234, 0x56, is_remote=True, trace_flags=TraceFlags(1)))
 
@@ -28,7 +28,7 @@ def test_the_standard_variables_decide(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert tracing_wanted() is wanted
+    assert tracing_enabled() is wanted
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_is_not_supported_is_said(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(TracingError, match=words):
-        tracing_wanted()
+        tracing_enabled()
 
 
 async def test_the_trace_goes_on_and_nothing_else() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.errors import ApiError
 from server.prompt_safety.control_tokens import ControlTokens
-from server.prompt_safety.folding import _INVISIBLE, MOST_MARKS
+from server.prompt_safety.folding import _INVISIBLE, MAX_MARKS
 
 TOKENS = ("<image>", "<|image_pad|>")
 CONTROL = ControlTokens(TOKENS)
@@ -82,27 +82,27 @@ def everywhere(place: tuple[Any, ...], value: str) -> dict[str, Any]:
 def test_tokens_are_defused_wherever_text_can_be(place: tuple[Any, ...]) -> None:
     made = everywhere(place, "x <image> <##IMAGE##>")
     expected = everywhere(place, "x < image> < ##IMAGE##>")
-    CONTROL.defuse_body(made, MOST)
+    CONTROL.neutralise_body(made, MOST)
     assert made == expected
 
 
 def test_keys_are_text_too() -> None:
     made = body("a", tools=[{"function": {"parameters": {"properties": {"<image>": {}}}}}])
-    CONTROL.defuse_body(made, MOST)
+    CONTROL.neutralise_body(made, MOST)
     assert "<image>" not in json.dumps(made)
 
 
 def test_what_is_not_prompt_stays() -> None:
     made = body("a", stop=["<image>"], bad_words=["<image>"], model="<image>", user="<image>")
     expected = copy.deepcopy(made)
-    CONTROL.defuse_body(made, MOST)
+    CONTROL.neutralise_body(made, MOST)
     assert made == expected
 
 
 def test_arguments_of_tool_calls_are_read_as_vllm_reads_them() -> None:
     def call(arguments: str) -> dict[str, Any]:
         made = {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": arguments}}]}]}
-        CONTROL.defuse_body(made, MOST)
+        CONTROL.neutralise_body(made, MOST)
         return str(made["messages"][0]["tool_calls"][0]["function"]["arguments"])
 
     assert json.loads(call('{"a": "\\u003cimage\\u003e", "\\u003cimage>": ["<ima\\u0067e>"]}')) == {
@@ -134,7 +134,7 @@ def test_arguments_of_tool_calls_are_read_as_vllm_reads_them() -> None:
 )
 def test_spellings_that_a_normaliser_makes_a_token(disguised: str) -> None:
     made = body(f"look: {disguised}!")
-    CONTROL.defuse_body(made, MOST)
+    CONTROL.neutralise_body(made, MOST)
     seen = unicodedata.normalize("NFKC", made["messages"][0]["content"])
     assert not any(token in seen for token in TOKENS)
     assert "look: < " in seen
@@ -145,7 +145,7 @@ def test_spellings_that_a_normaliser_makes_a_token(disguised: str) -> None:
 )
 def test_other_text_stays_as_it_is(harmless: str) -> None:
     made = body(harmless)
-    CONTROL.defuse_body(made, MOST)
+    CONTROL.neutralise_body(made, MOST)
     assert made["messages"][0]["content"] == harmless
 
 
@@ -162,13 +162,13 @@ def test_other_text_stays_as_it_is(harmless: str) -> None:
 )
 def test_tokens_in_pieces_are_refused(content: Any) -> None:
     with pytest.raises(ApiError) as caught:
-        CONTROL.defuse_body(body(content), MOST)
+        CONTROL.neutralise_body(body(content), MOST)
     assert (caught.value.status, caught.value.code) == (400, "split_control_token")
 
 
 def test_tokens_in_pieces_over_messages_are_refused() -> None:
     with pytest.raises(ApiError, match="next to each other"):
-        CONTROL.defuse_body(
+        CONTROL.neutralise_body(
             {"messages": [{"role": "user", "content": "<im"}, {"role": "user", "content": "age>"}]}, MOST
         )
 
@@ -178,7 +178,7 @@ def test_tokens_in_pieces_over_messages_are_refused() -> None:
 def test_no_text_becomes_a_token(parts: list[str]) -> None:
     made = body([text(part) for part in parts])
     try:
-        CONTROL.defuse_body(made, MOST)
+        CONTROL.neutralise_body(made, MOST)
     except ApiError:
         return
     for joint in ("", " ", "\n"):
@@ -198,7 +198,7 @@ def test_no_text_becomes_a_token(parts: list[str]) -> None:
 )
 def test_text_beyond_the_limit_is_refused(content: Any, more: dict[str, Any], path: str) -> None:
     with pytest.raises(ApiError, match="more than 100 characters") as caught:
-        CONTROL.defuse_body(body(content, **more), 100)
+        CONTROL.neutralise_body(body(content, **more), 100)
     assert (caught.value.status, caught.value.code, caught.value.param) == (400, "text_too_long", path)
 
 
@@ -206,10 +206,10 @@ def test_text_up_to_the_limit_passes() -> None:
     made = body([text("x" * 50), text("＜" + "ﬁ" * 20)])
     expected = copy.deepcopy(made)
     names = len("roleusercontent") + 2 * len("typetexttext")
-    CONTROL.defuse_body(made, names + 50 + 41)
+    CONTROL.neutralise_body(made, names + 50 + 41)
     assert made == expected
     with pytest.raises(ApiError, match="more than 129 characters"):
-        CONTROL.defuse_body(made, names + 50 + 40)
+        CONTROL.neutralise_body(made, names + 50 + 40)
 
 
 @settings(max_examples=500, deadline=None)
@@ -226,13 +226,13 @@ def test_what_is_made_of_a_text_is_what_the_whole_at_once_would_give(value: str)
     if any(token in folded for token in CONTROL._tokens):
         expected = split(folded)
     made = body(value)
-    CONTROL.defuse_body(made, MOST)
+    CONTROL.neutralise_body(made, MOST)
     assert made["messages"][0]["content"] == expected
 
 
 def test_marks_without_end_are_refused() -> None:
-    with pytest.raises(ApiError, match=f"more than {MOST_MARKS} combining marks") as caught:
-        CONTROL.defuse_body(body("a<" + "\u0301" * 40_000 + "\u0316" * 40_000), MOST)
+    with pytest.raises(ApiError, match=f"more than {MAX_MARKS} combining marks") as caught:
+        CONTROL.neutralise_body(body("a<" + "\u0301" * 40_000 + "\u0316" * 40_000), MOST)
     assert (caught.value.status, caught.value.code) == (400, "too_many_marks")
     assert caught.value.param == "messages.0.content"
 
@@ -256,5 +256,5 @@ def test_no_first_character_is_missed(token: str) -> None:
 def test_tokens_are_found_wherever_a_long_text_is_cut(disguised: str, fill: str, offset: int) -> None:
     before = (fill * (offset // len(fill) + 1))[:offset]
     made = body(before + disguised + fill * 50)
-    CONTROL.defuse_body(made, MOST)
+    CONTROL.neutralise_body(made, MOST)
     assert "<image>" not in unicodedata.normalize("NFKC", made["messages"][0]["content"]).replace("\u200b", "")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.prompt_safety import folding
-from server.prompt_safety.folding import MOST_MARKS, TooManyMarksError, fold
+from server.prompt_safety.folding import MAX_MARKS, TooManyMarksError, fold
 
 # What combines with what is before or behind it, moves, stands for others, or is dropped.
 AWKWARD = (
@@ -45,7 +45,7 @@ def test_pieces_of_long_texts_make_the_whole(first: str, second: str, times: int
     try:
         assert "".join(fold(text)) == whole(text)
     except TooManyMarksError:
-        assert len(second) * times + len(first) > MOST_MARKS
+        assert len(second) * times + len(first) > MAX_MARKS
 
 
 @pytest.mark.usefixtures("cut_everywhere")
@@ -80,7 +80,7 @@ def test_characters_beyond_those_that_are_looked_at_are_plain() -> None:
 def test_parts_are_short(unit: str) -> None:
     parts = list(fold(unit * 20_000))
     assert "".join(parts) == whole(unit * 20_000)
-    assert max(map(len, parts)) <= 18 * (folding._PIECE + MOST_MARKS)
+    assert max(map(len, parts)) <= 18 * (folding._PIECE + MAX_MARKS)
 
 
 @pytest.mark.parametrize("mark", ["\u0301", "\u0316\u0301", "\u11a8", "\u3099"])
@@ -90,5 +90,5 @@ def test_marks_without_end_are_refused(mark: str) -> None:
 
 
 def test_invisible_characters_do_not_count_as_marks() -> None:
-    text = "a" + "\u0301\u200b\ufe0f" * MOST_MARKS + "<"
+    text = "a" + "\u0301\u200b\ufe0f" * MAX_MARKS + "<"
     assert "".join(fold(text)) == whole(text)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rate_limits.window import Window, duration, headers_of
+from server.rate_limits.window import Window, format_duration, rate_limit_headers
 
 windows = st.integers(1, 1000).flatmap(
     lambda limit: st.builds(
@@ -55,11 +55,11 @@ def test_what_was_returned_is_no_more_than_the_limit() -> None:
     ("seconds", "text"), [(0, "0s"), (0.01, "0.1s"), (1, "1s"), (59.96, "1m0s"), (90, "1m30s"), (119.91, "2m0s")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_headers() -> None:
-    assert headers_of("samples", Window(100, 50, 30.0, 10, 90.0)) == {
+    assert rate_limit_headers("samples", Window(100, 50, 30.0, 10, 90.0)) == {
         "x-ratelimit-limit-samples": "100",
         "x-ratelimit-remaining-samples": "65",
         "x-ratelimit-reset-samples": "1m30s",

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from server import run
-from server.run import SettingError, read_files, warn_if_exposed, warn_of_client_key
+from server.run import SettingError, read_files, warn_about_client_key, warn_if_exposed
 from server.settings.environment import unknown_variables
 from server.settings.gateway import Settings
 
@@ -150,7 +150,7 @@ def test_variables_that_others_read_are_left_alone() -> None:
 def test_warns_where_a_clients_key_protects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def warnings(**settings: object) -> list[str]:
         with capture_logs() as logs:
-            warn_of_client_key(Settings(**settings))  # type: ignore[arg-type]
+            warn_about_client_key(Settings(**settings))  # type: ignore[arg-type]
         return [entry["event"] for entry in logs]
 
     assert warnings() == []

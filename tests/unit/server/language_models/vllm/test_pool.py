@@ -12,7 +12,7 @@ def pool_of(count: int, limit: int = 100) -> Pool:
 
 def open_breaker(server: Server) -> None:
     for _ in range(5):
-        server.breaker.failed(0)
+        server.breaker.record_failure(0)
 
 
 def test_the_server_with_fewest_requests_gets_the_next_and_ties_go_round() -> None:
@@ -43,22 +43,22 @@ def test_full_servers_get_nothing() -> None:
 
 def test_unhealthy_servers_get_nothing() -> None:
     pool = pool_of(2)
-    pool.servers[0].checked(False)
+    pool.servers[0].record_health(False)
     assert [pool.pick(0) for _ in range(3)] == [pool.servers[1]] * 3
-    pool.servers[1].checked(False)
+    pool.servers[1].record_health(False)
     assert not pool.healthy
     assert pool.candidates(0) == []
-    pool.servers[0].checked(True)
+    pool.servers[0].record_health(True)
     assert pool.pick(0) is pool.servers[0]
 
 
 def test_late_checks_count_from_the_second_in_a_row() -> None:
     server = Server("http://host", 1)
     for misses in range(2):
-        server.checked(False, misses_allowed=1)
+        server.record_health(False, misses_allowed=1)
         assert server.healthy is (misses == 0)
-    server.checked(True)
-    server.checked(False, misses_allowed=1)
+    server.record_health(True)
+    server.record_health(False, misses_allowed=1)
     assert server.healthy
 
 
@@ -68,7 +68,7 @@ def test_an_open_breaker_sends_requests_elsewhere_but_never_takes_away_the_last_
     assert [pool.pick(0.5) for _ in range(3)] == [pool.servers[1]] * 3
     open_breaker(pool.servers[1])
     assert pool.pick(0.5) is pool.servers[0]  # it has fewer
-    pool.servers[0].checked(False)
+    pool.servers[0].record_health(False)
     assert pool.pick(0.5) is pool.servers[1]
 
 
@@ -91,7 +91,7 @@ def test_avoided_servers_are_the_last_choice_and_excluded_ones_none() -> None:
     assert pool.pick(0, avoid={first}) is second
     assert pool.pick(0, avoid={first}, exclude={second}) is first
     assert pool.pick(0, exclude={first, second}) is None
-    second.checked(False)
+    second.record_health(False)
     assert pool.pick(0, avoid={first}) is first
 
 
@@ -125,11 +125,11 @@ def test_laws_of_picking(history: list[tuple[str, int, bool]], count: int, limit
         elif action == "release" and held:
             pool.release(held.pop(index % len(held)))
         elif action == "check":
-            server.checked(good)
+            server.record_health(good)
         elif action == "fail":
-            server.breaker.failed(now)
+            server.breaker.record_failure(now)
         else:
-            server.breaker.succeeded(now)
+            server.breaker.record_success(now)
         assert all(0 <= other.in_flight <= limit for other in pool.servers)
         assert sum(other.in_flight for other in pool.servers) == len(held)
         assert bool(pool.candidates(now)) is pool.healthy

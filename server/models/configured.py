@@ -7,7 +7,7 @@ from server.settings.files import WatchedFile
 from server.settings.gateway import Settings
 
 
-class WantedModels:
+class ConfiguredModels:
     """The settings of each model that there should be.
 
     Args:

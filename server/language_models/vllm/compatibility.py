@@ -32,7 +32,7 @@ _SECONDS = 10.0  # a front end that has just started takes its time over the fir
 
 
 @dataclass(frozen=True, slots=True)
-class Fitness:
+class CompatibilityCheck:
     """What a vLLM server must take.
 
     Attributes:
@@ -50,11 +50,11 @@ class Fitness:
     plugin: bool = False
 
     @classmethod
-    def of(cls, encoder: VisionEncoder, family: Family, model: str | None) -> Fitness:
+    def of(cls, encoder: VisionEncoder, family: Family, model: str | None) -> CompatibilityCheck:
         """For an encoder's embeddings."""
         return cls(model, encoder.language_width, family.vllm_tower, family.vllm_limit, family.vllm_plugin)
 
-    async def fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
+    async def find_fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
         """Why ``server`` cannot serve this model; None if it can, or cannot be asked.
 
         Raises:

@@ -12,12 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.errors import ApiError
-from server.language_models.vllm.fitness import Fitness
+from server.language_models.vllm.compatibility import CompatibilityCheck
 from server.language_models.vllm.upstreams import Upstreams
 from server.observability.metrics import Metrics
 from server.settings.gateway import Settings
 
-FITNESS = Fitness(None, 64, False, '{"image":0,"video":0}')
+COMPATIBILITY = CompatibilityCheck(None, 64, False, '{"image":0,"video":0}')
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
@@ -44,7 +44,9 @@ class Front:
 @asynccontextmanager
 async def upstreams_of(front: Front, **settings: Any) -> AsyncIterator[Upstreams]:
     chosen = Settings(**{"vllm_health_interval": 600, **settings})
-    upstreams = Upstreams(chosen, Metrics().models.of_model("ours").upstreams, FITNESS, httpx.MockTransport(front))
+    upstreams = Upstreams(
+        chosen, Metrics().models.of_model("ours").upstreams, COMPATIBILITY, httpx.MockTransport(front)
+    )
     try:
         await upstreams.start()
         yield upstreams
