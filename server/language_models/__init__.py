@@ -1,1 +1,1 @@
-"""The language model behind the gateway: a vLLM server, or one inside this process."""
+"""Language model back ends: vLLM servers, a model in this process, or none."""

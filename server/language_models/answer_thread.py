@@ -1,4 +1,4 @@
-"""The thread on which answers are made one after the other, and the places of those that wait for it."""
+"""A worker thread that generates one answer at a time, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -14,53 +14,55 @@ T = TypeVar("T")
 
 
 class AnswerThread:
-    """Makes one answer at a time, to its end: who reads slowly holds up nobody else.
+    """Generates one answer at a time, without waiting for the client, so that slow readers do not block others.
 
-    Its methods are for the event loop.
+    Its methods must be called on the event loop.
 
     Args:
-        most: Answers that may be under way, or wait, at once.
+        max_pending: Most answers that may run or wait at once.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_pending: int) -> None:
+        self._max_pending = max_pending
         self._closed = False
-        self._places: set[threading.Event] = set()  # each ends its answer
+        self._pending: set[threading.Event] = set()  # setting one ends its answer
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="language-model")
 
     def admit(self) -> None:
-        """Returns if there is a place for one more.
+        """Returns if another answer may start or wait.
 
         Raises:
-            ApiError: 429 if there is none, 503 after :meth:`close`.
+            ApiError: 429 if too many are pending, 503 after :meth:`close`.
         """
         if self._closed:
             raise shutting_down()
-        if len(self._places) >= self._most:
+        if len(self._pending) >= self._max_pending:
             raise ApiError(
                 429,
-                "the language model has as many answers to make as may wait for it; try again later",
+                "too many requests are waiting for the language model; try again later",
                 code="overloaded",
                 headers={"retry-after": "1"},
             )
 
     async def pieces(self, make: Callable[[threading.Event], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """Takes a place before anything else, and gives it back when the thread is done with the answer.
+        """Generates an answer on the thread. It counts as pending until the thread is done with it.
 
         Args:
-            make: Makes the pieces, on the thread; ends early once the event is set, which closing the generator does.
+            make: Generates the pieces on the thread. It must end early once the event is set, which happens when this
+                generator is closed.
 
         Yields:
             What ``make`` yields.
 
         Raises:
-            ApiError: As :meth:`admit`, or 503: the answer was ended by :meth:`close`. And what ``make`` raises.
+            ApiError: As :meth:`admit`, or 503 if :meth:`close` ended the answer.
+            Exception: Whatever ``make`` raises.
         """
         self.admit()
         ended = threading.Event()
-        self._places.add(ended)
+        self._pending.add(ended)
         loop = asyncio.get_running_loop()
-        made: asyncio.Queue[T | Exception | None] = asyncio.Queue()  # as long as an answer at most; None ends it
+        made: asyncio.Queue[T | Exception | None] = asyncio.Queue()  # None marks the end of the answer
 
         def work() -> None:
             last: Exception | None = None
@@ -72,15 +74,15 @@ class AnswerThread:
             loop.call_soon_threadsafe(finish, last)
 
         def finish(last: Exception | None) -> None:
-            self._places.discard(ended)
+            self._pending.discard(ended)
             made.put_nowait(last)
 
-        def left_out(job: Future[None]) -> None:
-            if job.cancelled():  # before it began
+        def on_done(job: Future[None]) -> None:
+            if job.cancelled():  # before it started, so work() never ran
                 loop.call_soon_threadsafe(finish, None)
 
         job = self._thread.submit(work)
-        job.add_done_callback(left_out)
+        job.add_done_callback(on_done)
         try:
             while (piece := await made.get()) is not None:
                 if isinstance(piece, Exception):
@@ -90,11 +92,11 @@ class AnswerThread:
                 raise shutting_down()
         finally:
             ended.set()
-            job.cancel()  # where it still waits
+            job.cancel()  # if it is still waiting
 
     async def close(self) -> None:
         """Ends all answers."""
         self._closed = True
-        for ended in self._places:
+        for ended in self._pending:
             ended.set()
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)

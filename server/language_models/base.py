@@ -1,4 +1,4 @@
-"""What the gateway asks of a language model, wherever it runs."""
+"""The interface that language model back ends implement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ImagePayload = dict[str, NDArray[np.generic]]
-# Stands for image `index` in the messages of a ChatRequest.
+# Type of the content part that refers to image `index` of a ChatRequest.
 IMAGE_PART = "smoothed_image"
 
 
@@ -19,10 +19,10 @@ class ChatRequest:
     """A validated request.
 
     Attributes:
-        body: OpenAI's request. Each image is a content part ``{"type": IMAGE_PART, "index": i}``.
-        images: Embeddings of image i.
-        request_id: Forwarded, so that logs can be joined.
-        cache_salt: Keeps prefixes that are cached for one tenant from all others; None for no caller at all.
+        body: The request in OpenAI's format. Each image is a content part ``{"type": IMAGE_PART, "index": i}``.
+        images: Embeddings of each image.
+        request_id: Forwarded to the back end, to correlate logs.
+        cache_salt: Separates the prefix cache of each tenant; None without a tenant.
     """
 
     body: dict[str, Any]
@@ -34,18 +34,18 @@ class ChatRequest:
 class LanguageModel(Protocol):
     """Answers chat requests whose images are embeddings.
 
-    Both ways of asking raise :class:`server.errors.ApiError` for what the caller or the language model did wrong.
+    ``complete`` and ``stream`` raise :class:`server.errors.ApiError` for errors of the client or the language model.
     """
 
     async def start(self) -> None:
-        """Begins what runs in the background; on the event loop that will also serve requests."""
+        """Starts background tasks, on the event loop that serves requests."""
         ...
 
     async def admit(self) -> None:
-        """Returns if one more request can be taken; asked before anything is spent on it.
+        """Returns if another request can be taken. Called before any work is done for it.
 
         Raises:
-            ApiError: 429 while too many wait, 503 while there is no language model.
+            ApiError: 429 if too many requests wait, 503 if no language model is available.
         """
         ...
 
@@ -62,5 +62,5 @@ class LanguageModel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Frees what it holds."""
+        """Stops background tasks and closes connections."""
         ...

@@ -1,4 +1,4 @@
-"""The language model inside this process: no other server needed."""
+"""The back end that runs a language model in this process."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class _TextFormat(BaseModel):
     type: Literal["text"]
 
 
-# What is asked for with a value that has an effect, and cannot be had here.
-_UNABLE = {
+# Unsupported options: what to say of values that would have an effect.
+_UNSUPPORTED = {
     "n": "makes one answer",
     "frequency_penalty": "has no penalties",
     "presence_penalty": "has no penalties",
@@ -49,7 +49,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 
 class _Options(BaseModel):
-    """The part of OpenAI's request that this back end understands; the rest must be absent or without effect."""
+    """The fields of OpenAI's request that this back end accepts. Some only with values that have no effect."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,7 +80,7 @@ class _Options(BaseModel):
     safety_identifier: str | None = None
 
     def generation(self, default_length: int) -> Generation:
-        """What the model is told."""
+        """Returns the options for the model."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Generation(
             max_new_tokens=self.max_completion_tokens or self.max_tokens or default_length,
@@ -92,12 +92,12 @@ class _Options(BaseModel):
 
 
 class EmbeddedLanguageModel:
-    """Runs :class:`fs_runtime.embedded.EmbeddedModel` on one thread, so that answers are made one after the other.
+    """Runs :class:`fs_runtime.embedded.EmbeddedModel` on one thread, one answer at a time.
 
     Args:
-        settings: Which checkpoint, and the default length of an answer.
+        settings: Default length of an answer, and the limit of waiting requests.
         model: The loaded model.
-        model_name: Name under which answers leave the gateway.
+        model_name: The model's name in answers to clients.
     """
 
     def __init__(self, settings: Settings, model: EmbeddedModel, model_name: str) -> None:
@@ -144,7 +144,7 @@ class EmbeddedLanguageModel:
             return {**frame, "choices": [choice]}
 
         async with aclosing(self._pieces(request)) as pieces:
-            prompt_length, piece = await anext(pieces)  # nothing may leave before it is known that there is an answer
+            prompt_length, piece = await anext(pieces)  # raises if the prompt is invalid, before any chunk is sent
             yield chunk({"role": "assistant", "content": ""})
             async for _, piece in pieces:
                 if piece.text:
@@ -162,16 +162,16 @@ class EmbeddedLanguageModel:
         await self._thread.close()
 
     def _pieces(self, request: ChatRequest) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Tokens of the prompt, with each piece: an empty one as soon as the prompt is made, then those of the answer.
+        """Yields the prompt's length with each piece: an empty one once the prompt is made, then those of the answer.
 
         Raises:
-            ApiError: The request has what the model does not know; in the course of it as :meth:`_make` and
+            ApiError: The request has unsupported options. While iterating, as :meth:`_make` and
                 :meth:`AnswerThread.pieces`.
         """
         known = _Options.model_fields
         given = {name: value for name, value in request.body.items() if value is not None}  # null is as good as absent
         others = (name for name in given if name not in known and name not in ("model", "messages"))
-        first = next(others, None)  # reporting all of very many would hold up the event loop
+        first = next(others, None)  # only the first: reporting very many would block the event loop
         body = {name: value for name, value in given.items() if name in known or name == first}
         try:
             options = _Options.model_validate(body).generation(self._default_length)
@@ -183,7 +183,7 @@ class EmbeddedLanguageModel:
     def _make(
         self, messages: list[dict[str, Any]], images: list[ImagePayload], options: Generation, ended: threading.Event
     ) -> Iterator[tuple[int, Piece]]:
-        """On the thread.
+        """Makes the prompt and generates the answer; runs on the thread.
 
         Raises:
             ApiError: The prompt cannot be made, or is too long.
@@ -208,10 +208,10 @@ class EmbeddedLanguageModel:
 
 
 def _explained(error: ApiError) -> ApiError:
-    """Says what this back end can do, where that is what is at fault."""
+    """Adds what this back end supports to an error about an option."""
     name = (error.param or "").partition(".")[0]
-    if name in _UNABLE:
-        error.message = f"{error.param}: the embedded language model {_UNABLE[name]}; leave {name} out"
+    if name in _UNSUPPORTED:
+        error.message = f"{error.param}: the embedded language model {_UNSUPPORTED[name]}; leave {name} out"
     elif error.code == "unknown_parameter":
         error.message += "; the embedded language model knows " + ", ".join(_Options.model_fields)
     return error
@@ -226,10 +226,10 @@ def _usage(prompt_length: int, last: Piece) -> dict[str, int]:
 
 
 def _template_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """Messages as chat templates take them: every content a list of parts.
+    """Converts messages to the form of chat templates, in which each content is a list of parts.
 
     Raises:
-        ApiError: A message has something that the embedded model cannot read, such as a tool call.
+        ApiError: A message has a role that the embedded model does not support, such as ``tool``.
     """
     messages = []
     for index, message in enumerate(request.body["messages"]):

@@ -1,4 +1,4 @@
-"""No language model: images are certified, and nothing is answered about them."""
+"""The back end without a language model, for gateways that only certify images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.language_models.base import ChatRequest
 
 
 def no_language_model() -> ApiError:
-    """What chat requests are answered with."""
+    """The 404 for chat requests."""
     return ApiError(
         404,
         "this model is served without a language model, to certify images only: send them to /v1/certify",
@@ -20,27 +20,27 @@ def no_language_model() -> ApiError:
 
 
 class NoLanguageModel:
-    """Stands where a language model would."""
+    """Rejects all chat requests."""
 
     async def start(self) -> None:
-        """Nothing runs."""
+        """Does nothing."""
 
     async def admit(self) -> None:
-        """Raises, always."""
+        """Always raises :func:`no_language_model`."""
         raise no_language_model()
 
     async def complete(self, request: ChatRequest) -> dict[str, Any]:
-        """Raises, always."""
+        """Always raises :func:`no_language_model`."""
         raise no_language_model()
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
-        """Raises, always."""
+        """Always raises :func:`no_language_model`."""
         raise no_language_model()
         yield {}
 
     async def ready(self) -> bool:
-        """Nothing is to be waited for."""
+        """Always true: there is nothing to wait for."""
         return True
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""A language model whose calls are measured and traced, after OpenTelemetry's conventions for generative AI."""
+"""Metrics and traces of a language model's calls, by OpenTelemetry's conventions for generative AI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.language_models.base import ChatRequest, LanguageModel
 from server.observability.model_metrics import ModelMetrics
 from server.observability.tracing import record_failure, tracer
 
-# Numbers of the request that the conventions name; anything else in it may be text.
+# The numeric request fields of these conventions. Other fields may hold the client's text, so they are not traced.
 _REQUEST_NUMBERS = {
     "max_tokens": "gen_ai.request.max_tokens",
     "max_completion_tokens": "gen_ai.request.max_tokens",
@@ -30,12 +30,12 @@ _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "
 
 
 class ObservedLanguageModel:
-    """Passes every call on to ``inner`` and notes how it went.
+    """Forwards every call to ``inner``, and records metrics and a span.
 
     Args:
-        inner: The language model that answers.
-        metrics: Where durations, tokens and errors are counted.
-        model_name: Name under which answers leave the gateway.
+        inner: The language model.
+        metrics: Receives durations, token counts and errors.
+        model_name: The model's name in answers to clients.
         provider: Kind of the language model, for traces: ``vllm`` or ``embedded``.
     """
 
@@ -115,7 +115,7 @@ class ObservedLanguageModel:
 
 
 class _Call:
-    """What is known of one call so far."""
+    """Measurements of one call."""
 
     def __init__(self, metrics: ModelMetrics, span: Span) -> None:
         self.span = span
@@ -126,7 +126,7 @@ class _Call:
         self._first_token_seen = False
 
     def read(self, answer: dict[str, Any]) -> None:
-        """Takes the numbers out of an answer, or out of one chunk of it."""
+        """Reads finish reasons, usage and the time to first token from an answer or a chunk."""
         for choice in answer.get("choices") or ():
             if reason := choice.get("finish_reason"):
                 self._reasons.append(reason if reason in _FINISH_REASONS else "other")
@@ -139,7 +139,7 @@ class _Call:
         self._usage = answer.get("usage") or self._usage  # a stream may state it with every chunk
 
     def succeeded(self) -> None:
-        """The answer is whole."""
+        """Records metrics of a complete answer."""
         self._metrics.observe_stage("language_model", time.perf_counter() - self._start)
         for direction, name in (("input", "prompt_tokens"), ("output", "completion_tokens")):
             if count := self._usage.get(name):
@@ -147,7 +147,7 @@ class _Call:
                 self.span.set_attribute(f"gen_ai.usage.{direction}_tokens", count)
 
     def end(self) -> None:
-        """No more will come, be it that the client left."""
+        """Ends the span, also when the answer is incomplete."""
         if self._reasons:
             self.span.set_attribute("gen_ai.response.finish_reasons", self._reasons)
         self.span.end()
@@ -155,12 +155,12 @@ class _Call:
 
 @contextmanager
 def _current(span: Span) -> Iterator[None]:
-    """Makes the span the current one, so that the back end hands its id on."""
+    """Makes the span current, so that the back end forwards its id."""
     with trace.use_span(span, record_exception=False, set_status_on_exception=False), record_failure(span):
         yield
 
 
 async def _next(chunks: AsyncIterator[dict[str, Any]], span: Span) -> dict[str, Any] | None:
-    """The next chunk. The span is current only meanwhile, since chunks are asked for from more than one task."""
+    """Returns the next chunk. The span is current only here, since several tasks may ask for chunks."""
     with _current(span):
         return await anext(chunks, None)

@@ -1,1 +1,1 @@
-"""A pool of vLLM servers that answer: places, health, retries, exchanges."""
+"""The vLLM back end: a pool of servers with queueing, health checks, retries and circuit breakers."""

@@ -1,4 +1,4 @@
-"""The circuit breaker of one server: no I/O, and no clock of its own."""
+"""The circuit breaker of one server. It does no I/O and reads no clock: callers pass the time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ BreakerState = Literal["closed", "open", "half_open"]
 
 
 class CircuitBreaker:
-    """Opens after failures in a row, and lets one request at a time try again after a pause that doubles.
+    """Opens after consecutive failures. After a pause it lets one trial through; each failed trial doubles the pause.
 
-    All times are seconds of one monotonic clock, which the caller reads. What requests report that were sent before the
-    breaker opened is not counted while it is open: the pause alone decides when it is tried again.
+    All times are seconds of one monotonic clock. While the breaker is open, it ignores the results of requests that
+    were sent before it opened: only the pause decides when the server is tried again.
 
     Args:
         threshold: Failures in a row that open it.
         pause: Seconds before the first trial.
-        max_pause: Where doubling ends.
+        max_pause: Longest pause, where doubling stops.
     """
 
     def __init__(self, threshold: int = 5, pause: float = 1.0, max_pause: float = 30.0) -> None:
@@ -29,7 +29,7 @@ class CircuitBreaker:
         self._trial = False
 
     def state(self, now: float) -> BreakerState:
-        """``half_open`` from the end of the pause until a trial has succeeded or failed."""
+        """The state now. It is ``half_open`` from the end of the pause until a trial request succeeds or fails."""
         if self._opened is None:
             return "closed"
         return "half_open" if now >= self._opened + self._pause else "open"
@@ -40,12 +40,12 @@ class CircuitBreaker:
         return state == "closed" or (state == "half_open" and not self._trial)
 
     def record_start(self, now: float) -> None:
-        """A request is sent."""
+        """Notes that a request was sent."""
         if self.state(now) == "half_open":
             self._trial = True
 
     def record_success(self, now: float) -> None:
-        """A request was answered."""
+        """Notes that a request was answered."""
         if self.state(now) == "open":
             return
         self._failures = 0
@@ -54,7 +54,7 @@ class CircuitBreaker:
         self._trial = False
 
     def record_failure(self, now: float) -> None:
-        """A request failed by the server's fault."""
+        """Notes that a request failed because of the server."""
         state = self.state(now)
         if state == "closed":
             self._failures += 1
@@ -66,5 +66,5 @@ class CircuitBreaker:
             self._trial = False
 
     def record_cancellation(self) -> None:
-        """A request ended without telling anything of the server, for example because its client left."""
+        """Notes that a request ended without saying anything about the server, for example when its client left."""
         self._trial = False

@@ -1,8 +1,8 @@
-"""Asks a vLLM server whether it takes this model's embeddings, by its front end alone.
+"""Checks that a vLLM server accepts this model's embeddings, without running its engine.
 
-vLLM checks the width of embeddings that come by themselves, but not of those that come in a dictionary (the Qwen-VL
-families), and there a wrong width ends its engine. ``/tokenize`` prepares a prompt with its images and does not hand it
-on, so nothing can be asked there that harms. What is read off its answers is that of vLLM 0.32.
+vLLM checks the width of bare embeddings, but not of embeddings in a dictionary (the Qwen-VL families): there a wrong
+width crashes its engine. The check uses ``/tokenize``, which processes a prompt with its images but never passes it to
+the engine, so a probe does no harm. The parsing of its error messages fits vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from server.language_models.vllm.pool import Server
 
 log = structlog.get_logger("server.upstream")
 
-_PROBE_WIDTH = 1  # no language model's
-# One token; the Qwen-VL families, whose embeddings come in a dictionary, see such by itself only in a batch of images.
+_PROBE_WIDTH = 1  # no language model has embeddings of this width
+# One token. The Qwen-VL families, whose embeddings come in a dictionary, accept bare embeddings only as a batch.
 _PROBE_SHAPES = ((1, _PROBE_WIDTH), (1, 1, _PROBE_WIDTH))
 _WIDTH = re.compile(rf"dimension mismatch: got {_PROBE_WIDTH}, but model expects (\d+)")
-_SECONDS = 10.0  # a front end that has just started takes its time over the first request
+_SECONDS = 10.0  # the first request to a server that has just started is slow
 
 
 @dataclass(frozen=True, slots=True)
 class CompatibilityCheck:
-    """What a vLLM server must take.
+    """What a vLLM server must support to serve a model, and the check of it.
 
     Attributes:
-        model: vLLM's name of the model; None for whichever it serves.
-        width: Of the language model's embeddings; None leaves it unchecked.
-        tower: Whether vLLM must have its vision tower, though it reads embeddings.
-        limit: ``--limit-mm-per-prompt`` that it should have been started with.
+        model: The model's name at vLLM; None for whichever it serves.
+        width: Width of the language model's embeddings; None skips this check.
+        tower: Whether vLLM must load its vision tower, although it reads embeddings.
+        limit: Value of ``--limit-mm-per-prompt`` that it must be started with.
         plugin: Whether vLLM must have the plugin of ``deploy/vllm-plugin``.
     """
 
@@ -51,11 +51,11 @@ class CompatibilityCheck:
 
     @classmethod
     def of(cls, encoder: VisionEncoder, family: Family, model: str | None) -> CompatibilityCheck:
-        """For an encoder's embeddings."""
+        """The requirements of an encoder's embeddings."""
         return cls(model, encoder.language_width, family.vllm_tower, family.vllm_limit, family.vllm_plugin)
 
     async def find_fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
-        """Why ``server`` cannot serve this model; None if it can, or cannot be asked.
+        """Returns why ``server`` cannot serve this model; None if it can, or if its answer cannot be interpreted.
 
         Raises:
             httpx.HTTPError: It did not answer.
@@ -93,20 +93,20 @@ class CompatibilityCheck:
         status, said = await self._tokenize(client, server, _image_part())
         if status == httpx.codes.BAD_REQUEST and "At most 0 image" in said:
             return (
-                "its image limit is 0, and then it leaves out a part of this model's embeddings, or ends at them: "
+                "its image limit is 0, so it would drop a part of this model's embeddings, or crash on them: "
                 f"start it with {self._flags}"
             )
         return None
 
     async def _plugin_fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
-        """The plugin is known by what else it does: it refuses what is not a number."""
+        """Detects the plugin by its other effect: it rejects embeddings that are not finite."""
         if not self.plugin or self.width is None:
             return None
         _, said = await self._tokenize(client, server, _embeddings_part((1, self.width), np.nan))
         if "not finite" in said:
             return None
         return (
-            "it would end at this model's embeddings, where two images differ in size, or lose them: start it with the "
+            "it would crash on this model's embeddings if images differ in size, or drop them: start it with the "
             "plugin in deploy/vllm-plugin on its PYTHONPATH"
         )
 

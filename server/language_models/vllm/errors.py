@@ -1,4 +1,4 @@
-"""What the client is told when a language model server cannot answer."""
+"""Error responses for clients when a vLLM server cannot answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from server.errors import ApiError
 
 
 def unavailable() -> ApiError:
-    """No server can be reached."""
+    """503: no server can be reached."""
     return ApiError(
         503,
         "no language model server can be reached; try again later",
@@ -18,38 +18,37 @@ def unavailable() -> ApiError:
 
 
 def incompatible() -> ApiError:
-    """The servers that can be reached serve another model, or were started in another way. The log says how."""
+    """503: the reachable servers serve another model or lack a required flag. The log says why."""
     return ApiError(
         503,
-        "the language model server does not fit the model that this server smooths for; its operator finds the reason "
-        "in its log",
+        "the language model server does not fit this server's model; the reason is in this server's log",
         code="language_model_unavailable",
         headers={"retry-after": "60"},
     )
 
 
 def overloaded() -> ApiError:
-    """All servers are full."""
+    """429: all servers are full."""
     return ApiError(
         429,
-        "all language model servers are busy, and enough requests wait for them; try again later",
+        "all language model servers are busy, and too many requests are waiting; try again later",
         code="overloaded",
         headers={"retry-after": "1"},
     )
 
 
 def broken_off() -> ApiError:
-    """The connection was lost before the answer was complete."""
+    """502: the connection was lost before the answer was complete."""
     return ApiError(502, "the language model server broke off its answer; try again", code="language_model_broken_off")
 
 
 def failed() -> ApiError:
-    """The server made a mistake; what it says of it may be secret."""
+    """502: the server failed. Its own message is left out, since it may hold secrets."""
     return ApiError(502, "the language model server failed; try again", code="language_model_failed")
 
 
 def timed_out(what: str) -> ApiError:
-    """The server took longer than the operator allows; ``what`` says at what, with the limit."""
+    """504: the server exceeded a timeout. ``what`` completes the sentence, for example "sent no token in time"."""
     return ApiError(
         504,
         f"the language model server {what}; try again, or ask for fewer tokens",
@@ -58,7 +57,7 @@ def timed_out(what: str) -> ApiError:
 
 
 def from_answer(contents: Any, status: int) -> ApiError:
-    """vLLM's error as ours: what the caller did wrong keeps its status and words, the rest is a 502."""
+    """Maps a vLLM error to ours: client errors keep their message, overload becomes a 503, all else a 502."""
     inner = contents.get("error", contents) if isinstance(contents, dict) else {}
     if not isinstance(inner, dict):
         inner = {}

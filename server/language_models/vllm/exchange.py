@@ -22,13 +22,13 @@ from server.language_models.vllm.retries import Outcome
 
 @dataclass(frozen=True, slots=True)
 class PhaseLimits:
-    """Seconds that each phase may take; that of connecting is the client's.
+    """Timeouts of each phase, in seconds. The HTTP client has the one for connecting.
 
     Attributes:
         first_token: From sending the request to the first event of a stream.
         next_token: From one event of a stream to the next.
-        total: From the first attempt to the end of the answer; the only one that bounds an answer that is not streamed,
-            since vLLM sends nothing of it before it is complete.
+        total: From the first attempt to the end of the answer. For an answer that is not streamed it is the only
+            limit, since vLLM sends nothing before the answer is complete.
     """
 
     first_token: float
@@ -37,7 +37,7 @@ class PhaseLimits:
 
 
 class ExchangeError(Exception):
-    """The exchange failed: ``outcome`` is for the pool, ``answer`` for the client."""
+    """The exchange failed: ``outcome`` tells the pool why, ``api_error`` is the response for the client."""
 
     def __init__(self, outcome: Outcome, api_error: ApiError) -> None:
         super().__init__(api_error.message)
@@ -49,11 +49,11 @@ class Exchange:
     """Sends one request and reads its answer.
 
     Args:
-        client: Sends it.
-        server: Where to.
-        limits: Of each phase.
+        client: HTTP client.
+        server: The server to send the request to.
+        limits: Timeouts of each phase.
         deadline: When the answer must be complete, on the loop's clock.
-        timeouts: Where the wait for the first byte is listed, so that it can be ended when the server is lost.
+        timeouts: Group of the server's pending requests, which is expired when the server becomes unhealthy.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class Exchange:
             raise ExchangeError(Outcome.FAILED, upstream_errors.failed()) from error
 
     async def begin(self, content: bytes, request_id: str, *, streamed: bool) -> None:
-        """Sends the request and waits until ``first`` is there: the first event of a stream, or the whole answer.
+        """Sends the request and waits for ``first``: the first event of a stream, or the whole answer.
 
         Raises:
-            ExchangeError: No answer began.
+            ExchangeError: The server did not begin to answer.
         """
         limit = min(self._now() + self._limits.first_token, self._deadline) if streamed else self._deadline
         with self._translate_errors("sent no token in time"):
@@ -107,7 +107,7 @@ class Exchange:
                 if streamed:
                     self._events = _events(self._response)
                     begun = await anext(self._events, None)
-                    if begun is None:  # the end, and nothing before it
+                    if begun is None:  # the stream ended without an event
                         raise ExchangeError(Outcome.BROKEN_OFF, upstream_errors.broken_off())
                     self.first = begun
                 else:
@@ -115,12 +115,12 @@ class Exchange:
                     self.first = _object(self._response.content)
 
     async def remaining_events(self) -> AsyncIterator[dict[str, Any]]:
-        """The further events of a stream.
+        """Yields the events of a stream after the first one.
 
         Raises:
-            ExchangeError: It broke off, or was silent for too long.
+            ExchangeError: The stream broke off, or no event came in time.
         """
-        assert self._events is not None, "only streams have a rest"  # noqa: S101
+        assert self._events is not None, "only streams have further events"  # noqa: S101
         while True:
             with self._translate_errors("stopped in the middle of its answer"):
                 try:
@@ -131,7 +131,7 @@ class Exchange:
             yield event
 
     async def close(self) -> None:
-        """Closes the answer; vLLM stops working on it if it was not complete."""
+        """Closes the connection of the answer; vLLM then stops generating an answer that is not complete."""
         if self._response is not None:
             await self._response.aclose()
 

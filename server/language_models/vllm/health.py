@@ -1,4 +1,4 @@
-"""Asks every server of the pool again and again whether it is well."""
+"""Periodic health checks of every server in the pool."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _MISSES_ALLOWED = 1  # a busy server may be late once
 
 
 class HealthChecks:
-    """Keeps ``healthy`` of each server true to what its ``/health`` says.
+    """Updates ``healthy`` of each server from its ``/health`` endpoint.
 
-    A server that cannot be reached, or says that it is not well, is unhealthy at once; one that is late, at the second
-    time in a row. The first good answer makes it healthy again, if it fits the model: a server that would refuse the
-    model's embeddings, or end at them, counts as unhealthy.
+    A server that cannot be reached or reports an error is unhealthy at once; one that times out, after two timeouts
+    in a row. The first good answer makes it healthy again if it is compatible with the model: a server that would
+    reject the model's embeddings, or crash on them, counts as unhealthy.
 
     Args:
-        client: Sends the checks.
+        client: HTTP client.
         pool: The servers.
         interval: Seconds from the end of one round to the next.
         timeout: Seconds that a server has to answer.
-        compatibility: What a server must take; None asks nothing.
+        compatibility: Run when a server is new or was unhealthy; None skips it.
         changed: Called after a server has become healthy or unhealthy.
     """
 
@@ -52,12 +52,12 @@ class HealthChecks:
         self._soon = asyncio.Event()
 
     async def run(self) -> None:
-        """Checks until it is cancelled."""
+        """Runs rounds of checks until it is cancelled."""
         while True:
             self._soon.clear()
             try:
                 await self.check_now()
-            except Exception:  # whatever it is, the servers must be checked again
+            except Exception:  # checking must go on whatever fails
                 log.exception("health checks failed")
             try:
                 async with asyncio.timeout(self._interval):
@@ -66,16 +66,16 @@ class HealthChecks:
                 pass
 
     def cancel(self) -> None:
-        """Ends the round under way."""
+        """Cancels the running round."""
         if self._round is not None:
             self._round.cancel()
 
     def check_soon(self) -> None:
-        """Asks for a round at once, because something looks wrong."""
+        """Starts the next round at once, because a request has failed."""
         self._soon.set()
 
     async def check_now(self) -> None:
-        """Waits for a round of checks; all who ask at the same time share one."""
+        """Waits for a round of checks; concurrent callers share one round."""
         if self._round is None or self._round.done():
             self._round = asyncio.create_task(self._check_all())
         await asyncio.shield(self._round)
@@ -95,7 +95,7 @@ class HealthChecks:
         else:
             if response.status_code != httpx.codes.OK:
                 server.record_health(False)
-            elif not (server.healthy and server.compatibility_checked):  # it is new, or may have come back as another
+            elif not (server.healthy and server.compatibility_checked):  # new, or maybe restarted
                 await self._examine(server)
             else:
                 server.record_health(True)
@@ -114,7 +114,7 @@ class HealthChecks:
         server.record_health(fault is None, fault=fault)
 
     def report(self, server: Server) -> None:
-        """Makes a change of ``healthy`` known."""
+        """Logs a change of ``healthy`` and calls ``changed``."""
         if server.healthy:
             log.info("language model server is healthy", server=server.name)
         else:

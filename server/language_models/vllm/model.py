@@ -1,4 +1,4 @@
-"""vLLM over HTTP. It reads embeddings only, so no image reaches it unsmoothed."""
+"""The language model behind vLLM's HTTP API. It gets embeddings only, so no unsmoothed image can reach it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _npy(array: NDArray[np.generic]) -> str:
 
 
 def image_part(payload: ImagePayload) -> dict[str, Any]:
-    """vLLM's content part for one image: bare embeddings, or a dictionary where the family sends more tensors."""
+    """Makes vLLM's content part for one image: bare embeddings, or a dictionary if the family sends more tensors."""
     embeds: str | dict[str, str] = (
         _npy(payload["image_embeds"])
         if payload.keys() == {"image_embeds"}
@@ -36,7 +36,7 @@ def image_part(payload: ImagePayload) -> dict[str, Any]:
 
 
 def vllm_body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """The request as vLLM takes it: embeddings in place of images, vLLM's own name of the model."""
+    """Makes the request for vLLM: embeddings replace images, and ``model`` is the model's name at vLLM."""
     messages: list[dict[str, Any]] = []
     for message in request.body["messages"]:
         content = message.get("content")
@@ -55,11 +55,11 @@ def _encode(request: ChatRequest, model: str) -> bytes:
 
 
 class VllmLanguageModel:
-    """Answers by a pool of vLLM servers.
+    """A language model that a pool of vLLM servers runs.
 
     Args:
         upstreams: The pool.
-        model_name: Name under which answers leave the gateway.
+        model_name: The model's name in answers to clients.
     """
 
     def __init__(self, upstreams: Upstreams, model_name: str) -> None:
@@ -83,7 +83,7 @@ class VllmLanguageModel:
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """See :class:`LanguageModel`."""
         exchange = await self._upstreams.open(partial(_encode, request), request.request_id, streamed=True)
-        outcome = Outcome.WITHDRAWN  # unless something else is known: whoever reads may stop at any event
+        outcome = Outcome.WITHDRAWN  # the default: the reader may stop at any event
         try:
             yield {**exchange.first, "model": self._model_name}
             async for event in exchange.remaining_events():

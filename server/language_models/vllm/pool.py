@@ -1,4 +1,4 @@
-"""Which server of the pool gets a request: no I/O, and no clock of its own."""
+"""Chooses the server for each request. It does no I/O and reads no clock: callers pass the time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from server.language_models.vllm.breaker import CircuitBreaker
 
 @dataclass(eq=False, slots=True)
 class Server:
-    """What the gateway knows of one server.
+    """State of one server.
 
     Attributes:
         url: Its address, without a slash at the end.
-        limit: Most requests that it gets at once.
-        healthy: Whether it answered its last health checks, and could be reached since.
-        compatibility_checked: Whether it has been asked if it fits the model.
-        fault: Why it does not fit the model, though it can be reached; else None.
-        in_flight: Requests that it has now.
-        last_pick: When it was last_pick last, as the pool counts.
+        limit: Most concurrent requests that it gets.
+        healthy: Whether its last health checks succeeded and it has been reachable since.
+        compatibility_checked: Whether the compatibility check has run.
+        fault: Why it is incompatible with the model although it is reachable; else None.
+        in_flight: Requests that it is answering now.
+        last_pick: Number of the pool's pick that last chose it, to break ties.
     """
 
     url: str
@@ -34,11 +34,13 @@ class Server:
 
     @property
     def name(self) -> str:
-        """Host and port, for metrics and logs: an address may hold a password."""
+        """Host and port, for metrics and logs, where a password in the URL must not appear."""
         return self.url.partition("://")[2].rpartition("@")[2].partition("/")[0]
 
     def record_health(self, healthy: bool, misses_allowed: int = 0, fault: str | None = None) -> None:
-        """Notes a health check: one success makes it healthy, more than ``misses_allowed`` misses in a row do not."""
+        """Records a health check. One success makes the server healthy; more than ``misses_allowed`` consecutive
+        failures make it unhealthy.
+        """
         self.fault = fault
         self._misses = 0 if healthy else self._misses + 1
         if healthy:
@@ -48,10 +50,10 @@ class Server:
 
 
 class Pool:
-    """Servers that serve the same model; each request goes to the one that has the fewest.
+    """Servers of the same model. Each request goes to the one with the fewest requests in flight.
 
-    Unhealthy servers get nothing. A server whose breaker is open gets nothing while there is another one: a breaker
-    never takes away the last healthy server, so that no client can lock out all others by requests that fail.
+    Unhealthy servers get no requests. A server with an open circuit breaker gets none while there is another one. A
+    breaker never removes the last healthy server: else one client's failing requests could lock out all others.
     """
 
     def __init__(self, servers: Iterable[Server]) -> None:
@@ -65,13 +67,14 @@ class Pool:
 
     @property
     def incompatible(self) -> bool:
-        """Whether it is because they do not fit the model that no server is healthy."""
+        """Whether no server is healthy and at least one is incompatible with the model."""
         return not self.healthy and any(server.fault for server in self.servers)
 
     def candidates(self, now: float, avoid: Collection[Server] = (), exclude: Collection[Server] = ()) -> list[Server]:
-        """The healthy servers that a request may go to, be they full or not.
+        """Returns the healthy servers that a request may go to, full ones included.
 
-        Best are those that neither are to be avoided nor have an open breaker; else the next best kind is given.
+        Servers that are neither in ``avoid`` nor have an open breaker come first. If there are none, it returns the
+        next best group.
         """
         kinds: dict[tuple[bool, bool], list[Server]] = {}
         for server in self.servers:
@@ -80,7 +83,7 @@ class Pool:
         return kinds[min(kinds)] if kinds else []
 
     def pick(self, now: float, avoid: Collection[Server] = (), exclude: Collection[Server] = ()) -> Server | None:
-        """Takes a place at the best server that has one; None where all are full. Give it back with :meth:`release`."""
+        """Takes a slot at the least busy candidate; None if all are full. Return it with :meth:`release`."""
         free = [server for server in self.candidates(now, avoid, exclude) if server.in_flight < server.limit]
         if not free:
             return None
@@ -92,5 +95,5 @@ class Pool:
         return server
 
     def release(self, server: Server) -> None:
-        """Gives the place back."""
+        """Returns a slot."""
         server.in_flight -= 1

@@ -1,4 +1,4 @@
-"""When a request is sent once more, and where: decided without I/O."""
+"""Decides whether and where a failed request is retried, without I/O."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from server.language_models.vllm.pool import Server
 
 
 class Outcome(StrEnum):
-    """What became of one request at one server."""
+    """How one request at one server ended."""
 
     ANSWERED = "answered"
-    REFUSED = "refused"  # the request's own fault
+    REFUSED = "refused"  # a client error
     UNREACHABLE = "unreachable"  # no connection, so nothing was sent
-    BUSY = "busy"  # the server says that it takes no more, so nothing was done
+    BUSY = "busy"  # the server rejected it because of overload, so nothing was done
     FAILED = "failed"  # an error of the server
     BROKEN_OFF = "broken_off"  # the connection was lost
     TIMED_OUT = "timed_out"
@@ -23,22 +23,22 @@ class Outcome(StrEnum):
 
     @property
     def is_server_fault(self) -> bool:
-        """Whether the breaker counts it as a failure. A refused connection is the health check's business."""
+        """Whether the circuit breaker counts it as a failure. Refused connections are left to the health checks."""
         return self in (Outcome.FAILED, Outcome.BROKEN_OFF, Outcome.TIMED_OUT)
 
     @property
     def is_retryable(self) -> bool:
-        """Whether another server may be asked. Chat completions have no effect but their answer, so all of these are
-        safe as long as the client has got no byte of one."""
+        """Whether the request may be sent again. Chat completions have no side effects, so a retry is safe until the
+        client has got the first byte of an answer."""
         return self not in (Outcome.ANSWERED, Outcome.REFUSED, Outcome.WITHDRAWN)
 
 
 class RetryBudget:
-    """Bounds what retries add to the load: at most ``reserve`` at once, and ``ratio`` of the requests on the whole.
+    """Limits the load that retries add: a burst of at most ``reserve``, and in the long run ``ratio`` per request.
 
     Args:
-        reserve: Retries at hand in the beginning, and the most that can be saved up.
-        ratio: What each request adds.
+        reserve: Retries available at the start, which is also the maximum.
+        ratio: Retries that each request adds.
     """
 
     def __init__(self, reserve: float, ratio: float = 0.2) -> None:
@@ -48,15 +48,15 @@ class RetryBudget:
 
     @property
     def balance(self) -> float:
-        """Retries at hand."""
+        """Retries available now."""
         return self._balance
 
     def deposit(self) -> None:
-        """A request arrived."""
+        """Adds the share of one new request."""
         self._balance = min(self._balance + self._ratio, self._reserve)
 
     def withdraw(self) -> bool:
-        """Whether one more retry may be made; it counts as made."""
+        """Spends one retry. Returns False if none is available."""
         if self._balance < 1:
             return False
         self._balance -= 1
@@ -65,7 +65,7 @@ class RetryBudget:
 
 @dataclass(frozen=True, slots=True)
 class ServerPreference:
-    """Where a request may go.
+    """Which servers a request may use.
 
     Attributes:
         avoid: Servers to take only if there is no other.
@@ -77,10 +77,10 @@ class ServerPreference:
 
 
 def attempts(budget: RetryBudget, max_retries: int) -> Generator[ServerPreference, tuple[Server, Outcome], None]:
-    """The attempts of one request: yields where each may go, is sent what became of it, and ends with the last one.
+    """Plans the attempts of one request: yields the preference of each, receives its outcome, and ends after the last.
 
-    Only what was sent and may have cost a server something counts as a retry: a refused connection does not, and leads
-    to the next server, each at most once.
+    A refused connection does not count as a retry, since nothing was sent. It leads to the next server, each at most
+    once.
     """
     budget.deposit()
     preference = ServerPreference()
@@ -92,7 +92,7 @@ def attempts(budget: RetryBudget, max_retries: int) -> Generator[ServerPreferenc
             if max_retries == 0 or not budget.withdraw():
                 return
             max_retries -= 1
-        # A connection that broke off may have been a kept one that the server had closed: then it may serve again.
+        # A kept-alive connection may break because the server had just closed it; the server may still be fine.
         if outcome is Outcome.BROKEN_OFF and server not in preference.avoid:
             preference = ServerPreference(preference.avoid | {server}, preference.exclude)
         else:

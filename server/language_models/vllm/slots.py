@@ -1,4 +1,4 @@
-"""Waiting for a place at a server: bounded in time and in number, first come, first served."""
+"""A bounded FIFO queue of requests that wait for a free slot at a server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NoServerError(Exception):
 
 
 class NoSlotError(Exception):
-    """All servers are full, and so is the queue (``queue_full``), or no place became free in time (``no_place``)."""
+    """The queue is full (``queue_full``), or no slot became free in time (``no_place``)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -26,16 +26,16 @@ class NoSlotError(Exception):
 @dataclass(eq=False, slots=True)
 class _Waiter:
     preference: ServerPreference
-    place: asyncio.Future[Server]
+    slot: asyncio.Future[Server]
 
 
 class ServerSlots:
-    """Hands out the places of a pool.
+    """Hands out the request slots of a pool's servers.
 
     Args:
         pool: The servers.
-        max_waiting: Requests that may wait at once.
-        max_wait: Seconds that one may wait.
+        max_waiting: Most requests that may wait at once.
+        max_wait: Seconds that a request may wait.
     """
 
     def __init__(self, pool: Pool, max_waiting: int, max_wait: float) -> None:
@@ -46,22 +46,22 @@ class ServerSlots:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait now."""
+        """Number of requests that wait now."""
         return len(self._queue)
 
     @property
     def full(self) -> bool:
-        """Whether a further request would be turned away at once."""
+        """Whether a further request would be rejected at once."""
         return len(self._queue) >= self._max_waiting and not any(
             server.in_flight < server.limit for server in self._pool.candidates(time.monotonic())
         )
 
     async def acquire(self, preference: ServerPreference) -> Server:
-        """Takes a place, waiting for it if need be. Give it back with :meth:`release`.
+        """Acquires a slot, waiting for one if necessary. Return it with :meth:`release`.
 
         Raises:
-            NoServerError: There is nothing to wait for.
-            NoSlotError: Too many wait, or the wait was too long.
+            NoServerError: No server is left to wait for.
+            NoSlotError: Too many requests wait, or the wait was too long.
         """
         if not self._pool.candidates(time.monotonic(), preference.avoid, preference.exclude):
             raise NoServerError
@@ -69,34 +69,34 @@ class ServerSlots:
             return server
         if len(self._queue) >= self._max_waiting:
             raise NoSlotError("queue_full")
-        waiting = _Waiter(preference, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        waiter = _Waiter(preference, asyncio.get_running_loop().create_future())
+        self._queue.append(waiter)
         try:
-            # Whoever waits behind one that wants another server need not wait with it.
+            # A free slot may suit this request even if those ahead of it exclude the slot's server.
             self.assign_free_slots()
             async with asyncio.timeout(self._max_wait):
-                return await asyncio.shield(waiting.place)
+                return await asyncio.shield(waiter.slot)
         except BaseException as error:
-            if waiting.place.done() and not waiting.place.cancelled():  # it came in the very moment of giving up
-                self.release(waiting.place.result())
+            if waiter.slot.done() and not waiter.slot.cancelled():  # assigned just as the wait ended
+                self.release(waiter.slot.result())
             if isinstance(error, TimeoutError):
                 raise NoSlotError("no_place") from None
             raise
         finally:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
+            if waiter in self._queue:
+                self._queue.remove(waiter)
 
     def release(self, server: Server) -> None:
-        """Gives a place back; whoever waits for it gets it."""
+        """Returns a slot and passes it to a waiting request."""
         self._pool.release(server)
         self.assign_free_slots()
 
     def assign_free_slots(self) -> None:
-        """Gives free places to those that wait. To be called when a server has become healthy."""
-        for waiting in list(self._queue):
-            if (server := self._pick(waiting.preference)) is not None:
-                self._queue.remove(waiting)
-                waiting.place.set_result(server)
+        """Assigns free slots to waiting requests. Call it when a server has become healthy."""
+        for waiter in list(self._queue):
+            if (server := self._pick(waiter.preference)) is not None:
+                self._queue.remove(waiter)
+                waiter.slot.set_result(server)
 
     def _pick(self, preference: ServerPreference) -> Server | None:
         return self._pool.pick(time.monotonic(), preference.avoid, preference.exclude)

@@ -1,4 +1,4 @@
-"""The vLLM servers as one: places, health, attempts."""
+"""Sends requests to the pool of vLLM servers, with queueing, health checks and retries."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from server.observability.tracing import forward_trace
 from server.observability.upstream_metrics import ModelUpstreamMetrics, PoolReading, ServerReading
 from server.settings.gateway import Settings
 
-# uvicorn, and so vLLM, closes a connection that was idle for 5 s; closing it first spares a request that meets the end.
+# vLLM (uvicorn) closes connections after 5 s without a request. We close them earlier, so that no request is sent on
+# one that is just being closed.
 _KEEP_IDLE = 3.0
 
 
 class Upstreams:
-    """Sends each request to the server that has the fewest, and to another one if it fails before its first byte.
+    """Sends each request to the least busy server, and to another one if it fails before the first byte of its answer.
 
     Args:
         settings: Addresses, key and limits.
-        metrics: Where it is counted.
-        compatibility: What a server must take; None asks nothing.
+        metrics: Metrics of the servers.
+        compatibility: What the servers must support; None skips the check.
         transport: Replaces the network in tests.
     """
 
@@ -66,7 +67,7 @@ class Upstreams:
             compatibility=compatibility,
             changed=self._health_changed,
         )
-        # All that one server has in flight can be asked for once more; what goes beyond is paid for by requests.
+        # The reserve is enough to retry everything that one server has in flight when it is lost.
         self._budget = RetryBudget(reserve=settings.vllm_max_in_flight)
         self._retries = settings.vllm_retries
         self._timeouts = {server: TimeoutGroup() for server in self._pool.servers}
@@ -77,7 +78,7 @@ class Upstreams:
         metrics.watch(self._reading)
 
     async def start(self) -> None:
-        """Knows from then on which servers are healthy."""
+        """Runs the first health checks, and starts the periodic ones."""
         await self._health.check_now()
         self._checking = asyncio.create_task(self._health.run())
 
@@ -90,13 +91,13 @@ class Upstreams:
         self._metrics.retire([server.name for server in self._pool.servers])
 
     async def ready(self) -> bool:
-        """Whether any server is healthy; when none is known to be, they are asked."""
+        """Whether any server is healthy; if none is known to be, it checks them now."""
         if not self._pool.healthy:
             await self._health.check_now()
         return self._pool.healthy
 
     async def admit(self) -> None:
-        """Turns a request away that would be turned away later, before anything has been spent on it.
+        """Rejects a request early, before anything is spent on it, if no server could take it.
 
         Raises:
             ApiError: 503 or 429.
@@ -108,11 +109,11 @@ class Upstreams:
             raise upstream_errors.overloaded()
 
     async def open(self, encode: Callable[[str], bytes], request_id: str, *, streamed: bool) -> Exchange:
-        """Sends a request until an answer has begun. :meth:`end` the exchange in every case.
+        """Sends a request, with retries, until an answer begins. Always pass the exchange to :meth:`end` afterwards.
 
         Args:
-            encode: Makes the body, for the name that the server has for the model; called on another thread.
-            request_id: Forwarded.
+            encode: Makes the body, given the model's name at the server; called on another thread.
+            request_id: Forwarded to vLLM.
             streamed: Whether the body asks for a stream.
 
         Raises:
@@ -150,7 +151,7 @@ class Upstreams:
                 return exchange
 
     async def end(self, exchange: Exchange, outcome: Outcome) -> None:
-        """Closes the exchange, gives its place back and learns from its outcome."""
+        """Closes the exchange, releases its slot and records its outcome."""
         server = exchange.server
         now = time.monotonic()
         try:
@@ -188,7 +189,7 @@ class Upstreams:
         return upstream_errors.incompatible() if self._pool.incompatible else upstream_errors.unavailable()
 
     async def _model_of(self, exchange: Exchange) -> str:
-        """The server's name of the model, asked once: the configured one, or the first that it serves."""
+        """Returns the model's name at the server: the configured one, or the first that it lists (asked once)."""
         if self._fixed_model is not None:
             return self._fixed_model
         server = exchange.server
@@ -197,7 +198,7 @@ class Upstreams:
         return self._models[server]
 
     def _reading(self) -> PoolReading:
-        """What a scrape reads."""
+        """Returns the state of the pool for a scrape of the metrics."""
         now = time.monotonic()
         servers = (
             ServerReading(server.name, server.in_flight, server.healthy, server.breaker.state(now))
@@ -206,11 +207,11 @@ class Upstreams:
         return PoolReading(tuple(servers), self._slots.waiting, self._budget.balance)
 
     def _health_changed(self, server: Server) -> None:
-        """Serves who waits, and sends elsewhere what hangs at a server that is lost."""
+        """Assigns free slots, or moves the requests that wait at a lost server to another one."""
         if server.healthy:
             self._slots.assign_free_slots()
         else:
-            self._models.pop(server, None)  # it may come back with another one
+            self._models.pop(server, None)  # it may come back with another model
         if self._pool.healthy:
             for lost in self._pool.servers:
                 if not lost.healthy:
