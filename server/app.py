@@ -33,7 +33,7 @@ from server.observability.tracing import TracingMiddleware
 from server.rate_limits.limiter import RateLimiter
 from server.settings.gateway import Settings
 
-_OF_MODELS = (chat, certify)  # routes whose requests name a model
+_MODEL_ROUTES = (chat, certify)  # their requests name a model
 
 
 def create_app(
@@ -47,12 +47,12 @@ def create_app(
 
     Args:
         settings: The operator's settings.
-        access: Who may use it.
-        configured: The models that there should be.
-        loaded: Models in memory, which the application closes at its end; those that are missing are loaded at start.
-        images: Fetches remote images in place of what the settings ask for. For tests.
+        access: Keys and tenants.
+        configured: The models to serve.
+        loaded: Models that are loaded already; the application closes them when it stops. It loads the others at start.
+        images: Replaces the fetcher of remote images, in tests.
     """
-    routes = [route for module in _OF_MODELS for route in module.router.routes]
+    routes = [route for module in _MODEL_ROUTES for route in module.router.routes]
     metrics = Metrics([route.path for route in routes if isinstance(route, APIRoute)])
     drain = Drain()
     receipt_key = read_signing_key(settings.receipt_key) if settings.receipt_key else None
@@ -84,21 +84,21 @@ def create_app(
         version=__version__,
         summary="Certified feature-space smoothing in front of a multimodal language model.",
         lifespan=lifespan,
-        # No page of ours loads scripts from elsewhere; the document itself is at /openapi.json.
+        # FastAPI's documentation pages would load scripts from a CDN. /openapi.json has the document itself.
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # operations.py serves it, so that it is counted like every other route
-        # It would send clients to wherever their Host header says.
+        # A redirect would go to whatever host the client's Host header names.
         redirect_slashes=False,
-        # FastAPI's own spans carry raw paths and queries, which are the client's text; TracingMiddleware makes ours.
+        # FastAPI's own spans would hold raw paths and queries, which clients choose. TracingMiddleware makes ours.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.drain = drain
-    for module in (*_OF_MODELS, operations):
+    for module in (*_MODEL_ROUTES, operations):
         app.include_router(module.router)
     install_handlers(app)
     install_openapi(app)
-    # The last one added sees a request first.
+    # The middleware added last handles a request first.
     app.add_middleware(
         BodyLimitMiddleware,
         max_bytes=settings.max_body_bytes,

@@ -1,4 +1,4 @@
-"""Time limits that can be ended together, and work that may take minutes beside the event loop."""
+"""Timeouts that can be expired together, and blocking calls on daemon threads."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ from typing import TypeVar
 
 
 class TimeoutGroup:
-    """Waits that are under way, to be ended at once when what they wait for will not come.
+    """A group of timeouts that can be expired at once, for example when a server is lost.
 
     All times are those of the running loop, whose clock is monotonic.
     """
 
     def __init__(self) -> None:
-        self._under_way: set[asyncio.Timeout] = set()
+        self._active: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
     async def timeout_at(self, when: float | None = None) -> AsyncIterator[None]:
-        """Limits the block; do not yield inside it.
+        """Applies a timeout to the block, like :func:`asyncio.timeout_at`; None waits for :meth:`expire` alone.
+
+        Do not yield inside the block.
 
         Raises:
             TimeoutError: The time is over, or :meth:`expire` was called.
         """
-        limit = asyncio.timeout_at(when)
+        timeout = asyncio.timeout_at(when)
         try:
-            async with limit:
-                self._under_way.add(limit)
+            async with timeout:
+                self._active.add(timeout)
                 yield
         finally:
-            self._under_way.discard(limit)
+            self._active.discard(timeout)
 
     def expire(self) -> None:
-        """Ends all waits that are under way."""
+        """Expires all active timeouts."""
         now = asyncio.get_running_loop().time()
-        for limit in self._under_way:
-            if not limit.expired():
-                limit.reschedule(now)
+        for timeout in self._active:
+            if not timeout.expired():
+                timeout.reschedule(now)
 
 
 T = TypeVar("T")
 
 
 async def run_on_daemon_thread(call: Callable[[], T]) -> T:
-    """Runs ``call`` on a thread of its own, which does not keep the process from ending, as pools of threads do."""
+    """Runs ``call`` on a daemon thread, which, unlike a thread pool, does not keep the process from exiting."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -53,13 +55,13 @@ async def run_on_daemon_thread(call: Callable[[], T]) -> T:
         try:
             result = call()
         except BaseException as error:
-            tell(_fail, done, error)
+            report(_fail, done, error)
         else:
-            tell(_succeed, done, result)
+            report(_succeed, done, result)
 
-    def tell(how: Callable[..., None], *what: object) -> None:
-        with suppress(RuntimeError):  # the loop is gone, and nobody waits
-            loop.call_soon_threadsafe(how, *what)
+    def report(callback: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits for the result
+            loop.call_soon_threadsafe(callback, *arguments)
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return await done

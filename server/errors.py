@@ -28,12 +28,12 @@ _MAX_NAME = 80
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Args:
         status: HTTP status.
         message: What is wrong and what to do about it, for the person who reads it.
-        code: Short name for programs.
+        code: Machine-readable name of the error.
         param: The field at fault, as a path into the request.
         headers: Additional headers, for example ``Retry-After``.
         extra: Further top-level objects of the body, for example ``robustness``.
@@ -71,12 +71,12 @@ class ApiError(Exception):
         }
 
     def response(self) -> JSONResponse:
-        """The whole answer."""
+        """The HTTP response."""
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
 
 
 def shutting_down() -> ApiError:
-    """The 503 of a server that takes no more work."""
+    """The 503 of a server that is shutting down."""
     return ApiError(
         503, "the server is shutting down; try another one", code="shutting_down", headers={"retry-after": "5"}
     )
@@ -88,9 +88,9 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """A 400 that names the first field at fault, and how many others of the first few problems there are."""
+    """A 400 that names the invalid field and counts the others (of the first 20 problems)."""
     problems = error.errors(include_url=False, include_input=False)[:_MAX_PROBLEMS]
-    # Where a value may be one of several types, the alternative that came furthest tells most.
+    # If a value may have several types, the deepest location belongs to the type that matched best.
     worst = max(problems, key=lambda problem: len(problem["loc"]))
     path = _path(worst["loc"])
     others = {other for problem in problems if not path.startswith(other := _path(problem["loc"]))}
@@ -105,28 +105,28 @@ def from_validation(error: ValidationError) -> ApiError:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """The field as a caller would write it: `str` and `list[…]` name alternatives of a union, not fields."""
+    """The field's path, without the parts such as `str` and `list[…]` that name members of a union."""
     return field_path(part for part in location if part != "str" and "[" not in str(part))
 
 
 def field_path(keys: Iterable[int | str]) -> str:
-    """``messages.0.content``: where a field is in a request; names that are very long are cut short."""
+    """The path of a field in a request, such as ``messages.0.content``; very long names are cut."""
     return ".".join(map(short_name, keys))
 
 
 def short_name(name: int | str) -> str:
-    """A name from a request as paths show it."""
+    """A field name from a request, cut to 80 characters for error messages."""
     name = str(name)
     return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…"
 
 
 def internal_error() -> ApiError:
-    """What strangers are told of an unforeseen failure: the cause is in the log."""
+    """The 500 of an unexpected exception; its cause goes to the log only."""
     return ApiError(500, "internal error; the server's log has the cause", code="internal_error")
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Makes every error of the application leave in OpenAI's shape, and leaves it for the middleware to count."""
+    """Turns all exceptions into errors of OpenAI's shape, and stores them for the middleware that counts errors."""
 
     def answer(request: Request, error: ApiError) -> JSONResponse:
         request.state.error = error

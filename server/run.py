@@ -1,4 +1,4 @@
-"""Runs the gateway under uvicorn, and says where it is and how to use it."""
+"""Runs the gateway under uvicorn: reads the files that settings name, loads the models and serves."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from server.settings.model import CHECKPOINT_SETTINGS
 
 log = structlog.get_logger("server")
 
-_TIME_FOR_LAST_WORDS = 5  # seconds for the errors that end what was not finished in time
+_SHUTDOWN_SECONDS = 5  # for sending errors to requests that did not finish within drain_timeout
 
 
 def warn_if_exposed(settings: Settings) -> None:
-    """Says so where anybody who reaches the port may use the server."""
+    """Warns if the server listens beyond this machine without any API keys."""
     if settings.api_keys or settings.access_file or _is_loopback(settings.host):
         return
     structlog.get_logger("server").warning(
@@ -41,13 +41,13 @@ def warn_if_exposed(settings: Settings) -> None:
 
 
 def warn_about_client_key(settings: Settings) -> None:
-    """Says so where the key of a client is set and no key that the gateway would accept."""
+    """Warns if FS_API_KEY, which only clients read, is set while the gateway itself has no keys."""
     if CLIENT_KEY_VARIABLE in os.environ and not settings.api_keys and settings.access_file is None:
         log.warning(f"{CLIENT_KEY_VARIABLE} is what clients send, and protects nothing; set api_keys (FS_API_KEYS)")
 
 
 def warn_about_unused_settings(settings: Settings) -> None:
-    """Names settings of the one model that there is not where a file names several."""
+    """Warns of settings of a single model that have no effect because models_file is set."""
     unused = [name for name in CHECKPOINT_SETTINGS if name in settings.model_fields_set]
     if settings.models_file is not None and unused:
         log.warning("models_file names the models and what belongs to each; these settings are not used", unused=unused)
@@ -61,10 +61,10 @@ def _is_loopback(host: str) -> bool:
 
 
 class SettingError(ValueError):
-    """What a setting names cannot be used.
+    """The file or value of a setting cannot be used.
 
     Attributes:
-        setting: Its name; the message has the rest.
+        setting: Name of the setting; the message says what is wrong.
     """
 
     def __init__(self, setting: str, problem: Exception) -> None:
@@ -73,7 +73,7 @@ class SettingError(ValueError):
 
 
 def read_files(settings: Settings) -> tuple[AccessDirectory, ConfiguredModels]:
-    """Reads keys, access file and models file, so that a wrong one is found at start and not by the first client.
+    """Reads keys, access file and models file, so that errors show at start and not at the first request.
 
     Raises:
         SettingError: One of them cannot be used.
@@ -89,7 +89,7 @@ def read_files(settings: Settings) -> tuple[AccessDirectory, ConfiguredModels]:
 
 
 def run(settings: Settings) -> int:
-    """Serves until it is told to stop. Returns the process's exit status."""
+    """Serves until a signal stops it. Returns the exit status of the process."""
     configure_logging(settings)
     warn_if_exposed(settings)
     warn_about_client_key(settings)
@@ -98,7 +98,7 @@ def run(settings: Settings) -> int:
     try:
         access, configured = read_files(settings)
         configure_tracing()
-        loaded.extend(map(load_model, configured.by_name.values()))  # one that fails leaves those before it
+        loaded.extend(map(load_model, configured.by_name.values()))  # if one fails, _refuse closes those before it
         app = create_app(settings, access, configured, loaded)
     except SettingError as error:
         return _refuse(f"setting {error.setting}", error, loaded)
@@ -113,11 +113,11 @@ def run(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         http=HttpProtocol,
-        ws="none",  # uvicorn would serve an upgrade past the middleware, and log its path with the query
+        ws="none",  # WebSocket upgrades would bypass the middleware, and uvicorn would log their query strings
         log_config=None,
         server_header=False,
         timeout_keep_alive=settings.client_idle_timeout,
-        timeout_graceful_shutdown=_TIME_FOR_LAST_WORDS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     server = GatewayServer(config, settings, [model.settings.model_name for model in loaded], app.state.drain)
     server.run()

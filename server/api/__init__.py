@@ -1,1 +1,1 @@
-"""Routes and the shapes of what they read and answer."""
+"""Routes, and the schemas of their requests and responses."""

@@ -64,18 +64,18 @@ _COMPLETION = {"application/json": {"schema": {"type": "object"}}, "text/event-s
 async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions; the answer carries one more object, ``robustness``."""
     chat, body = await read_body(request, ChatCompletionRequest)
-    with ExitStack() as held:
-        model = held.enter_context(model_for(request, chat.model))
+    with ExitStack() as resources:
+        model = resources.enter_context(model_for(request, chat.model))
         try:
-            return await _answer(request, chat, body, model, held)
+            return await _answer(request, chat, body, model, resources)
         except ClientDisconnectedError:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _answer(
-    request: Request, chat: ChatCompletionRequest, body: dict[str, Any], model: ServedModel, held: ExitStack
+    request: Request, chat: ChatCompletionRequest, body: dict[str, Any], model: ServedModel, resources: ExitStack
 ) -> Response:
-    """The answer of one model; a stream takes over what is ``held`` until its end."""
+    """Answers with one model. A stream takes over ``resources`` until its end."""
     gateway, caller = gateway_of(request), caller_of(request)
     settings = caller.tenant.settings_for(model.settings)
     body.pop("robustness", None)
@@ -84,7 +84,7 @@ async def _answer(
     cap_answer_tokens(body, settings.max_answer_tokens, model.settings.default_answer_tokens)
     cache_salt = gateway.access.cache_salt(caller.tenant, body.pop("cache_salt", None))
     sources = _take_images(chat, body)
-    # Of megabytes it takes a while.
+    # On a thread: megabytes of text take a while.
     await asyncio.to_thread(model.control_tokens.neutralise_body, body, settings.max_text_characters)
     await model.language_model.admit()
     smoothing = model.smoothing.run(sources, chat.robustness, caller)
@@ -92,7 +92,7 @@ async def _answer(
     images = withhold(body, payloads, robustness)
     language_request = ChatRequest(body, images, caller.request_id, cache_salt)
     if chat.stream:
-        return await _start_stream(request, model.language_model.stream(language_request), robustness, held)
+        return await _start_stream(request, model.language_model.stream(language_request), robustness, resources)
     answer = await while_connected(request, model.language_model.complete(language_request))
     answer["robustness"] = robustness.model_dump(mode="json")
     return JSONResponse(answer)
@@ -102,7 +102,7 @@ async def _start_stream(
     request: Request,
     chunks: AsyncIterator[dict[str, Any]],
     robustness: Robustness,
-    held: ExitStack,
+    resources: ExitStack,
 ) -> EventStream:
     """Waits for the first chunk, so that an early failure is still an ordinary error answer."""
     gateway = gateway_of(request)
@@ -114,7 +114,7 @@ async def _start_stream(
     async def events() -> AsyncGenerator[str, None]:
         async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
             try:
-                async for chunk in _with_robustness(first, _while_open(gateway, chunks), robustness):
+                async for chunk in _with_robustness(first, _until_drained(gateway, chunks), robustness):
                     yield _event(chunk)
             except ApiError as error:
                 gateway.metrics.count_error(error)
@@ -125,11 +125,11 @@ async def _start_stream(
                 yield _event(internal_error().body())
             yield "data: [DONE]\n\n"
 
-    return EventStream(events(), gateway.settings.client_write_timeout, held.pop_all())
+    return EventStream(events(), gateway.settings.client_write_timeout, resources.pop_all())
 
 
-async def _while_open(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-    """The chunks, until the gateway has no more time to finish."""
+async def _until_drained(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    """Yields the chunks until a shutdown's time for requests in flight is over."""
     while True:
         try:
             async with gateway.drain.deadline():
@@ -144,8 +144,8 @@ async def _with_robustness(
 ) -> AsyncIterator[dict[str, Any]]:
     """Adds ``robustness`` to the last chunk.
 
-    Only chunks that may be the last (all choices finished, or usage) are held back until the next one is here, so
-    no token is late.
+    A chunk that may be the last (all choices finished, or usage) is held back until the next one arrives. All others
+    pass at once, so no token is delayed.
     """
     held: dict[str, Any] | None = None
     async for chunk in _chain(first, rest):
@@ -169,9 +169,9 @@ def _event(data: dict[str, Any]) -> str:
 
 
 def _take_images(chat: ChatCompletionRequest, body: dict[str, Any]) -> list[ImageSource]:
-    """Puts placeholders where the images were, in ``body``, and returns the images in order.
+    """Replaces the images in ``body`` by placeholders, and returns the images in order.
 
-    Every content part is checked: a kind that is not known here could be an image that nobody smoothed.
+    Rejects content parts of unknown types, which could be images that bypass smoothing.
     """
     sources: list[ImageSource] = []
     for m, (message, raw) in enumerate(zip(chat.messages, body["messages"], strict=True)):

@@ -1,4 +1,4 @@
-"""What routes share: the gateway's parts, the caller, the body, and what happens when a client disconnects."""
+"""Dependencies of routes: the gateway's parts, authentication, reading bodies, and client disconnects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 _LARGE_BODY = 65_536
-# Large bodies wait for each other here, and the work of other requests does not wait behind them.
+# Large bodies have threads of their own, so that they do not delay the work of other requests.
 _LARGE_BODIES = ThreadPoolExecutor(2, "large-body")
 
 
@@ -58,7 +58,7 @@ def request_id_of(request: Request) -> str:
 
 
 async def authenticate(request: Request) -> None:
-    """Finds out whose request it is, for :func:`caller_of`, limits and logs.
+    """Identifies the tenant of a request, for :func:`caller_of`, rate limits and logs.
 
     Raises:
         ApiError: 401.
@@ -69,7 +69,7 @@ async def authenticate(request: Request) -> None:
 
 
 async def admit(request: Request) -> None:
-    """:func:`authenticate`, and one request less for the tenant, whatever becomes of it.
+    """Authenticates a request and charges it to the tenant's limit of requests, even if it fails later.
 
     Raises:
         ApiError: 401, or 429.
@@ -81,14 +81,14 @@ async def admit(request: Request) -> None:
 
 
 def caller_of(request: Request) -> Caller:
-    """Whose request it is, once :func:`authenticate` has let it in."""
+    """Returns the caller that :func:`authenticate` has identified."""
     caller: Caller = request.state.caller
     return caller
 
 
 @contextmanager
 def model_for(request: Request, name: str | None) -> Iterator[ServedModel]:
-    """The model that a request names, which is not unloaded before the block ends.
+    """Yields the model that a request names, and keeps it loaded until the block ends.
 
     Raises:
         ApiError: As :meth:`ModelDirectory.find`.
@@ -112,7 +112,7 @@ async def read_body(request: Request, schema: type[M]) -> tuple[M, dict[str, Any
     async with gateway_of(request).drain.deadline():
         raw = await request.body()
 
-    def parse() -> tuple[M, dict[str, Any]]:  # off the event loop: bodies can have megabytes
+    def parse() -> tuple[M, dict[str, Any]]:  # on a thread, since bodies can have megabytes
         data = parse_json(raw)
         if not isinstance(data, dict):
             raise invalid("the body must be a JSON object", code="invalid_json")
@@ -130,11 +130,11 @@ class ClientDisconnectedError(Exception):
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Awaits ``work``, and cancels it when the client leaves or the time to finish what is under way is over.
+    """Awaits ``work``, and cancels it if the client disconnects or a shutdown's time is over.
 
     Raises:
-        ClientDisconnectedError: The client left first.
-        ApiError: 503, the gateway stops.
+        ClientDisconnectedError: The client disconnected first.
+        ApiError: 503, the gateway is shutting down.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(request))
@@ -150,6 +150,6 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 
 async def _disconnected(request: Request) -> None:
-    """Returns when the client has left. The body must have been read."""
+    """Returns when the client has disconnected. The body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""JSON bodies: how many values they may hold, and values that cannot be sent on."""
+"""Parses JSON bodies, with limits on their number of values and depth, and refuses values that cannot be forwarded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from server.errors import field_path, invalid
 
 MAX_DEPTH = 64
-# An ordinary request has some hundreds. Each takes memory and time out of all proportion to its one or two bytes.
+# An ordinary request has some hundreds. A value of one or two bytes takes far more memory and time once parsed.
 MAX_VALUES = 100_000
 _DECODER = json.JSONDecoder()
 _MARK = re.compile(r'["\[{,]')
@@ -33,7 +33,7 @@ def parse_json(raw: bytes) -> Any:
 
 
 def check_json(data: Any) -> None:
-    """Goes through a parsed body.
+    """Checks all values of a parsed body.
 
     Raises:
         ApiError: 400: nesting beyond 64, a number beyond the range of floats, half of a surrogate pair.
@@ -41,22 +41,22 @@ def check_json(data: Any) -> None:
     _check(data, [])
 
 
-def _check(value: Any, way: list[int | str]) -> None:
-    """Checks a value and all below it; ``way`` leads to it, and is spelled out for an error alone."""
+def _check(value: Any, keys: list[int | str]) -> None:
+    """Checks a value and all below it. ``keys`` is its path, which becomes text only for an error."""
     if isinstance(value, (dict, list)):
-        if len(way) == MAX_DEPTH:
+        if len(keys) == MAX_DEPTH:
             raise invalid(f"the body is nested more than {MAX_DEPTH} deep", code="invalid_json")
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if isinstance(key, str):
                 _check_text(key)
-            way.append(key)
-            _check(item, way)
-            way.pop()
+            keys.append(key)
+            _check(item, keys)
+            keys.pop()
     elif isinstance(value, str):
         _check_text(value)
     elif isinstance(value, float) and not math.isfinite(value):
-        path = field_path(way)
-        raise invalid(f"{path}: the number is beyond the range of numbers", path)
+        path = field_path(keys)
+        raise invalid(f"{path}: the number is beyond the range of 64-bit floats", path)
 
 
 def _check_text(text: str) -> None:
@@ -69,12 +69,12 @@ def _check_text(text: str) -> None:
 
 
 def _check_count(text: str) -> None:
-    """Refuses a body of too many values before any of them is made.
+    """Refuses a body with too many values before parsing it.
 
-    A value stands at the beginning, behind an opening bracket or behind a comma (an empty list or object counts
-    twice), and at most two texts belong to each.
+    Each value follows the start, an opening bracket or a comma (so an empty list or object counts twice), and has at
+    most two strings.
     """
-    if sum(map(text.count, "[{,")) < MAX_VALUES:  # those in texts are counted too
+    if sum(map(text.count, "[{,")) < MAX_VALUES:  # a quick upper bound: brackets and commas inside strings count too
         return
     place, values, texts = 0, 1, 0
     while mark := _MARK.search(text, place):

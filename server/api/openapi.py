@@ -1,4 +1,4 @@
-"""The OpenAPI document where FastAPI cannot write it alone: bodies that routes read themselves, and shared errors."""
+"""Parts of the OpenAPI document that FastAPI cannot generate: bodies that routes read themselves, shared errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from server.api.schemas import CertifyRequest, ChatCompletionRequest, ErrorBody
 
 _REFERENCE = "#/components/schemas/{model}"
-# What every route that takes images may answer beside 200.
+# Error responses of every route that takes images.
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description}
     for status, description in {
@@ -20,19 +20,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         404: "Unknown model.",
         408: "The body did not arrive in time.",
         413: "Body or image too large, or too costly to decode.",
-        415: "Not an image in a format that is read.",
+        415: "Not an image in a supported format.",
         422: "Certified similarity below min_similarity.",
-        429: "Too much is waiting; Retry-After says when to come back.",
-        500: "A fault of the server.",
-        502: "Another server failed.",
-        503: "Not available now.",
-        504: "Another server was silent.",
+        429: "Overloaded, or a rate limit is used up; Retry-After says when to try again.",
+        500: "Internal error.",
+        502: "The language model server, or the server of a remote image, failed.",
+        503: "Temporarily unavailable.",
+        504: "Smoothing, or another server, timed out.",
     }.items()
 }
 
 
 def request_body(model: type[BaseModel], example: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The description of a body that a route reads by itself."""
+    """Describes a body that a route reads and validates itself."""
     content: dict[str, Any] = {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
     if example is not None:
         content["example"] = example

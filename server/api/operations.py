@@ -1,4 +1,4 @@
-"""What operators and their tools read: models, health and metrics."""
+"""Routes for operators and their tools: models, health, metrics and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from server.models.served import ServedModel
 
 router = APIRouter()
 
-_NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Not so now.", "content": {"application/json": {}}}}
+_NOT_NOW: dict[int | str, dict[str, Any]] = {
+    503: {"description": "The check failed.", "content": {"application/json": {}}}
+}
 _KEY: dict[int | str, dict[str, Any]] = {401: {"model": ErrorBody}}
 
 
@@ -43,7 +45,7 @@ async def models(request: Request) -> ModelList:
     summary="One of these models.",
 )
 async def model(request: Request, name: str) -> Model:
-    """What the list has of it; 404 for one that the caller may not use, 503 for one that is not loaded."""
+    """One entry of the list. 404 for a model that the caller may not use, 503 for one that is not loaded."""
     return _described(gateway_of(request).models.find(name, caller_of(request).tenant))
 
 
@@ -57,7 +59,7 @@ def _described(model: ServedModel) -> Model:
     )
 
 
-# Without a client's key: those who verify a receipt need not be clients, and the key is public.
+# No API key needed: those who verify a receipt may not be clients, and the key is public.
 @router.get(
     "/v1/receipt-key", responses={404: {"model": ErrorBody}}, summary="The public key that receipts are signed with."
 )
@@ -67,8 +69,7 @@ async def receipt_key(request: Request) -> ReceiptKey:
     if key is None:
         raise ApiError(
             404,
-            "this server does not sign receipts, for its operator has set no receipt_key; they can be replayed all "
-            "the same",
+            "this server does not sign receipts, since its operator has set no receipt_key; they can still be replayed",
             code="no_receipt_key",
         )
     return ReceiptKey(key_id=key.key_id, pem=key.public_pem())
@@ -76,7 +77,7 @@ async def receipt_key(request: Request) -> ReceiptKey:
 
 @router.get("/livez", responses=_NOT_NOW, summary="Whether the process works; restart it if not.")
 async def livez(request: Request) -> Response:
-    """200 while the threads that run the smoothing passes show signs of life, else 503."""
+    """200 while the threads that run the smoothing passes report a heartbeat, else 503."""
     live = all(model.is_alive for model in gateway_of(request).models.running)
     return JSONResponse({"live": live}, status_code=200 if live else 503)
 
@@ -89,9 +90,8 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request, model: str | None = None) -> Response:
     """200 when the engines are warm, a language model is healthy and the gateway is not about to stop, else 503.
 
-    With several models one that cannot answer does not take the others away; ``?model=`` asks about one alone. Probes
-    have no API key. So where there are keys, only who sends one is told the names and states of the models that it may
-    use.
+    With several models, one language model that can answer is enough; ``?model=`` asks about one model. Probes have no
+    API key. So if the gateway has keys, only a client that sends one gets the names and states of its models.
     """
     gateway = gateway_of(request)
     if model is not None and model not in gateway.models.states:
@@ -115,7 +115,7 @@ async def readyz(request: Request, model: str | None = None) -> Response:
 
 
 def _tenant_of(request: Request) -> Tenant | None:
-    """Whose request it is; None without a valid key, which is no fault here."""
+    """Returns the tenant of a request; None without a valid key, which is no error here."""
     try:
         return gateway_of(request).access.authenticate(request.headers.getlist("authorization"))
     except ApiError:

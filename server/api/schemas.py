@@ -1,4 +1,4 @@
-"""Request and answer bodies. Chat requests extend OpenAI's by one object, ``robustness``; the rest passes through."""
+"""Schemas of requests and responses. Chat requests are OpenAI's with an additional object, ``robustness``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT_PART_FIELDS = TEXT_PARTS | {"type", "annotations", "cache_control"}
 
 
 def _stop_texts(stop: str | list[str]) -> str | list[str]:
-    """Every step of an answer is searched for all of them, so there must be few."""
+    """Limits the stop texts, since each step of an answer is searched for all of them."""
     texts = [stop] if isinstance(stop, str) else stop
     if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in texts):
         raise ValueError(f"must be at most {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters each")
@@ -25,16 +25,16 @@ def _stop_texts(stop: str | list[str]) -> str | list[str]:
 
 
 class ImageUrl(BaseModel):
-    """Where an image is."""
+    """URL of an image."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(description="data:image/png;base64,…")
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="Without effect.")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Ignored.")
 
 
 def _url_object(value: object) -> object:
-    """The commonest mistake is to give the URL by itself."""
+    """Explains the most common mistake: a bare URL instead of the object."""
     if isinstance(value, str):
         raise ValueError('must be an object: {"url": "data:image/png;base64,…"}')
     return value
@@ -81,7 +81,8 @@ class ChatCompletionRequest(BaseModel):
         description=f"Texts that end the answer: at most {MAX_STOPS} of at most {MAX_STOP_CHARACTERS} characters.",
     )
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
-        None, description="vLLM's; parts the caller's own users from each other. Tenants are always apart."
+        None,
+        description="vLLM's option; separates the caller's own users from each other. Tenants are always separate.",
     )
     robustness: OptionsOrNull = Field(default_factory=RobustnessOptions)
 
@@ -113,9 +114,9 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "fs-serve"
-    fingerprint: str = Field(description="Digest of the vision part that is certified.")
+    fingerprint: str = Field(description="Digest of the certified vision part.")
     family: str
-    psm: PsmFacts | None = Field(description="Purifier and mapper in front of and behind it; null for none.")
+    psm: PsmFacts | None = Field(description="Purifier before it and mapper after it; null without them.")
 
 
 class ModelList(BaseModel):

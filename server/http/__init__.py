@@ -1,1 +1,1 @@
-"""Everything between a socket and a route: protocol, body limits, request ids and log, event streams, the way down."""
+"""Everything between a socket and a route: protocol, body limits, request ids and log, event streams, shutdown."""

@@ -1,6 +1,6 @@
-"""Limits of request bodies: bytes, of one and of all under way, and time, whatever the headers say.
+"""Limits of request bodies: size of one, total size of all in flight, and time, counted as bytes arrive.
 
-What is refused comes to an orderly end.
+A client whose body is refused still gets the error response.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError
 
-# A client that is still sending when it is refused would lose the answer if the connection were cut at once: the rest
-# of its body is read and dropped, for this long and up to this much, and then the connection is closed.
+# If the connection closed at once, a client that is still sending would never see the response. So the rest of the
+# body is read and dropped, up to these limits, before the connection closes.
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 16 * 2**20
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body with too many bytes, 408 to one that takes too long, and 429 where all have too many.
+    """Answers 413 to a body that is too large, 408 to a slow one, and 429 if all bodies together are too large.
 
-    A connection whose request body was not read to its end is never used again.
+    A connection is closed if its request body was not read completely.
 
     Args:
         app: The application inside.
-        max_bytes: Of the body, counted as it arrives, in chunks or not.
-        seconds: From the first byte that is waited for to the last one.
-        max_total_bytes: Of the bodies of all requests that are not answered yet, arrived so far.
+        max_bytes: Largest body, counted as it arrives, with or without a Content-Length.
+        seconds: Time limit for receiving a whole body.
+        max_total_bytes: Most bytes that the bodies of all unanswered requests may have together.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, max_total_bytes: int) -> None:
@@ -51,10 +51,10 @@ class BodyLimitMiddleware:
         try:
             await self.app(scope, body.receive, body.send)
         finally:
-            self.total_bytes -= body.kept
+            self.total_bytes -= body.counted
 
     def too_large(self) -> ApiError:
-        """The answer to too many bytes."""
+        """The 413 for a body that is too large."""
         return ApiError(
             413,
             f"the request body has more than {self.max_bytes} bytes; send smaller or fewer images",
@@ -62,16 +62,16 @@ class BodyLimitMiddleware:
         )
 
     def too_many(self) -> ApiError:
-        """The answer where this body would be one too many."""
+        """The 429 for a body that would exceed the total."""
         return ApiError(
             429,
-            "the requests that the server is answering are as large as it can hold; try again later",
+            "the bodies of all current requests together are too large for the server; try again later",
             code="overloaded",
             headers={"retry-after": "1"},
         )
 
     def too_slow(self) -> ApiError:
-        """The answer to too much time."""
+        """The 408 for a body that took too long."""
         return ApiError(
             408,
             f"the request body did not arrive within {self.seconds:g} s; send it faster, or smaller images",
@@ -80,7 +80,7 @@ class BodyLimitMiddleware:
 
 
 class _Body:
-    """The body of one request, and what becomes of the connection."""
+    """Receives the body of one request, and closes the connection if the body was not read completely."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: BodyLimitMiddleware) -> None:
         self._receive = receive
@@ -89,13 +89,13 @@ class _Body:
         headers = Headers(scope=scope)
         self._complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
         self._read = 0
-        self.kept = 0
+        self.counted = 0  # bytes of this body in the total
         self._deadline: float | None = None
         self._refused: ApiError | None = None
         self._closing = False
 
     async def receive(self) -> Message:
-        if self._refused is not None:  # who asks again gets no further
+        if self._refused is not None:  # nothing more is read after a refusal
             raise self._refused
         if self._complete:
             return await self._receive()
@@ -116,7 +116,7 @@ class _Body:
             self._refused = self._limit.too_many()
         if self._refused is not None:
             raise self._refused
-        self.kept += size
+        self.counted += size
         self._limit.total_bytes += size
         return message
 
@@ -136,7 +136,7 @@ class _Body:
             self._read += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
         else:
-            self._complete = True  # the client has gone
+            self._complete = True  # the client has disconnected
 
     async def _drop_rest(self) -> None:
         most = self._read + _LINGER_BYTES

@@ -1,4 +1,4 @@
-"""Stopping without losing requests: what is under way when the gateway is told to stop."""
+"""Graceful shutdown: lets requests in flight finish, and ends the rest with an error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from server.errors import ApiError
 
 
 class Drain:
-    """Two steps: first the gateway says that it stops and goes on serving; in the end what is left gets an error.
+    """State of a graceful shutdown: the gateway first reports not ready but serves on; later it ends what is left.
 
     Attributes:
-        begun: Whether the gateway has been told to stop; it is then not ready for further clients.
-        over: Whether the time to finish is over.
+        begun: Whether the shutdown has begun; readiness is then off.
+        expired: Whether the time for requests in flight is over.
     """
 
     def __init__(self) -> None:
@@ -26,33 +26,33 @@ class Drain:
         self._timeouts = TimeoutGroup()
 
     def begin(self) -> None:
-        """The gateway has been told to stop."""
+        """Begins the shutdown."""
         self.begun = True
 
     def expire(self) -> None:
-        """The time is over: everything in :meth:`limit` ends."""
+        """Ends every block inside :meth:`deadline`: the time is over."""
         self.expired = True
         self._timeouts.expire()
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
-        """Ends the block when the time is over; do not yield inside it.
+        """Ends the block when the shutdown's time is over; do not yield inside it.
 
         Raises:
-            ApiError: 503, the gateway stops.
+            ApiError: 503, the gateway is shutting down.
         """
         if self.expired:
-            raise self._stopping()
+            raise self._shutting_down()
         try:
             async with self._timeouts.timeout_at():
                 yield
         except TimeoutError:
             if self.expired:
-                raise self._stopping() from None
+                raise self._shutting_down() from None
             raise
 
     @staticmethod
-    def _stopping() -> ApiError:
+    def _shutting_down() -> ApiError:
         return ApiError(
             503,
             "the server is shutting down and has no time left for this request; try again",
@@ -62,7 +62,7 @@ class Drain:
 
 
 class DrainMiddleware:
-    """Has clients open a new connection, perhaps to another replica, for whatever they ask next."""
+    """Sends ``Connection: close`` during shutdown, so that clients reconnect, perhaps to another replica."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""Server-sent events to a client that may be slow, or gone."""
+"""Server-sent events for clients that may read slowly or disconnect."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ log = structlog.get_logger("server.stream")
 
 
 class EventStream(StreamingResponse):
-    """Sends what ``events`` yields, no faster than the client reads; in every case ``events`` is closed in the end.
+    """Sends events as fast as the client reads, and always closes ``events`` at the end.
 
     Args:
-        events: Events in their form on the wire.
-        write_timeout: Seconds for which the client may take nothing before it is cut off: nobody is there, or nobody
-            who reads.
-        resources: What the stream needs; let go after its end.
+        events: Encoded events.
+        write_timeout: Seconds that a write may block before the client is disconnected.
+        resources: Closed when the stream ends.
     """
 
     def __init__(self, events: AsyncGenerator[str, None], write_timeout: float, resources: ExitStack) -> None:

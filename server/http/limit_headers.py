@@ -1,4 +1,4 @@
-"""Puts the state of a tenant's limits on every answer, errors and streams included."""
+"""Adds the tenant's rate limit headers to every response, errors and streams included."""
 
 from __future__ import annotations
 

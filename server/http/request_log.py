@@ -1,4 +1,4 @@
-"""What happens to every request: an id, a line in the log, a count."""
+"""Middleware for request ids, the access log and request metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = structlog.get_logger("server")
 
 
 class RequestIdMiddleware:
-    """Honours a sane ``x-request-id``, makes one otherwise; returns it, and puts it into ``scope["state"]``."""
+    """Takes a valid ``x-request-id`` or makes one, returns it, and stores it in ``scope["state"]``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -69,7 +69,7 @@ class AccessLogMiddleware:
         self.metrics.requests_in_flight.inc()
         try:
             await self.app(scope, receive, send_and_note)
-        except Exception:  # answered further out, as a 500
+        except Exception:  # an outer handler answers 500
             scope["state"]["error"] = internal_error()
             raise
         finally:

@@ -1,4 +1,4 @@
-"""uvicorn's server, which greets when it listens and stops without losing requests."""
+"""uvicorn's server with a startup message and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from server.settings.gateway import Settings
 log = structlog.get_logger("server")
 
 _STANDARD_OUTPUT = 1
-_TIME_TO_ASK = 1.0  # seconds after the last answer in which a connection must have sent another request
+_QUIET_SECONDS = 1.0  # connections close when no request has come for this long
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn's server, which greets once it listens, and stops without losing requests.
+    """uvicorn's server, which prints a message when it listens, and shuts down without losing requests.
 
-    At SIGTERM readiness goes down first, and requests are still taken for ``drain_lead`` seconds; at SIGINT, from a
-    person at a terminal, they are not. Then it stops listening, what is under way has ``drain_timeout`` seconds, and
-    what is left gets an error. A connection stays open for a moment after its last answer, since a client that does
-    not know yet may be asking on it. A second signal ends the process at once.
+    At SIGTERM it first reports not ready and still accepts connections for ``drain_lead`` seconds; at SIGINT (Ctrl-C)
+    it skips this step. Then it stops listening, and requests in flight have ``drain_timeout`` seconds before they get
+    an error. Idle connections stay open for a moment, since a client may just be sending a request on one. A second
+    signal ends the process at once.
     """
 
     def __init__(self, config: uvicorn.Config, settings: Settings, models: list[str], drain: Drain) -> None:
@@ -42,17 +42,17 @@ class GatewayServer(uvicorn.Server):
         self._finishing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn before it serves."""
+        """Starts listening, and prints the startup message."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and self.servers:
             port = self.servers[0].sockets[0].getsockname()[1]
-            # That nobody can read it is no reason not to serve. Python's own buffer would fail again at the end.
+            # Serve even if standard output is closed. os.write, since Python's buffer would raise again at exit.
             with suppress(OSError):
                 os.write(_STANDARD_OUTPUT, startup_message(self._settings, self._models, port).encode())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by Python between two instructions of the main thread."""
+        """Handles SIGTERM and SIGINT: the first begins the shutdown, the second exits."""
         if self._drain.begun or self._loop is None:
             os._exit(128 + sig)
         self._drain.begin()
@@ -69,10 +69,10 @@ class GatewayServer(uvicorn.Server):
         self._finishing = asyncio.create_task(self._finish())
 
     async def _finish(self) -> None:
-        """Serves who has connected, until nobody has asked for a moment; then uvicorn ends, whatever happens here."""
+        """Stops listening, serves open connections until they are quiet, then lets uvicorn exit in any case."""
         try:
             for connection in self._close_listeners():
-                # One that is gone already is no reason to leave the others.
+                # a client that has disconnected must not affect the others
                 with suppress(OSError):
                     await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
             await self._wait_until_quiet()
@@ -84,7 +84,7 @@ class GatewayServer(uvicorn.Server):
         waiting: list[socket.socket] = []
         for server in self.servers:
             queues: list[socket.socket] = []
-            with suppress(OSError):  # the process may have as many files as it can have
+            with suppress(OSError):  # the process may have reached its limit of open files
                 queues += [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets]
             server.close()
             for queue in queues:
@@ -96,12 +96,12 @@ class GatewayServer(uvicorn.Server):
         while self.server_state.connections and not self._drain.expired:
             if self.server_state.tasks:
                 quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since >= _TIME_TO_ASK:
+            elif time.monotonic() - quiet_since >= _QUIET_SECONDS:
                 break
             await asyncio.sleep(0.05)
 
     def _protocol(self) -> asyncio.Protocol:
-        """What uvicorn makes of a connection."""
+        """Makes the protocol of a connection, as uvicorn does."""
         make: Any = self.config.http_protocol_class
         protocol: asyncio.Protocol = make(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
@@ -109,17 +109,17 @@ class GatewayServer(uvicorn.Server):
         return protocol
 
 
-def _accept_waiting(queue: socket.socket, most: int) -> list[socket.socket]:
-    """The connections that the system has accepted and uvicorn has not: closing the listener would reset them.
+def _accept_waiting(queue: socket.socket, limit: int) -> list[socket.socket]:
+    """Accepts the connections in the backlog, which closing the listener would reset.
 
     Args:
         queue: A listening socket; closed afterwards.
-        most: How many can have waited; those that come meanwhile must not hold up the end.
+        limit: Size of the backlog; connections that arrive later must not delay the shutdown.
     """
     accepted: list[socket.socket] = []
     queue.setblocking(False)
-    with queue, suppress(OSError):  # none is left, or no further file can be opened
-        while len(accepted) < most:
+    with queue, suppress(OSError):  # the backlog is empty, or the limit of open files is reached
+        while len(accepted) < limit:
             accepted.append(queue.accept()[0])
     for connection in accepted:
         connection.setblocking(False)
@@ -127,7 +127,7 @@ def _accept_waiting(queue: socket.socket, most: int) -> list[socket.socket]:
 
 
 def startup_message(settings: Settings, models: list[str], port: int) -> str:
-    """The address, and a request to paste."""
+    """The message at startup: the address, and an example request with curl."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (a comparison)
     address = f"http://{host}:{port}"
     key = '\n  -H "Authorization: Bearer $FS_API_KEY" \\' if settings.api_keys or settings.access_file else ""
