@@ -1,5 +1,5 @@
-"""Untrusted images to RGB pixels: data URLs, fetching, and decoding in processes of their own.
+"""Turns untrusted images into RGB pixels: data URLs, fetching, and decoding in separate processes.
 
-The decoder process imports ``worker``, ``decode``, ``faults``, ``limits`` and ``protocol``, and these nothing else of
-the server: it starts fast and stays small. ``reader`` is what the rest of the server uses.
+The rest of the server uses ``reader``. To start fast and stay small, the decoder process imports ``worker``,
+``decode``, ``faults``, ``limits`` and ``protocol`` only, and these import nothing else of the server.
 """

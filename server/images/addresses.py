@@ -1,10 +1,10 @@
-"""Which network addresses images may be fetched from: those of the public internet, in their plain form."""
+"""Decides which IP addresses images may be fetched from: public ones that embed no other address."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-# `is_global` leaves these in, or did so in versions of Python that this code runs under.
+# Not public, although `is_global` is true for them in some supported versions of Python.
 _REFUSED_V4 = tuple(
     IPv4Network(network)
     for network in (
@@ -17,7 +17,7 @@ _REFUSED_V4 = tuple(
         "224.0.0.0/3",  # multicast, reserved, broadcast
     )
 )
-# All that is routed is in 2000::/3; what stands for an IPv4 address, or is no one host, is taken out of it.
+# All routed unicast addresses are in 2000::/3. Those below are refused; some embed an IPv4 address.
 _UNICAST_V6 = IPv6Network("2000::/3")
 _REFUSED_V6 = tuple(
     IPv6Network(network)
@@ -33,11 +33,11 @@ _REFUSED_V6 = tuple(
 def is_public(address: str) -> bool:
     """Whether an address is of the public internet.
 
-    Addresses that hold another one (IPv4-mapped and -compatible, 6to4, Teredo, NAT64, ISATAP) are not: where they lead
-    is decided by a translator, and no public server needs them.
+    Addresses that embed another one (IPv4-mapped and -compatible, 6to4, Teredo, NAT64, ISATAP) count as not public: a
+    translator decides where they lead, and no public server needs them.
 
     Args:
-        address: As a resolver gives it: dotted quad, or IPv6 text, perhaps with a zone.
+        address: An IPv4 or IPv6 address as text, perhaps with a zone, as a resolver returns it.
     """
     try:
         parsed = ip_address(address)

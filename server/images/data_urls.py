@@ -1,4 +1,4 @@
-"""Images inside the request: ``data:image/…;base64,…``."""
+"""Decodes images that are sent inline: ``data:image/…;base64,…``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from server.images.limits import ImageLimits
 
 
 def decode_data_url(url: str, limits: ImageLimits, param: str) -> bytes:
-    """Decodes a data URL. Its media type is not looked at: the decoder goes by the bytes.
+    """Decodes a data URL. The media type is ignored, since the image decoder detects the format from the bytes.
 
     Raises:
-        ApiError: It has another form, or is not base64.
+        ApiError: It is not a base64 data URL.
         ImageFaultError: The file has too many bytes.
     """
     header, comma, payload = url.partition(",")

@@ -1,4 +1,4 @@
-"""One untrusted file to RGB pixels. Every limit is checked before pixels are decoded."""
+"""Decodes one untrusted file to RGB pixels, after checking all limits on the undecoded file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-# The formats that are read, MPO because that is what Pillow calls a JPEG with more pictures behind the first one.
-# Imported here, since Pillow would import all of its decoders when it first meets a WebP.
+# Plugins of the supported formats; MPO is Pillow's name for a JPEG with further pictures after the first one.
+# Without these imports Pillow would import all of its decoders when it first opens a WebP.
 from PIL import (
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
@@ -25,18 +25,18 @@ from server.images.faults import Fault, ImageFaultError
 from server.images.limits import ImageLimits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-# Our own limit is checked before any pixel is decoded; Pillow's would only warn.
+# Pillow's own limit would only warn; _check_size raises before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
-# A file this much smaller than its picture is nearly always made to cost: deflate reaches 1032 grey pixels a byte,
-# photographs 2 to 50, scanned pages some hundred. Small pictures may be of one colour.
+# Against decompression bombs: photographs have 2 to 50 pixels per byte, scanned pages some hundred, and deflate reaches
+# at most 1032 grey pixels per byte. Small images are exempt, since they may have a single colour.
 MAX_PIXELS_PER_BYTE = 2000
 _ALWAYS_ALLOWED_PIXELS = 4_000_000
 
-# What a JPEG can have. The resize of a longer side would take memory that no picture is worth.
+# The longest side of a JPEG. Resizing longer sides would take too much memory.
 MAX_SIDE = 65_535
 
-# Each scan of a progressive JPEG goes over the whole picture, and an empty one has ten bytes. Encoders make about ten.
+# A scan of ten bytes makes the decoder process the whole image again. Encoders of progressive JPEGs write about ten.
 MAX_JPEG_SCANS = 100
 _JPEG, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
 
@@ -45,11 +45,11 @@ def decode_image(data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
     """Decodes one still image.
 
     Args:
-        data: File contents: PNG, JPEG, WebP, GIF or BMP, as its own bytes say, not its name or media type.
+        data: File contents: PNG, JPEG, WebP, GIF or BMP, detected from the bytes.
         limits: Size limits.
 
     Returns:
-        ``(H, W, 3)`` uint8 sRGB, upright, transparency on white.
+        ``(H, W, 3)`` uint8 sRGB, rotated upright, with transparency rendered on white.
 
     Raises:
         ImageFaultError: It is not such an image, or beyond a limit.
@@ -59,17 +59,17 @@ def decode_image(data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
     if data.startswith(_JPEG) and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
         raise ImageFaultError(Fault.TOO_COMPLEX)
     if (canvas := _webp_canvas(data)) is not None:
-        _check_size(*canvas, data, limits)  # Pillow makes room for the canvas when it opens the file
+        _check_size(*canvas, data, limits)  # before opening: Pillow allocates the canvas on open
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except MemoryError:
         raise ImageFaultError(Fault.TOO_COMPLEX) from None
-    except Exception:  # decoders raise what they like
+    except Exception:  # Pillow's decoders raise exceptions of all kinds
         raise ImageFaultError(Fault.NOT_AN_IMAGE) from None
     with image:
         width, height = image.size
         _check_size(width, height, data, limits)
-        # Phones write an MPO for a photograph with a depth or brightness map behind it: its first picture counts.
+        # Phones write photographs with a depth or brightness map as MPO; the first picture is the photograph.
         try:
             animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
         except Exception:
@@ -97,7 +97,7 @@ def _check_size(width: int, height: int, data: bytes, limits: ImageLimits) -> No
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
-    """Width and height from a WebP's header (RFC 9649 section 2), None if it is none or has not all of it."""
+    """Reads width and height from a WebP header (RFC 9649 section 2); None if the header is absent or incomplete."""
     if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
     if data[12:16] == b"VP8X":

@@ -1,4 +1,4 @@
-"""What can be wrong with an image. The decoder process says it in a number, never in words of its own."""
+"""Reasons why an image was refused, as numbers, since text from the decoder process is not trusted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Fault(enum.IntEnum):
-    """Why an image was not decoded. The values travel between processes; 0 means that there is no fault."""
+    """Why an image was not decoded. The values are sent between processes; 0 stands for success."""
 
     TOO_MANY_BYTES = 1
     NOT_AN_IMAGE = 2
@@ -23,9 +23,9 @@ class ImageFaultError(Exception):
     """An image cannot be decoded.
 
     Args:
-        fault: Why.
-        width: Its width in pixels, where that is known.
-        height: Its height, likewise.
+        fault: The reason.
+        width: Width in pixels, 0 if unknown.
+        height: Height in pixels, 0 if unknown.
     """
 
     def __init__(self, fault: Fault, width: int = 0, height: int = 0) -> None:

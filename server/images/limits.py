@@ -1,4 +1,4 @@
-"""What an image may be."""
+"""Size limits of an image."""
 
 from __future__ import annotations
 

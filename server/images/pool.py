@@ -1,8 +1,8 @@
 """A bounded pool of decoder processes with a time limit.
 
-Why processes and not threads: a decoder that crashes, or is taken over by the file that it reads, takes a process
-without keys, files or network with it instead of the gateway; and only a process can be stopped in the middle of a
-decode. docs/operations.md has what that costs.
+Processes and not threads, because a decoder may crash or be exploited by the file that it reads: then only a process
+without keys, files or network is lost, not the gateway. And only a process can be stopped in the middle of a decode.
+docs/operations.md has the cost.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class DecodePool:
     """Decodes images in up to ``processes`` processes, started when they are first needed.
 
     Args:
-        processes: How many images are decoded at once.
-        seconds: Time limit of one decode; a process that exceeds it is ended and replaced.
+        processes: Most images that are decoded at once.
+        seconds: Time limit of one decode; a process that exceeds it is killed and replaced.
     """
 
     def __init__(self, processes: int, seconds: float) -> None:
         self._seconds = seconds
-        self._most = processes * (1 + _WAITING_PER_PROCESS)
-        self._under_way = 0
+        self._max_pending = processes * (1 + _WAITING_PER_PROCESS)
+        self._pending = 0
         # Each thread does nothing but wait for a process.
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="image-decode")
         self._idle: queue.LifoQueue[DecoderProcess | None] = queue.LifoQueue()
@@ -51,7 +51,7 @@ class DecodePool:
             self._idle.put(None)
         self._busy: set[DecoderProcess] = set()
         self._closing = False
-        self._lock = threading.Lock()  # over the two above
+        self._lock = threading.Lock()  # guards _busy and _closing
         self.replaced = 0
 
     @property
@@ -68,7 +68,7 @@ class DecodePool:
         await asyncio.get_running_loop().run_in_executor(self._threads, self._start_first)
 
     async def decode(self, data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
-        """Decodes one file, ``(H, W, 3)`` uint8, as :func:`server.images.decode.decode_image` does.
+        """Decodes one file to ``(H, W, 3)`` uint8 in a decoder process, with :func:`server.images.decode.decode_image`.
 
         Raises:
             ImageFaultError: It cannot be decoded, or not in time.
@@ -77,16 +77,16 @@ class DecodePool:
         """
         if len(data) > limits.max_bytes:
             raise ImageFaultError(Fault.TOO_MANY_BYTES)
-        if self._under_way >= self._most:
+        if self._pending >= self._max_pending:
             raise DecodersBusyError
-        self._under_way += 1
+        self._pending += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, limits)
         finally:
-            self._under_way -= 1
+            self._pending -= 1
 
     async def close(self) -> None:
-        """Ends all processes, whatever they are doing."""
+        """Kills all processes."""
         with self._lock:
             self._closing = True
             for busy in self._busy:
@@ -103,7 +103,7 @@ class DecodePool:
     def _decode(self, data: bytes, limits: ImageLimits) -> NDArray[np.uint8]:
         process = self._idle.get()  # never waits: there are as many entries as threads
         try:
-            # A process may also die of something else, such as a machine short of memory: the image gets a second one.
+            # A process may also die for another reason, such as a lack of memory, so the image gets a second attempt.
             for _ in range(2):
                 if process is None:
                     process = DecoderProcess()
@@ -111,7 +111,7 @@ class DecodePool:
                     with self._marked_busy(process):
                         return process.decode(data, limits, self._seconds)
                 except TimeoutError:
-                    self._end(process, "timeout")
+                    self._discard(process, "timeout")
                     process = None
                     raise ImageFaultError(Fault.TOO_SLOW) from None
                 except DecoderDiedError:
@@ -119,7 +119,7 @@ class DecodePool:
                         process.close()
                         process = None
                         raise
-                    self._end(process, "died")
+                    self._discard(process, "died")
                     process = None
             raise ImageFaultError(Fault.DAMAGED)
         finally:
@@ -127,7 +127,7 @@ class DecodePool:
 
     @contextmanager
     def _marked_busy(self, process: DecoderProcess) -> Iterator[None]:
-        """Lets :meth:`close` end it meanwhile."""
+        """Marks a process as busy, so that :meth:`close` can kill it."""
         with self._lock:
             if self._closing:
                 raise DecoderDiedError("the pool is closed")
@@ -138,7 +138,7 @@ class DecodePool:
             with self._lock:
                 self._busy.remove(process)
 
-    def _end(self, process: DecoderProcess, reason: str) -> None:
+    def _discard(self, process: DecoderProcess, reason: str) -> None:
         process.close()
         self.replaced += 1
         log.warning("image decoder replaced", reason=reason)

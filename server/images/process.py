@@ -1,4 +1,4 @@
-"""The gateway's side of one decoder process: start it, send it a file, end it when it takes too long."""
+"""The parent's side of one decoder process: starts it, sends files, and kills it when it takes too long."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _START_SECONDS = 60.0
 
 
 class DecoderDiedError(Exception):
-    """The process ended, or said what it may not say."""
+    """The process ended, or sent an invalid reply."""
 
 
 class DecoderProcess:
-    """A running ``server.images.worker``; used by one thread at a time, but for :meth:`kill`.
+    """A running ``server.images.worker``. Only :meth:`kill` is thread-safe.
 
     Raises:
         DecoderDiedError: It did not start.
     """
 
     def __init__(self) -> None:
-        self._connection, theirs = socket.socketpair()
-        with theirs:
+        self._connection, child_end = socket.socketpair()
+        with child_end:
             self._process = subprocess.Popen(  # noqa: S603 (our own module)
-                [sys.executable, "-P", "-m", "server.images.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", "server.images.worker", str(child_end.fileno())],
+                pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=_environment(),
-                start_new_session=True,  # Ctrl-C is the gateway's to handle
+                start_new_session=True,  # so that Ctrl-C reaches the gateway alone
             )
         ready = bytearray(len(READY))
         try:
@@ -72,7 +72,7 @@ class DecoderProcess:
             fault, width, height = REPLY.unpack(reply)
             if fault:
                 raise ImageFaultError(Fault(fault), width, height)
-            # What the process says is checked: it may have been taken over by the file that it read.
+            # The reply is not trusted: the file may have exploited the decoder.
             if width * height > limits.max_pixels or min(width, height) < limits.min_side:
                 raise DecoderDiedError("the image decoder sent an image beyond the limits")
             pixels = np.empty((height, width, 3), np.uint8)
@@ -84,11 +84,11 @@ class DecoderProcess:
         return pixels
 
     def kill(self) -> None:
-        """Ends the process, also while another thread waits for it; that one then closes it."""
+        """Kills the process, even while another thread waits for it; that thread must then close it."""
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process and closes the connection."""
         self._process.kill()
         self._process.wait()
         self._connection.close()
@@ -99,7 +99,7 @@ class DecoderProcess:
 
 
 def _environment() -> dict[str, str]:
-    """What Python needs to find its modules; nothing of the gateway's own environment, where keys may be."""
+    """A minimal environment for the worker, without the gateway's variables, which may hold keys."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     return {
         **kept,

@@ -1,9 +1,9 @@
-"""What gateway and decoder process say to each other over a socket: lengths, numbers and raw pixels.
+"""The binary protocol between gateway and decoder process: numbers and raw pixels over a socket.
 
-No pickle or any other format that could run code: the decoder process reads what strangers sent, and is not trusted.
+It does not use pickle or any other format that could run code, since the decoder process is not trusted.
 
-    request: largest bytes, pixels and smallest side allowed, length of the file, the file
-    reply:   fault (0 for none), width, height, and if there is none, height * width * 3 bytes of RGB
+    request: max_bytes, max_pixels, min_side, length of the file, the file
+    reply:   fault (0 for none), width, height, and without a fault height * width * 3 bytes of RGB
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ READY = b"ready"
 
 
 def receive_into(connection: socket.socket, view: memoryview, deadline: float | None = None) -> bool:
-    """Fills ``view``.
+    """Receives bytes until ``view`` is full.
 
     Args:
         connection: A stream socket.
         view: Bytes to fill.
-        deadline: Of :func:`time.monotonic`; None waits for ever.
+        deadline: On the clock of :func:`time.monotonic`; None for no limit.
 
     Returns:
         False if the other side closed the connection first.

@@ -1,4 +1,4 @@
-"""From the URL in a request to pixels, and every fault on the way as an answer in OpenAI's shape."""
+"""Reads and decodes the images of requests, and turns every failure into an error response."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from server.observability.metrics import Metrics
 from server.observability.tracing import stage
 from server.settings.gateway import Settings
 
-# Base64 of this many characters is decoded in a millisecond; more goes to a thread.
-_QUICK = 2**20
+# Base64 up to this many characters decodes within a millisecond; more is decoded on a thread.
+_INLINE_CHARACTERS = 2**20
 
 
 class ImageReader:
     """Reads the images of requests.
 
     Args:
-        settings: Limits, and which other servers images may be fetched from.
-        metrics: Where refusals and times are counted.
-        remote: Replaces the fetcher that the settings ask for. For tests.
+        settings: Limits, and the hosts that images may be fetched from.
+        metrics: Counts refused images and observes durations.
+        remote: Replaces the fetcher of remote images, in tests.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, remote: RemoteImageFetcher | None = None) -> None:
@@ -43,7 +43,7 @@ class ImageReader:
         self._fetch_seconds = settings.remote_image_timeout
 
     async def start(self) -> None:
-        """Starts what takes time to start.
+        """Starts the first decoder process.
 
         Raises:
             DecoderDiedError: Images cannot be decoded on this machine.
@@ -57,43 +57,43 @@ class ImageReader:
             await self._remote.close()
 
     async def file(self, url: str, param: str, limits: ImageLimits) -> bytes:
-        """The file at a data URL, or at a remote one where the operator allows it.
+        """Returns the file at a data URL, or at a remote URL if the operator allows it.
 
         Args:
             url: From the request.
-            param: Where it was in the request.
-            limits: What it may be.
+            param: Path of the URL in the request, for errors.
+            limits: Size limits.
 
         Raises:
-            ApiError: It cannot be had.
+            ApiError: The file cannot be read or fetched.
         """
-        with self._answering(param, limits):
+        with self._errors_reported(param, limits):
             if url[:5].lower() != "data:":
                 with stage(self._metrics, "fetch"):
                     return await self._fetch(url, param, limits.max_bytes)
-            if len(url) <= _QUICK:
+            if len(url) <= _INLINE_CHARACTERS:
                 return decode_data_url(url, limits, param)
             return await asyncio.to_thread(decode_data_url, url, limits, param)
 
     async def decode(self, file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
-        """The picture in a file: ``(H, W, 3)`` uint8 sRGB, upright, transparency on white.
+        """Decodes a file to ``(H, W, 3)`` uint8 sRGB, rotated upright, with transparency rendered on white.
 
         Raises:
-            ApiError: There is none, or it breaks a limit.
+            ApiError: It is not an image, or it exceeds a limit.
         """
-        with stage(self._metrics, "decode") as span, self._answering(param, limits):
+        with stage(self._metrics, "decode") as span, self._errors_reported(param, limits):
             pixels = await self._pool.decode(file, limits)
             span.set_attributes({"fs.image.height": pixels.shape[0], "fs.image.width": pixels.shape[1]})
         return pixels
 
     @contextmanager
-    def _answering(self, param: str, limits: ImageLimits) -> Iterator[None]:
-        """Turns faults into answers, and counts them."""
+    def _errors_reported(self, param: str, limits: ImageLimits) -> Iterator[None]:
+        """Turns the block's failures into error responses, and counts them."""
         try:
             try:
                 yield
             except ImageFaultError as fault:
-                raise self._answer(fault, param, limits) from None
+                raise self._api_error(fault, param, limits) from None
             except DecodersBusyError:
                 raise ApiError(
                     429,
@@ -124,7 +124,7 @@ class ImageReader:
             return await self._remote.fetch(url, max_bytes)
         except UrlRefusedError as error:
             raise invalid(f"the URL is not fetched: {error}", param, "remote_image_refused") from None
-        except AddressRefusedError:  # the same words whether the name is unknown or private: no map of our network
+        except AddressRefusedError:  # the same text for unknown and private names, so that nobody can map our network
             raise invalid(
                 "the URL is not fetched: its host is not found on the public internet", param, "remote_image_refused"
             ) from None
@@ -144,8 +144,8 @@ class ImageReader:
                 param=param,
             ) from None
 
-    def _answer(self, error: ImageFaultError, param: str, limits: ImageLimits) -> ApiError:
-        """Status, words and code of a fault."""
+    def _api_error(self, error: ImageFaultError, param: str, limits: ImageLimits) -> ApiError:
+        """Makes the error response of a fault."""
         size = f"{error.width} x {error.height} pixels"
         status, message, code = {
             Fault.TOO_MANY_BYTES: (
@@ -190,7 +190,7 @@ class ImageReader:
 
 
 def remote_image_fetcher(settings: Settings) -> RemoteImageFetcher | None:
-    """The fetcher that the operator allows; None if there are no hosts to fetch from."""
+    """Makes the fetcher of remote images; None if the operator allows no hosts."""
     if not settings.remote_image_hosts:
         return None
     policy = UrlPolicy(

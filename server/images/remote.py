@@ -1,4 +1,4 @@
-"""Images on other servers, fetched only from where the operator allows and only at addresses of the public internet."""
+"""Fetches images from other servers: from allowed hosts only, and from public addresses only."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from server.images.remote_urls import RemoteUrl, UrlPolicy
 
 _MAX_REDIRECTS = 3
 _MAX_AT_ONCE = 32
-_DIALLED = 3  # addresses of a name that are tried
+_MAX_ADDRESSES = 3  # of a name that are tried
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-# Names are resolved on threads of their own: a name server that does not answer must not take the default pool's.
+# Name resolution has its own threads, so that an unresponsive name server cannot block the default pool.
 _resolvers = ThreadPoolExecutor(8, thread_name_prefix="resolve")
 
 
 class AddressRefusedError(Exception):
-    """The host's name has no address, or one that is not of the public internet."""
+    """The host name has no address, or one that is not public."""
 
 
 class RemoteImageError(Exception):
-    """The other server did not give the image.
+    """The other server did not deliver the image.
 
     Args:
-        reason: What it did, without its address or anything that it sent.
-        is_client_error: Whether the URL is to blame (the server answered 404 or the like) and not the server.
+        reason: What went wrong, without the server's address or anything that it sent.
+        is_client_error: Whether the URL is at fault (the server answered 404 or the like).
     """
 
     def __init__(self, reason: str, *, is_client_error: bool = False) -> None:
@@ -44,7 +44,7 @@ class RemoteImageError(Exception):
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a name, as the machine resolves it."""
+    """Resolves a name with the system's resolver."""
     found = await asyncio.get_running_loop().run_in_executor(
         _resolvers, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     )
@@ -52,10 +52,10 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Dials names by resolving them once, checking every address, and connecting to what was checked.
+    """Resolves each name once, checks all of its addresses, and connects to a checked one (against DNS rebinding).
 
-    It sits below everything that opens connections, so no redirect or retry goes around it. TLS above it still sees the
-    name, for SNI and for the certificate.
+    All connections are opened here, so redirects and retries are checked too. TLS still uses the name, for SNI and
+    the certificate.
     """
 
     def __init__(self, resolve: Resolve, allowed: Callable[[str], bool]) -> None:
@@ -75,10 +75,10 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError):
             raise AddressRefusedError from None
-        # One bad address condemns the name: who mixes them tries to get a request through.
+        # A single refused address is enough: a name with mixed addresses looks like an attack.
         if not addresses or not all(map(self._allowed, addresses)):
             raise AddressRefusedError
-        for last, address in enumerate(addresses[:_DIALLED], start=1 - len(addresses[:_DIALLED])):
+        for last, address in enumerate(addresses[:_MAX_ADDRESSES], start=1 - len(addresses[:_MAX_ADDRESSES])):
             try:
                 return await self._dial.connect_tcp(address, port, timeout, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
@@ -96,17 +96,17 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 class RemoteImageFetcher:
-    """Fetches images, each within a number of bytes and a total time.
+    """Fetches images, each within a size and a time limit.
 
-    No proxies or other settings from the environment, no cookies, no credentials, no decompression, a fresh connection
-    each time.
+    It ignores proxies and other settings of the environment, and uses no cookies, credentials or decompression. Each
+    request opens a new connection.
 
     Args:
-        policy: Which URLs.
-        seconds: For one image, from the first look-up of a name to the last byte, redirects included.
-        resolve: How names become addresses. For tests.
-        allowed: Which addresses may be dialled. For tests.
-        tls: What certificates are trusted; by default those of certifi. For tests.
+        policy: Which URLs are allowed.
+        seconds: Time limit for one image, including name resolution and redirects.
+        resolve: Resolves names. For tests.
+        allowed: Which addresses are allowed. For tests.
+        tls: Trusted certificates; by default those of certifi. For tests.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class RemoteImageFetcher:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or ssl.create_default_context(cafile=certifi.where()),
             max_connections=_MAX_AT_ONCE,
-            max_keepalive_connections=0,  # a kept connection would serve a name that was not checked for it
+            max_keepalive_connections=0,  # a reused connection would skip the check of its address
             network_backend=_CheckedBackend(resolve, allowed),
         )
 
     async def fetch(self, url: str, max_bytes: int) -> bytes:
-        """The file at a URL, which may have so many bytes.
+        """Fetches the file at a URL, of at most ``max_bytes``.
 
         Raises:
             UrlRefusedError: The URL, or one that it redirects to, is not allowed.
@@ -156,7 +156,7 @@ class RemoteImageFetcher:
         await self._pool.aclose()
 
     async def _get(self, url: RemoteUrl, max_bytes: int) -> bytes | RemoteUrl:
-        """The file, or where it is instead."""
+        """Returns the file, or the target of a redirect."""
         headers = [
             ("host", _host_header(url)),
             ("accept", "image/*"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
 _MAX_LENGTH = 4096
-# A name of the domain name system: at least two labels, and a last one that no address in any notation ends in.
+# A domain name: at least two labels. The last one starts with a letter, which no notation of an IP address allows.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(?=.{{4,253}}\Z)(?:{_LABEL}\.)+(?!0x)(?=[a-z])[a-z0-9-]{{1,62}}[a-z0-9]\Z")
 _VISIBLE = re.compile(r"[!-~]+\Z")
@@ -16,17 +16,17 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 class UrlRefusedError(ValueError):
-    """The URL is not one that images are fetched from; the message says why, without quoting it."""
+    """Images are not fetched from this URL; the message says why, without quoting the URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteUrl:
-    """A URL that was taken apart once, so that nothing reads it differently later.
+    """A parsed URL. It is parsed only once, so that no other parser can read it differently.
 
     Attributes:
         scheme: ``https`` or ``http``.
         host: A domain name in lower case.
-        port: A port of the allow-list.
+        port: An allowed port.
         target: Path and query.
     """
 
@@ -54,7 +54,7 @@ class UrlPolicy:
     ports: Collection[int]
 
     def check(self, url: str) -> RemoteUrl:
-        """Takes a URL apart.
+        """Parses and checks a URL.
 
         Raises:
             UrlRefusedError: Part of it is not allowed.
@@ -85,10 +85,10 @@ class UrlPolicy:
         return RemoteUrl(parts.scheme, host, port, target)
 
     def redirect(self, source: RemoteUrl, location: str) -> RemoteUrl:
-        """The URL that ``source`` sends to, checked like the first one.
+        """Resolves the target of a redirect from ``source``, and checks it.
 
         Raises:
-            UrlRefusedError: Part of it is not allowed, or it gives up encryption.
+            UrlRefusedError: Part of it is not allowed, or it downgrades from https to http.
         """
         try:
             target = self.check(urljoin(str(source), location))

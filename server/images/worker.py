@@ -1,7 +1,7 @@
-"""The decoder process: reads files from a socket, writes pixels back, and may do nothing else.
+"""The sandboxed decoder process: reads files from a socket and writes pixels back.
 
-It starts with an empty environment, hence without keys, and gives up, before it reads the first file, all that decoding
-does not need: new files, sockets and processes, core dumps (they would hold images), and memory without end.
+Its environment is empty, so it holds no keys. Before it reads the first file, it drops everything that decoding does
+not need: opening files and sockets, starting processes, core dumps (which would hold images) and unlimited memory.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _SPARE_BYTES = 128 * 2**20
 
 
 def main(descriptor: int) -> None:
-    """Serves until the gateway closes the socket, whose file descriptor this is."""
+    """Serves on the socket with this file descriptor until the gateway closes it."""
     connection = socket.socket(fileno=descriptor)
     _warm_up()
-    used = _give_up_rights()
+    used = _drop_privileges()
     connection.sendall(READY)
     header = bytearray(REQUEST.size)
     while receive_into(connection, memoryview(header)):
@@ -55,7 +55,7 @@ def _answer(connection: socket.socket, data: bytes, limits: ImageLimits) -> None
 
 
 def _warm_up() -> None:
-    """Makes Pillow load what it loads late, while files may still be opened."""
+    """Makes Pillow load its lazy modules while files can still be opened."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name in FORMATS:
         file = io.BytesIO()
@@ -63,10 +63,10 @@ def _warm_up() -> None:
         decode_image(file.getvalue(), ImageLimits(2**20, 2**20, 1))
 
 
-def _give_up_rights() -> int | None:
-    """Returns the bytes of address space that are in use now, None where that is not known."""
+def _drop_privileges() -> int | None:
+    """Sets resource limits and silences standard error. Returns the address space in use, in bytes, if known."""
     sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 2)  # a decoder's complaint may quote the file
+    os.dup2(sink, 2)  # error messages of decoders may quote the file
     os.close(sink)
     memory = Path("/proc/self/statm")
     used = int(memory.read_text().split()[0]) * resource.getpagesize() if memory.exists() else None
@@ -76,10 +76,10 @@ def _give_up_rights() -> int | None:
 
 
 def _limit_memory(used: int | None, limits: ImageLimits) -> None:
-    """Leaves room for one image; elsewhere than on Linux the system does not keep such a limit."""
+    """Limits memory to what one image needs. Linux only: other systems do not enforce this limit."""
     if used is not None:
         most = used + _SPARE_BYTES + 3 * limits.max_bytes + _BYTES_PER_PIXEL * limits.max_pixels
-        _, inherited = resource.getrlimit(resource.RLIMIT_AS)  # nobody may raise it
+        _, inherited = resource.getrlimit(resource.RLIMIT_AS)  # the hard limit, which cannot be raised
         if inherited != resource.RLIM_INFINITY:
             most = min(most, inherited)
         resource.setrlimit(resource.RLIMIT_AS, (most, inherited))
