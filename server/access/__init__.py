@@ -1,1 +1,1 @@
-"""Who may use the gateway: keys, tenants, and the file that names them."""
+"""Authentication: API keys, tenants, and the access file."""

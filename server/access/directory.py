@@ -1,4 +1,4 @@
-"""The keys and tenants in force, and the watch over the file that they come from."""
+"""The current keys and tenants, reloaded when the access file changes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ log = structlog.get_logger("server.access")
 
 
 class AccessDirectory:
-    """Who may use the gateway now.
+    """The current keys and tenants.
 
-    A new version of the access file replaces the old one as a whole. One that cannot be used changes nothing: the old
-    one stays in force, and log and metrics say so until it is mended.
+    A new version of the access file replaces the old one completely. An invalid version is ignored: the old one stays
+    in force, and log and metrics report it until the file is fixed.
 
     Args:
-        settings: Keys of the environment, the access file, and the settings of tenants without their own.
+        settings: ``api_keys``, the access file, and default settings of tenants.
 
     Raises:
-        AccessFileError: The file cannot be used.
-        KeyFormatError: A key of the environment cannot be used.
+        AccessFileError: The access file is invalid.
+        KeyFormatError: An entry of ``api_keys`` is invalid.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -47,15 +47,15 @@ class AccessDirectory:
 
     @property
     def is_open(self) -> bool:
-        """Whether everyone is let in, since the operator has set neither keys nor a file."""
+        """Whether no authentication is required, because neither ``api_keys`` nor an access file is set."""
         return not self._own_keys and self._file is None
 
     def authenticate(self, authorization: list[str]) -> Tenant:
         """The tenant that a request belongs to.
 
         Args:
-            authorization: Values of all ``Authorization`` headers. Two of them are refused: a proxy in front could
-                have judged the other one.
+            authorization: Values of all ``Authorization`` headers. More than one is refused, since a proxy in front may
+                have checked another one.
 
         Raises:
             ApiError: 401.
@@ -80,14 +80,14 @@ class AccessDirectory:
     def cache_salt(self, tenant: Tenant, client_salt: str | None = None) -> str:
         """Salt of the language model's prefix cache.
 
-        A keyed digest of the tenant's name, so that no tenant can hit, or time, what another one has cached. A client
-        may part its own users by a client_salt; it cannot choose the salt.
+        It is a keyed digest of the tenant's name, so no tenant can hit another one's entries or detect them by timing.
+        A client can separate its own users by ``client_salt``, but cannot choose the resulting salt.
         """
         message = f"{tenant.name}\n{client_salt or ''}".encode("utf-8", "surrogatepass")
         return hmac.digest(self._salt_key, message, hashlib.sha256).hex()
 
     async def watch(self, metrics: Metrics) -> None:
-        """Takes over changes of the access file, and counts them, until it is cancelled."""
+        """Reloads the access file whenever it changes, until cancelled."""
         metrics.access_file_current.set(1)
         while self._file is not None:
             await asyncio.sleep(files.WATCH_SECONDS)
@@ -97,10 +97,12 @@ class AccessDirectory:
     def _replace(self, file: WatchedFile, metrics: Metrics) -> None:
         try:
             self._access = self._parse(file)
-        except Exception as error:  # whatever it is, the watch goes on
+        except Exception as error:  # the watch must go on whatever fails
             metrics.access_reloads.labels(outcome="refused").inc()
             metrics.access_file_current.set(0)
-            log.error("access file refused, the former one stays in force", file=str(file.path), problem=_words(error))
+            log.error(
+                "access file refused, the former one stays in force", file=str(file.path), problem=_safe_message(error)
+            )
             return
         metrics.access_reloads.labels(outcome="loaded").inc()
         metrics.access_file_current.set(1)
@@ -117,6 +119,6 @@ class AccessDirectory:
         return self._access.tenants.get(name) or Tenant(name, self._settings)
 
 
-def _words(error: Exception) -> str:
-    """Ours say what is wrong; those of others might repeat what the file holds."""
+def _safe_message(error: Exception) -> str:
+    """The message of our own errors; only the type of others, whose messages may quote the file."""
     return str(error) if isinstance(error, AccessFileError) else type(error).__name__

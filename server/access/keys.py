@@ -1,4 +1,4 @@
-"""API keys: how they are made, and how a given one is compared with what is stored.
+"""API keys: generation, storage as digests, and comparison.
 
 A key carries 256 random bits, so its plain SHA-256 can neither be inverted nor guessed: salts and slow hashes protect
 passwords, which people choose, and would only make every request slower here.
@@ -18,12 +18,12 @@ _DIGEST_PREFIX = "sha256:"
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """What is kept of a key.
+    """The stored digest of a key.
 
     Attributes:
         digest: SHA-256 of the key.
         tenant: Name of the tenant it belongs to.
-        expires: From when on it is refused; None for never.
+        expires: Time from which it is refused; None for never.
     """
 
     digest: bytes
@@ -32,7 +32,7 @@ class StoredKey:
 
     @property
     def key_id(self) -> str:
-        """Names the key in logs: the first eight hex digits of the digest, which tell nothing about the key."""
+        """Identifies the key in logs: the first eight hex digits of its digest, which do not reveal the key."""
         return self.digest.hex()[:8]
 
 
@@ -47,14 +47,14 @@ def digest_of(key: str) -> bytes:
 
 
 class KeyFormatError(ValueError):
-    """An entry of ``api_keys`` is neither a key nor a digest; the message does not repeat it."""
+    """An entry of ``api_keys`` is invalid; the message does not quote it."""
 
 
 def parse_key_entry(text: str) -> bytes:
-    """The digest that an entry of ``api_keys`` means: ``sha256:<64 hex digits>``, or a key in clear.
+    """Returns the digest of an entry of ``api_keys``, which is ``sha256:<64 hex digits>`` or a key in clear.
 
     Raises:
-        KeyFormatError: It begins like a digest, and is none.
+        KeyFormatError: It begins with ``sha256:`` but is not a digest.
     """
     if text.startswith(_DIGEST_PREFIX):
         try:
@@ -62,16 +62,16 @@ def parse_key_entry(text: str) -> bytes:
         except ValueError:
             digest = b""
         if len(digest) != hashlib.sha256().digest_size:
-            raise KeyFormatError("an entry that begins with sha256: must go on with 64 hex digits")
+            raise KeyFormatError("an entry that begins with sha256: must continue with 64 hex digits")
         return digest
     return digest_of(text)
 
 
 def find_key(given: str, keys: tuple[StoredKey, ...], now: datetime | None = None) -> StoredKey | None:
-    """The stored key that ``given`` is, unless it has expired.
+    """Finds the stored key that matches ``given``, unless it has expired.
 
-    Digests are compared, each in constant time and all of them always, so that the time taken tells nothing about the
-    key, its length or its place in the list.
+    It always compares all digests, each in constant time, so that timing reveals nothing about the key, its length or
+    its position.
     """
     digest = digest_of(given)
     found = None

@@ -1,4 +1,4 @@
-"""The access file: tenants, the digests of their keys, and the settings that they have of their own."""
+"""The access file: tenants, the digests of their keys, and the settings that they override."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class KeyEntry(BaseModel):
 
 
 class TenantEntry(RequestSettings):
-    """One tenant: its keys, and any of the settings that a tenant may have of its own."""
+    """One tenant: its keys, and the settings that it overrides."""
 
     keys: list[KeyEntry] = Field(default_factory=list)
     models: Annotated[list[str], Field(min_length=1)] | None = None
@@ -52,12 +52,12 @@ class _AccessFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who a request belongs to. Its name keys limits, caches, logs and the prefix cache of the language model.
+    """The owner of a request. Rate limits, caches, logs and the vLLM prefix cache are separate for each tenant name.
 
     Attributes:
-        name: ``default`` for all requests of a server without keys, and for the keys of the setting ``api_keys``.
-        settings: The server's, with the tenant's own in their place.
-        overrides: Names and values of the latter.
+        name: ``default`` if the server has no keys, and for keys of the setting ``api_keys``.
+        settings: The server's settings with the overrides applied.
+        overrides: The settings that the access file gives this tenant.
         models: Names of the models that it may use; None for all.
     """
 
@@ -71,23 +71,22 @@ class Tenant:
         return self.models is None or model in self.models
 
     def settings_for(self, model: S) -> S:
-        """A model's settings with the tenant's own in their place.
+        """Returns a model's settings with the tenant's overrides applied.
 
-        What fits together for the server need not do so for every model: a tenant's default above a model's ceiling, or
-        the other way round, becomes the ceiling.
+        Defaults of the tenant may exceed ceilings of the model, or vice versa. They are lowered to the ceilings.
         """
         if not self.overrides:
             return model
         merged = model.model_copy(update=self.overrides)
-        held: dict[str, float] = {"samples": min(merged.samples, merged.max_samples)}
+        capped: dict[str, float] = {"samples": min(merged.samples, merged.max_samples)}
         if merged.sigma is not None:
-            held["sigma"] = min(merged.sigma, merged.max_sigma)
-        return merged.model_copy(update=held)
+            capped["sigma"] = min(merged.sigma, merged.max_sigma)
+        return merged.model_copy(update=capped)
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """All tenants and keys at one time."""
+    """All tenants and keys of one version of the access file."""
 
     tenants: dict[str, Tenant]
     keys: tuple[StoredKey, ...]
@@ -98,7 +97,7 @@ def read_access(path: Path, server: RequestSettings) -> Access:
 
     Args:
         path: YAML: ``tenants: {name: {keys: [{sha256: …}], samples_per_minute: …, …}}``.
-        server: Settings of tenants that have none of their own.
+        server: Settings that tenants override.
 
     Raises:
         AccessFileError: It cannot be read, or is not a valid access file.
@@ -111,7 +110,7 @@ def read_access(path: Path, server: RequestSettings) -> Access:
 
 
 def parse_access(contents: bytes, server: RequestSettings) -> Access:
-    """The same from the file's contents."""
+    """Parses the contents of an access file, like :func:`read_access`."""
     try:
         file = parse_yaml(contents, _AccessFile)
     except ValueError as error:
@@ -123,7 +122,7 @@ def parse_access(contents: bytes, server: RequestSettings) -> Access:
         for key in entry.keys:
             digest = bytes.fromhex(key.sha256)
             if digest in keys:
-                raise AccessFileError(f"a key of tenant {name} is one of tenant {keys[digest].tenant} too")
+                raise AccessFileError(f"a key of tenant {name} also belongs to tenant {keys[digest].tenant}")
             keys[digest] = StoredKey(digest, name, key.expires)
     return Access(tenants, tuple(keys.values()))
 

@@ -1,4 +1,4 @@
-"""Which models there should be: those of the models file, or the one that the settings name themselves."""
+"""The models to serve: those of the models file, or the single model of the settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from server.settings.gateway import Settings
 
 
 class ConfiguredModels:
-    """The settings of each model that there should be.
+    """The models to serve, by name, and their settings.
 
     Args:
-        settings: The gateway's: its one model, or the models file.
+        settings: The gateway's settings, with a single model or a models file.
 
     Attributes:
         by_name: The models' settings, in the order of the file.
@@ -27,7 +27,7 @@ class ConfiguredModels:
         self.by_name = {settings.model_name: settings} if self.file is None else self._parse(self.file)
 
     async def has_changed(self) -> bool:
-        """Looks at the file again; whether :attr:`by_name` is something else from now on.
+        """Reads the file again. Returns whether :attr:`by_name` has changed.
 
         Raises:
             ModelsFileError: The new version cannot be used; the former one stays in force.

@@ -1,4 +1,4 @@
-"""The models that run now, the way from a name to one of them, and the watch over the file that names them."""
+"""The running models: finds them by name, and loads and unloads them when the models file changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAX_RETRY_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """A model that could not be loaded with these settings; tried again after a pause that doubles."""
+    """A failed load with these settings; it is retried after a pause that doubles each time."""
 
     settings: Settings
     pause: float
@@ -44,13 +44,13 @@ class _Failure:
 class ModelDirectory:
     """All models of a gateway.
 
-    The models file says which models there should be. What differs from it is brought about step by step: models that
-    it names no more get no further requests, and are unloaded after their last one; new and changed ones are loaded
-    beside those that run, and take requests once they are warm. What cannot be loaded changes nothing, is reported, and
-    tried again.
+    When the models file changes, the running models are adapted step by step. Models that were removed get no new
+    requests, and are unloaded after their last one. New and changed models are loaded beside the running ones, and
+    take over once they are warm. If a load fails, the running models stay; the failure is reported, and the load is
+    retried.
 
     Args:
-        configured: The models that there should be.
+        configured: The models to serve.
         metrics: Counts loads and unloads.
         serve: Makes a loaded model ready for requests.
     """
@@ -67,7 +67,7 @@ class ModelDirectory:
         self._waits_for_memory: str | None = None
         metrics.models_file_current.set(1)
 
-    # --- who asks ------------------------------------------------------------------------------------------------
+    # --- lookup --------------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> list[ServedModel]:
@@ -77,7 +77,7 @@ class ModelDirectory:
 
     @property
     def states(self) -> dict[str, ModelState]:
-        """How far each model is. ``failed`` means the latest load: an earlier version may go on to run."""
+        """The state of each model. ``failed`` refers to the latest load: an earlier version may still run."""
         found: dict[str, ModelState] = dict.fromkeys(self._leaving.values(), "leaving")
         for name, settings in self._configured.items():
             if self._is_current(name, settings):
@@ -87,15 +87,15 @@ class ModelDirectory:
         return found
 
     def allowed(self, tenant: Tenant) -> list[ServedModel]:
-        """The models that take requests of a tenant."""
+        """Returns the models that a tenant may use."""
         return [model for model in self.running if tenant.may_use(model.name)]
 
     def find(self, name: str | None, tenant: Tenant) -> ServedModel:
-        """The model that a request names; it need not where the tenant has one alone.
+        """Finds the model that a request names. No name is needed if the tenant may use only one.
 
         Raises:
-            ApiError: 404 for a model that is not served to this tenant, 400 where one must be named, 503 for one that
-                is not loaded yet, or could not be.
+            ApiError: 404 for a model that is not served to this tenant, 400 if a name is required, 503 for a model that
+                is not loaded (yet).
         """
         allowed = {model.name: model for model in self.allowed(tenant)}
         if name is None and len(allowed) == 1:
@@ -120,13 +120,13 @@ class ModelDirectory:
             param="model",
         )
 
-    # --- coming and going ----------------------------------------------------------------------------------------
+    # --- loading and unloading -----------------------------------------------------------------------------------
 
     async def start(self, loaded: Iterable[LoadedModel] = ()) -> None:
-        """Takes requests for all models from then on.
+        """Loads all models and makes them take requests.
 
         Args:
-            loaded: Those that are in memory already; the others are loaded.
+            loaded: Models that are loaded already.
 
         Raises:
             CheckpointError: A model cannot be loaded.
@@ -142,17 +142,17 @@ class ModelDirectory:
             await self.close()
             raise
         finally:
-            for model in at_hand.values():  # of a file that has changed since they were loaded
+            for model in at_hand.values():  # no longer in the models file
                 await asyncio.to_thread(model.close)
 
     async def watch(self) -> None:
-        """Takes over changes of the models file, until it is cancelled."""
+        """Adapts the running models whenever the models file changes, until cancelled."""
         while self._models.file is not None:
             await asyncio.sleep(files.WATCH_SECONDS)
             try:
                 await self._reload_file(self._models.file)
                 await self._reconcile()
-            except Exception:  # whatever it is, the watch goes on
+            except Exception:  # the watch must go on whatever fails
                 log.exception("models could not be changed")
 
     async def close(self) -> None:
@@ -189,7 +189,7 @@ class ModelDirectory:
         return model is not None and model.settings == settings
 
     async def _reconcile(self) -> None:
-        """One step towards what is wanted: no model that is not, and one that is. Then the file is looked at again."""
+        """Retires all models that were removed, and loads at most one, so that the file is checked again in between."""
         for name in self._running.keys() - self._configured.keys():
             self._retire(self._running.pop(name))
         for name, settings in self._configured.items():
@@ -212,7 +212,7 @@ class ModelDirectory:
         try:
             await self._activate(await run_on_daemon_thread(partial(load_model, settings)))
         except MemoryShortError as error:
-            if self._leaving:  # there may be room at the next step, or at the one after it
+            if self._leaving:  # there may be room when they are unloaded
                 self._waits_for_memory = name
                 if name != waited:
                     log.info("model waits for the memory of models that leave", model=name, problem=str(error))
@@ -228,7 +228,7 @@ class ModelDirectory:
             self._metrics.model_loads.labels(outcome="loaded").inc()
             log.warning("model loaded", model=name)
             return
-        # Not before here, where no exception holds on to what was loaded.
+        # Only here, after the except blocks: an exception's traceback would keep the weights alive.
         await run_on_daemon_thread(release_memory)
         self._failed(name, settings, problem)
 
@@ -246,7 +246,7 @@ class ModelDirectory:
         )
 
     async def _activate(self, loaded: LoadedModel) -> None:
-        """Routes requests to a model from now on, in place of the one that had its name."""
+        """Routes requests to a model, in place of a former one of the same name."""
         model = self._serve(loaded)
         try:
             await model.start()
@@ -260,7 +260,7 @@ class ModelDirectory:
             self._retire(former)
 
     def _retire(self, model: ServedModel) -> None:
-        """Unloads a model that gets no further requests, after its last one."""
+        """Unloads a model, which gets no new requests, after its last request."""
         task = asyncio.create_task(self._unload(model))
         self._leaving[task] = model.name
         task.add_done_callback(lambda task: self._leaving.pop(task))
@@ -271,7 +271,7 @@ class ModelDirectory:
             await model.wait_until_unused()
         finally:
             await model.close()
-        del model  # or its memory would not be free below
+        del model  # else release_memory could not free it
         await run_on_daemon_thread(release_memory)
         if name not in self._running:
             self._metrics.models.forget(name)

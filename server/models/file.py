@@ -1,4 +1,4 @@
-"""The models file: names, checkpoints, and the settings that each model has of its own."""
+"""The models file: names, checkpoints, and the settings that each model overrides."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ S = TypeVar("S", bound=PerModelSettings)
 
 
 class ModelEntry(PerModelSettings):
-    """One model: its name, its checkpoint, and any of its own settings."""
+    """One model: its name, its checkpoint, and the settings that it overrides."""
 
     name: ModelName
     model: str
 
     @model_validator(mode="after")
-    def _names_its_servers(self) -> Self:
-        given = self.model_fields_set
-        if "served_model_name" in given:
+    def _without_served_name(self) -> Self:
+        if "served_model_name" in self.model_fields_set:
             raise ValueError("leave served_model_name out; name is what clients use")
         return self
 
@@ -45,7 +44,7 @@ def read_models(path: Path, server: S) -> dict[str, S]:
 
     Args:
         path: YAML: ``models: [{name: …, model: …, psm: …, samples: …, …}, …]``.
-        server: Settings of models that have none of their own, other than those that belong to one checkpoint.
+        server: Settings that models override; those of one checkpoint are not inherited.
 
     Returns:
         Each model's settings by its name, in the order of the file.
@@ -61,7 +60,7 @@ def read_models(path: Path, server: S) -> dict[str, S]:
 
 
 def parse_models(contents: bytes, server: S) -> dict[str, S]:
-    """The same from the file's contents."""
+    """Parses the contents of a models file, like :func:`read_models`."""
     try:
         file = parse_yaml(contents, _ModelsFile)
     except ValueError as error:
@@ -69,7 +68,7 @@ def parse_models(contents: bytes, server: S) -> dict[str, S]:
     models: dict[str, S] = {}
     for entry in file.models:
         if entry.name in models:
-            raise ModelsFileError(f"model {entry.name} stands twice")
+            raise ModelsFileError(f"model {entry.name} appears twice")
         models[entry.name] = _settings(entry, server)
     return models
 

@@ -1,4 +1,4 @@
-"""From a model's settings to what takes time and memory: its engine, and its language model where that runs here."""
+"""Loads a model: its smoothing engine, and its language model if that is embedded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from server.settings.model import ModelSettings
 
 log = structlog.get_logger("server.models")
 
-# Settings that take effect on what is loaded as it is.
+# Settings that take effect without loading the model again.
 _APPLY_WITHOUT_RELOAD = (
     CertificateSettings.model_fields.keys()
     | {name for name in ModelSettings.model_fields if name.startswith("vllm_")}
@@ -35,11 +35,11 @@ class LoadedModel:
     """A model in memory.
 
     Attributes:
-        settings: The gateway's, with the model's own in their place.
-        family: What its checkpoint is.
-        turn_tokens: Spellings of the tokens by which its chat template tells turns apart.
-        engine: Runs, and is warm.
-        embedded: The language model inside this process; None where there is none.
+        settings: The gateway's settings with the model's overrides applied.
+        family: Model family of the checkpoint.
+        turn_tokens: Spellings of the tokens by which its chat template separates turns.
+        engine: The running engine, warmed up.
+        embedded: The language model in this process, if there is one.
         owns_engine: Whether :meth:`close` closes the engine too.
     """
 
@@ -51,12 +51,12 @@ class LoadedModel:
     owns_engine: bool = True
 
     def close(self) -> None:
-        """Ends the engine's thread; may wait for a batch."""
+        """Stops the engine's thread, if this model owns it; may wait for a batch."""
         if self.owns_engine:
             self.engine.close()
 
     def matches(self, settings: Settings) -> bool:
-        """Whether what is loaded is what these settings ask for, whatever else they say."""
+        """Whether these settings need the same engine and language model as the loaded ones."""
         fields = Settings.model_fields.keys() - _APPLY_WITHOUT_RELOAD
         return all(getattr(self.settings, name) == getattr(settings, name) for name in fields)
 
@@ -65,12 +65,12 @@ def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> Loa
     """Loads all of a model, and warms its encoder up.
 
     Args:
-        settings: The model's.
+        settings: Settings of the model.
         engine: A running engine of this model, which the caller closes; None loads one.
 
     Raises:
-        CheckpointError: The checkpoint cannot be used, or not with the language model that the settings ask for, or
-            there is too little memory for it.
+        CheckpointError: The checkpoint cannot be used, it does not support the language model of the settings, or there
+            is too little memory.
     """
     family = check_language_model(settings)
     if engine is None and settings.check_memory:
@@ -96,10 +96,10 @@ def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> Loa
 
 
 def check_language_model(settings: Settings) -> Family:
-    """The checkpoint's family; refuses a language model that it does not have.
+    """Returns the checkpoint's family, after checking that it supports the language model of the settings.
 
     Raises:
-        CheckpointError: As said, or the checkpoint cannot be used at all.
+        CheckpointError: It does not, or the checkpoint cannot be used at all.
     """
     family = load_family(settings.checkpoint, revision=settings.revision)
     kinds = [*family.language_models, "none"]
@@ -133,7 +133,7 @@ def _load_language_model(settings: Settings) -> EmbeddedModel:
 
 
 def log_purifier(settings: Settings, smoother: Smoother) -> None:
-    """The purifier, which an operator who chose none may not expect, and a warning where the noise does not suit it."""
+    """Logs which purifier runs, since one may run by default; warns if it was not trained for this noise level."""
     psm, sigma = smoother.psm, smoother.sigma_for(settings.sigma)
     if psm is None or sigma == 0:
         return
@@ -149,7 +149,7 @@ def log_purifier(settings: Settings, smoother: Smoother) -> None:
 
 
 def build_shared_cache(settings: Settings) -> SharedCache | None:
-    """The cache that the settings name; None if they name none. Connects when it is first used."""
+    """Makes the shared cache of the settings, which connects when it is first used; None without one."""
     if settings.cache_redis_url is None or settings.cache_redis_key is None:
         return None
     return SharedCache(

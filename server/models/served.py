@@ -1,4 +1,4 @@
-"""One model behind the gateway: its engine, its language model, and the requests that use them."""
+"""A served model: its engine, its language model, and a count of the requests that use it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from server.settings.gateway import Settings
 
 @dataclass(frozen=True, slots=True)
 class SharedParts:
-    """What all models of a gateway use together."""
+    """Components that all models of a gateway share."""
 
     images: ImageReader
     limiter: RateLimiter
@@ -39,20 +39,20 @@ class SharedParts:
 
 
 class ServedModel:
-    """A loaded model as requests use it.
+    """A loaded model that serves requests.
 
     Args:
         loaded: Engine and weights.
-        shared: The gateway's.
+        shared: Components that all models share.
 
     Attributes:
-        name: As clients call it.
-        settings: The gateway's, with the model's own in their place.
-        engine: Smooths.
-        language_model: Answers.
-        smoothing: From image parts to embeddings and certificates.
-        control_tokens: What texts must not spell: tokens of images and, unless the operator lets them, of turns.
-        metrics: Where it is counted.
+        name: Name that clients use.
+        settings: The gateway's settings with the model's overrides applied.
+        engine: The smoothing engine.
+        language_model: Answers chat requests.
+        smoothing: Turns image parts into embeddings and certificates.
+        control_tokens: Neutralises image tokens in texts, and turn tokens unless the operator allows them.
+        metrics: Metrics of this model.
         created: When it was loaded, in seconds since 1970.
     """
 
@@ -77,29 +77,29 @@ class ServedModel:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread that runs the smoothing passes shows signs of life."""
+        """Whether the thread that runs the smoothing passes has sent a heartbeat lately."""
         return self.engine.alive and self.engine.seconds_since_heartbeat <= self.settings.stall_timeout
 
     def reuse_with(self, settings: Settings) -> LoadedModel | None:
-        """What this model has loaded, for other settings that ask for the same; None where they do not.
+        """Returns the loaded weights with other settings; None if these need other weights.
 
-        The engine is closed with this model, unless another one takes it over.
+        This model still closes the engine, unless another one takes it over.
         """
         return replace(self._loaded, settings=settings, owns_engine=False) if self._loaded.matches(settings) else None
 
     def take_over_engine(self, former: ServedModel) -> None:
-        """Closes the engine in place of the former model, if they share it."""
+        """Makes this model close the engine instead of the former model, if they share it."""
         if former.engine is self.engine:
             self._loaded = replace(self._loaded, owns_engine=former._loaded.owns_engine)
             former._loaded = replace(former._loaded, owns_engine=False)
 
     async def start(self) -> None:
-        """Begins what runs in the background."""
+        """Starts background tasks of the language model, such as health checks."""
         await self.language_model.start()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """A request uses the model until the block ends."""
+        """Counts a request that uses the model until the block ends."""
         self._requests += 1
         self._idle.clear()
         try:
@@ -110,11 +110,11 @@ class ServedModel:
                 self._idle.set()
 
     async def wait_until_unused(self) -> None:
-        """Returns when no request uses the model; no further one may come."""
+        """Waits until no request uses the model. No new ones may start meanwhile."""
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Ends what runs in the background. The memory is free when nobody refers to the model any more."""
+        """Stops background tasks and the engine. Memory is freed when the last reference to the model is gone."""
         await self.language_model.close()
         await asyncio.to_thread(self._loaded.close)
 

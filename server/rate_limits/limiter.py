@@ -1,4 +1,4 @@
-"""Counts what tenants take, in Redis for several replicas together, in this process otherwise."""
+"""Rate limits of tenants, counted in Redis for several replicas, or else in this process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Limit = Literal["requests", "images", "samples"]
 
 log = structlog.get_logger("server.limits")
 
-REDIS_RETRY_SECONDS = 5.0  # how often a Redis that has gone is tried again
-_GONE = (StorageError, TimeoutError, OSError)
+REDIS_RETRY_SECONDS = 5.0  # pause before an unreachable Redis is tried again
+_REDIS_ERRORS = (StorageError, TimeoutError, OSError)
 _REMEDY: dict[Limit, tuple[str, str]] = {
     "images": ("send fewer images in one request", "messages"),
     "samples": ("send fewer images, or ask for fewer samples", "robustness.samples"),
@@ -36,7 +36,7 @@ _REMEDY: dict[Limit, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a request has been charged, and where it was counted."""
+    """What a request was charged, and which backend counted it."""
 
     backend: _Backend
     tenant: Tenant
@@ -46,14 +46,14 @@ class Charge:
 
 
 class RateLimiter:
-    """The limits of all tenants.
+    """The rate limits of all tenants.
 
-    All keys of a tenant share its limits, so that rotating keys neither doubles nor interrupts them. A request is
-    charged before its work is done, for the most that it may cost, in one atomic step for each limit: requests that
-    arrive together cannot pass one limit together. A request that one limit refuses is charged for none.
+    All keys of a tenant share its limits, so rotating keys does not change them. A request is charged before any work,
+    for the most that it may cost, and atomically for each limit, so concurrent requests cannot exceed it together. A
+    request that one limit refuses is charged for none.
 
-    When Redis cannot be reached, each process counts for itself until it is back: requests go on to be answered, and
-    with n replicas a tenant may get up to n times its limit for that time.
+    While Redis is unreachable, each process counts by itself. Requests are still answered, but with n replicas a tenant
+    may get up to n times its limit.
 
     Args:
         redis_url: ``redis://…``; None for one process.
@@ -71,11 +71,11 @@ class RateLimiter:
             metrics.limits_shared.set(1)
 
     async def charge(self, tenant: Tenant, cost: dict[Limit, int]) -> Charge:
-        """Takes all of ``cost``, or nothing.
+        """Charges all of ``cost``, or nothing.
 
         Raises:
-            ApiError: 429 with ``Retry-After`` where a limit is used up; 400 where waiting would not help, since the
-                request alone is above the limit.
+            ApiError: 429 with ``Retry-After`` if a limit is used up; 400 if the request alone exceeds a limit, so that
+                waiting would not help.
         """
         bounds = _bounds(tenant)
         asked = {limit: cost[limit] for limit in bounds if cost.get(limit)}
@@ -114,9 +114,9 @@ class RateLimiter:
         return charge
 
     async def give_back(self, charge: Charge, units: dict[Limit, int]) -> None:
-        """Returns what a finished request was charged and did not need.
+        """Gives back units that a finished request was charged but did not use.
 
-        Not after the charge has weighed a whole window: by then it counts less than it would be returned for.
+        It gives nothing back after a whole window: by then the charge weighs less than the units would.
         """
         units = {limit: min(count, charge.cost.get(limit, 0)) for limit, count in units.items()}
         if not any(units.values()) or time.monotonic() - charge.time > WINDOW_SECONDS:
@@ -126,8 +126,8 @@ class RateLimiter:
             async with asyncio.timeout(REDIS_SECONDS):
                 for limit, count in units.items():
                     await charge.backend.add(charge.tenant.name, limit, bounds[limit], -count)
-        except _GONE:
-            self._metrics.limits_errors.inc()  # Redis has gone in between, and what it counted with it
+        except _REDIS_ERRORS:
+            self._metrics.limits_errors.inc()  # Redis was lost in the meantime, and its counts with it
 
     async def close(self) -> None:
         """Closes the connections to Redis."""
@@ -139,8 +139,8 @@ class RateLimiter:
             try:
                 async with asyncio.timeout(REDIS_SECONDS):
                     done = await work(self._redis)
-            except _GONE as error:
-                self._redis_went(error)
+            except _REDIS_ERRORS as error:
+                self._mark_redis_down(error)
             else:
                 if not self._redis_is_up:
                     self._redis_is_up = True
@@ -149,7 +149,7 @@ class RateLimiter:
                 return done
         return await work(self._local)
 
-    def _redis_went(self, error: Exception) -> None:
+    def _mark_redis_down(self, error: Exception) -> None:
         self._metrics.limits_errors.inc()
         self._try_redis_at = time.monotonic() + REDIS_RETRY_SECONDS
         if self._redis_is_up:
@@ -159,18 +159,19 @@ class RateLimiter:
 
 
 class _Backend:
-    """One place where limits are counted."""
+    """Counts limits in one storage: memory or Redis."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
     async def take(self, tenant: str, cost: dict[Limit, int], bounds: dict[Limit, int]) -> Limit | None:
-        """Takes all of ``cost``, or nothing; says which limit refused."""
+        """Charges all of ``cost``, or nothing. Returns the limit that refused, or None."""
         taken: list[Limit] = []
         for limit, units in cost.items():
             if not await self.add(tenant, limit, bounds[limit], units):
-                for other in taken:  # until this is done others may be refused wrongly, never let in wrongly
+                # Until this rollback is done, others may be wrongly refused, but never wrongly admitted.
+                for other in taken:
                     await self.add(tenant, other, bounds[other], -cost[other])
                 return limit
             taken.append(limit)
@@ -189,7 +190,7 @@ class _Backend:
         return Window(bound, previous, previous_seconds, current, current_seconds)
 
     async def close(self) -> None:
-        """Closes the connections, if it has any."""
+        """Closes the connections of a Redis storage."""
         connection = getattr(getattr(self._storage, "bridge", None), "storage", None)
         if connection is not None:
             await connection.aclose()

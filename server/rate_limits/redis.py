@@ -1,4 +1,4 @@
-"""The Redis that counts rate limits, an optional extra."""
+"""Redis storage of rate limits, which needs the optional extra ``redis``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from limits.aio.storage import RedisStorage, Storage
 
-REDIS_SECONDS = 1.0  # a request waits this long at most for a Redis that has gone
+REDIS_SECONDS = 1.0  # the longest that a request waits for an unreachable Redis
 
 
 def redis_storage(url: str) -> Storage:
-    """Connects when it is first used.
+    """Makes the storage, which connects when it is first used.
 
     Raises:
         ImportError: The extra is not installed.
@@ -21,6 +21,6 @@ def redis_storage(url: str) -> Storage:
     options: dict[str, Any] = {
         "socket_timeout": REDIS_SECONDS,
         "socket_connect_timeout": REDIS_SECONDS,
-        "retry": Retry(NoBackoff(), 1),  # once more, for a kept connection that has been closed; no waiting
+        "retry": Retry(NoBackoff(), 1),  # one immediate retry, in case a pooled connection had been closed
     }
     return RedisStorage(f"async+{url}", implementation="redispy", wrap_exceptions=True, key_prefix="fs", **options)

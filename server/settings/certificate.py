@@ -1,4 +1,4 @@
-"""The settings of smoothing, certificate and policy, which a model and a tenant may each have of their own."""
+"""Settings of smoothing, certificate and policy, which models and tenants may override."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from fs_runtime.options import MAX_RADIUS, Granularity, Space, Stage, sigma_value
 
 Action = Literal["flag", "withhold", "reject"]
-"""What may follow where an image does not reach what is required of it."""
+"""What happens when an image does not meet a requirement."""
 
 
 class CertificateSettings(BaseModel):
-    """What a request gets, and may ask for, of its images' certificates."""
+    """Defaults and limits of the certificates that requests get."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -90,7 +90,7 @@ class CertificateSettings(BaseModel):
     )
 
     def contradiction(self) -> str | None:
-        """What does not fit together, in words; None if all does."""
+        """Describes a default that exceeds its limit; None if there is none."""
         if self.sigma is not None and self.sigma > self.max_sigma:
             return f"sigma {self.sigma} is above max_sigma {self.max_sigma}"
         if self.samples > self.max_samples:

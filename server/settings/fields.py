@@ -1,4 +1,4 @@
-"""Kinds of values that several settings have: lists in one text, addresses of Redis."""
+"""Field types and checks that several settings share: comma-separated lists, Redis URLs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CommaList = Annotated[list[T], NoDecode, BeforeValidator(_split)]
 
 
 def check_redis_url(name: str, url: str) -> None:
-    """Refuses what no client of Redis can be made from. Does not connect.
+    """Checks a Redis URL without connecting.
 
     Args:
-        name: Of the setting, for the message.
-        url: Its value, which may hold a password and is not repeated.
+        name: Name of the setting, for the message.
+        url: Its value, which may hold a password, so messages do not quote it.
 
     Raises:
-        ValueError: It is no such URL, or the extra ``redis`` is not installed.
+        ValueError: It is not a Redis URL, or the extra ``redis`` is not installed.
     """
     if not url.startswith(("redis://", "rediss://")):
         raise ValueError(f"{name} must begin with redis:// or rediss://")
@@ -36,5 +36,5 @@ def check_redis_url(name: str, url: str) -> None:
         raise ValueError(f"{name} needs the extra 'redis': pip install 'fs-serve[redis]'") from None
     try:
         parse_url(url)  # type: ignore[no-untyped-call]
-    except Exception:  # whatever the client library raises; its words may hold the password
+    except Exception:  # the library's message may hold the password
         raise ValueError(f"{name} is not a valid URL: redis://user:password@host:6379/0") from None

@@ -1,6 +1,6 @@
-"""Files of operators: YAML that is read safely, and changes that take effect without a restart.
+"""Operators' YAML files: safe parsing, and detection of changes at runtime.
 
-A file is refused with words that hold nothing of its contents but names.
+Error messages quote nothing of a file's contents but names.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse_yaml(contents: bytes, schema: type[M]) -> M:
-    """The file's contents as ``schema`` says.
+    """Parses YAML and validates it by ``schema``.
 
     Raises:
-        ValueError: They are not YAML, or not what the schema says; the message says what and where.
+        ValueError: It is not valid YAML, or does not fit the schema; the message says what and where.
     """
     try:
         return schema.model_validate(yaml.load(contents, Loader=_StrictLoader))  # noqa: S506 (a safe loader)
@@ -39,14 +39,14 @@ def _problem(error: Exception) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping: the second would silently take the first one's place."""
+    """Refuses duplicate keys in a mapping, where YAML would silently take the last one."""
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
     for name in names:
         if names.count(name) > 1:
-            raise yaml.constructor.ConstructorError(problem=f"{name!r} stands twice", problem_mark=node.start_mark)
+            raise yaml.constructor.ConstructorError(problem=f"{name!r} appears twice", problem_mark=node.start_mark)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -57,10 +57,10 @@ WATCH_SECONDS = 1.0
 
 
 class WatchedFile:
-    """Tells when the contents of a file have changed.
+    """Detects when the contents of a file change.
 
-    The contents are compared, not the time of change: it works alike on every file system, and for files that are
-    links swapped by an orchestrator.
+    It compares contents and not modification times, which works on every file system and for symbolic links that an
+    orchestrator swaps.
 
     Args:
         path: The file.
@@ -71,18 +71,18 @@ class WatchedFile:
         self._seen = self._read()
 
     def contents(self) -> bytes:
-        """What the file held when it was looked at last.
+        """Returns the contents at the last look.
 
         Raises:
-            OSError: It could not be read.
+            OSError: The file could not be read.
         """
-        found = self._seen
-        if isinstance(found, str):
-            raise OSError(found)
-        return found
+        seen = self._seen
+        if isinstance(seen, str):
+            raise OSError(seen)
+        return seen
 
     async def has_changed(self) -> bool:
-        """Looks again; whether :meth:`contents` is something else from now on."""
+        """Reads the file again. Returns whether :meth:`contents` has changed."""
         found = await asyncio.to_thread(self._read)
         changed, self._seen = found != self._seen, found
         return changed

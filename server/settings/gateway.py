@@ -18,12 +18,12 @@ from server.settings.request import RequestSettings
 CONFIG_FILE_VARIABLE = "FS_CONFIG"
 
 
-# What stands in the files that they name is read by server.run, before any weights are loaded.
+# server.run reads the files that settings name, before it loads any weights.
 class Settings(RequestSettings, PerModelSettings, BaseSettings):
     """All settings of the gateway.
 
-    A flag wins over the environment variable of its name (--max-samples is FS_MAX_SAMPLES), that over the YAML file
-    named by --config or FS_CONFIG (max_samples: 256), that over the default.
+    Precedence: flag (--max-samples), environment variable (FS_MAX_SAMPLES), YAML file of --config or FS_CONFIG
+    (max_samples: 256), default.
     """
 
     model_config = SettingsConfigDict(
@@ -206,7 +206,7 @@ class Settings(RequestSettings, PerModelSettings, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags are put in front by pydantic-settings; then come arguments, environment and the file."""
+        """Orders the sources: arguments, environment, file. pydantic-settings puts flags in front."""
         sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
         if path := os.environ.get(CONFIG_FILE_VARIABLE):
             if not Path(path).is_file():
@@ -216,10 +216,10 @@ class Settings(RequestSettings, PerModelSettings, BaseSettings):
 
 
 def check_shared_cache(settings: Settings) -> None:
-    """Refuses settings of the shared cache that do not go together. Does not connect.
+    """Checks that the settings of the shared cache are consistent, without connecting.
 
     Raises:
-        ValueError: With the name of the setting and the remedy.
+        ValueError: They are not; the message names the setting and the remedy.
     """
     url, key = settings.cache_redis_url, settings.cache_redis_key
     if (url is None) != (key is None):

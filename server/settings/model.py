@@ -1,4 +1,4 @@
-"""The settings that each model has of its own where several are served: weights, device, queue, language model."""
+"""Settings of one model: weights, device, queue and language model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fs_runtime.reference import reference_model_path
 from server.settings.certificate import CertificateSettings
 from server.settings.fields import CommaList
 
-# They speak of one checkpoint, so that no other model may get them by default.
+# Settings that belong to one checkpoint, so models of the models file do not inherit them.
 CHECKPOINT_SETTINGS = ("model", "revision", "served_model_name", "psm", "vllm_url", "vllm_urls", "vllm_model")
 
 
 class ModelSettings(BaseModel):
-    """What is loaded, where it runs, how much may wait for it, and what answers."""
+    """Checkpoint, device, queue limits, cache and language model back end of a model."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -153,7 +153,7 @@ class ModelSettings(BaseModel):
 
     @property
     def default_answer_tokens(self) -> int | None:
-        """Tokens of an answer when the request does not say; None for all that the context has room for."""
+        """Most tokens of an answer if the request sets no limit; None for as many as the context has room for."""
         return self.max_new_tokens if self.language_model == "embedded" else None
 
     @property
@@ -172,4 +172,4 @@ class ModelSettings(BaseModel):
 
 
 class PerModelSettings(CertificateSettings, ModelSettings):
-    """All settings that a model may have of its own."""
+    """All settings that a model in the models file may override."""

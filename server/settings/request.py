@@ -1,4 +1,4 @@
-"""The settings that a tenant may have of its own: those of certificates, sizes and rate limits."""
+"""Settings that a tenant may override: certificates, size limits and rate limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from server.settings.certificate import CertificateSettings
 
 
 class RequestSettings(CertificateSettings):
-    """What a request gets, and may ask for, unless its tenant has a setting of the same name in the access file."""
+    """Defaults and limits of requests, which the access file can override for each tenant."""
 
     max_image_bytes: int = Field(20 * 2**20, ge=64, description="Largest encoded image.")
     max_image_pixels: int = Field(

@@ -58,13 +58,13 @@ def test_none_takes_a_limit_of_the_server_away() -> None:
         ("tenants: {'a/b': {}}", "a/b"),
         ('tenants: {"a\\n": {}}', "tenants"),
         ("tenants: {a: {max_samples: 10}}", "tenant a: samples 256 is above max_samples 10"),
-        ("tenants: {a: {}, b: {}, a: {}}", "'a' stands twice"),
+        ("tenants: {a: {}, b: {}, a: {}}", "'a' appears twice"),
         ("tenants: {a: {", "line 1"),
         ("tenants: !!python/object/apply:os.system [true]", "not valid YAML"),
         ("\x00", "not valid YAML"),
         (
             f"tenants: {{a: {{keys: [{{sha256: {DIGEST}}}]}}, b: {{keys: [{{sha256: {DIGEST}}}]}}}}",
-            "tenant b is one of",
+            "tenant b also belongs to",
         ),
     ],
 )

@@ -95,7 +95,10 @@ def test_settings_that_make_no_sense_are_refused(values: dict[str, object], word
     ("values", "words"),
     [
         ({"access_file": "/no/such/access.yaml"}, "setting access_file: /no/such/access.yaml cannot be read"),
-        ({"api_keys": ["good", "sha256:12"]}, "setting api_keys: an entry that begins with sha256: must go on with 64"),
+        (
+            {"api_keys": ["good", "sha256:12"]},
+            "setting api_keys: an entry that begins with sha256: must continue",
+        ),
         ({"models_file": "/no/such/models.yaml"}, "setting models_file: /no/such/models.yaml cannot be read"),
     ],
 )
