@@ -1,4 +1,4 @@
-"""A file of lines that is rotated by size, and that a full disk leaves whole."""
+"""An append-only file of lines with rotation by size; a full disk leaves no partial lines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ STDOUT = Path("-")
 class LineFile:
     """Appends lines; not thread-safe.
 
-    A line is written whole or not at all: what a full disk took of one is cut off again. The path is looked at for
-    each line, so that a file that was moved away (by logrotate, or by hand) is made anew.
+    A line is written completely or not at all: a partial write is truncated. The path is checked for each line, so that
+    a file that was moved away (by logrotate, or by hand) is created again.
 
     Args:
-        path: The file, readable by its owner and group alone; ``-`` for standard output, which is never rotated.
-        max_bytes: Size at which the file becomes ``<path>.1``; 0 for never.
-        backups: How many such files are kept.
+        path: The file, readable by owner and group only; ``-`` for standard output, which is never rotated.
+        max_bytes: Size at which the file is renamed to ``<path>.1``; 0 for never.
+        backups: Number of renamed files to keep.
     """
 
     def __init__(self, path: Path, max_bytes: int, backups: int) -> None:
@@ -30,7 +30,7 @@ class LineFile:
         """Appends one line.
 
         Raises:
-            OSError: It could not be written. The next call tries afresh.
+            OSError: The line could not be written. The next call tries again.
         """
         line += b"\n"
         if self.path == STDOUT:
@@ -44,7 +44,7 @@ class LineFile:
         try:
             _write_all(self._file, line)
         except OSError:
-            self._cut_to(size)
+            self._truncate(size)
             raise
 
     def close(self) -> None:
@@ -56,10 +56,10 @@ class LineFile:
     def _open(self) -> None:
         if self._file >= 0:
             try:
-                there = os.path.samestat(os.stat(self.path), os.fstat(self._file))
+                same_file = os.path.samestat(os.stat(self.path), os.fstat(self._file))
             except FileNotFoundError:
-                there = False
-            if there:
+                same_file = False
+            if same_file:
                 return
             self.close()
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -73,10 +73,10 @@ class LineFile:
         if not self._backups:
             self.path.unlink()
 
-    def _cut_to(self, size: int) -> None:
+    def _truncate(self, size: int) -> None:
         try:
             os.ftruncate(self._file, size)
-        except OSError:  # a device or a pipe: there is nothing to cut
+        except OSError:  # a device or a pipe cannot be truncated
             self.close()
 
 

@@ -1,4 +1,4 @@
-"""Log lines to standard error that never stop the server: whoever reads them may be slow, gone, or out of disk."""
+"""A log handler that never blocks the server, even if nobody reads standard error or the disk is full."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ STANDARD_ERROR = 2
 
 
 class LogOutput(logging.Handler):
-    """Writes lines on a thread of its own. Where they cannot be written they are dropped, and their number is logged.
+    """Writes log lines on its own thread. It drops lines that cannot be written, and logs how many.
 
-    Writing to a pipe that nobody reads blocks for ever; on the event loop it would stop all requests. The thread writes
-    to the file descriptor itself, past Python's buffers: their locks would stop the end of the process.
+    Writing to a pipe that nobody reads blocks for ever, and on the event loop it would stop all requests. The thread
+    writes to the file descriptor directly, since the locks of Python's buffers could block the exit of the process.
 
     Args:
-        descriptor: Where to.
-        max_lines: Lines that may wait.
+        descriptor: File descriptor to write to.
+        max_lines: Most lines that may wait.
     """
 
     def __init__(self, descriptor: int = STANDARD_ERROR, max_lines: int = _MAX_LINES) -> None:
@@ -35,7 +35,7 @@ class LogOutput(logging.Handler):
         """Queues one line."""
         try:
             line = (self.format(record) + "\n").encode(errors="backslashreplace")
-        except Exception:  # a value that cannot be shown must not fail the request that logs it
+        except Exception:  # a value without a valid repr must not fail the request
             line = b'{"event": "a log line could not be formatted", "level": "error"}\n'
         try:
             self._lines.put_nowait(line)
@@ -43,7 +43,7 @@ class LogOutput(logging.Handler):
             self.dropped += 1
 
     def flush(self, limit: float = 1.0) -> None:
-        """Waits until all lines are written, or ``limit`` seconds."""
+        """Waits until all lines are written, for at most ``limit`` seconds."""
         with self._lines.all_tasks_done:
             self._lines.all_tasks_done.wait_for(lambda: self._lines.unfinished_tasks == 0, limit)
 
@@ -68,9 +68,9 @@ class LogOutput(logging.Handler):
 
 
 def open_missing_streams() -> None:
-    """Gives a process that was started without standard input, output or error an empty one.
+    """Opens /dev/null for standard input, output or error if the process was started without one.
 
-    Else the next file or socket that it opens gets the number of standard error, and its log lines.
+    Else the next file or socket that it opens could get standard error's number, and receive the log lines.
     """
     with suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:

@@ -1,4 +1,4 @@
-"""Where log lines go and what they look like."""
+"""Configures logging: format, level, output and third-party loggers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.settings.gateway import Settings
 
 
 def configure_logging(settings: Settings) -> None:
-    """JSON lines on standard error, the request id in each; readable lines on a terminal."""
+    """Logs JSON lines with request ids to standard error, or readable lines on a terminal."""
     level = getattr(logging, settings.log_level.upper())
     renderer = structlog.dev.ConsoleRenderer() if os.isatty(STANDARD_ERROR) else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
@@ -39,19 +39,19 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # httpx writes a line for each upstream call; below it headers, keys among them, and Pillow the contents of files.
+    # At lower levels httpx logs each upstream call, httpcore headers with keys, and Pillow the contents of files.
     for name in ("httpx", "httpcore", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    _adopt_transformers()
+    _route_transformers_logs()
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.access").disabled = True  # the access middleware logs, with the request id
+    logging.getLogger("uvicorn.access").disabled = True  # AccessLogMiddleware logs requests, with the request id
 
 
-def _adopt_transformers() -> None:
-    """Route transformers' log records through our handler; by default it writes them through its own."""
-    from transformers.utils import logging as transformers_logging  # not above: it is slow, and help should be quick
+def _route_transformers_logs() -> None:
+    """Routes transformers' log records through our handler; by default it has its own."""
+    from transformers.utils import logging as transformers_logging  # a slow import, which --help does not need
 
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()

@@ -1,7 +1,7 @@
-"""OpenTelemetry spans of a request. Numbers only: no text, no image and no key ever becomes an attribute.
+"""OpenTelemetry spans of requests. Attributes never hold a request's text, images or keys.
 
-The spans are made through OpenTelemetry's interface, which does nothing (but pass a client's ``traceparent`` on) until
-:func:`configure_tracing` finds that the operator wants traces.
+The spans use OpenTelemetry's API, which only forwards a client's ``traceparent`` until :func:`configure_tracing` sets
+up an exporter.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from fs_runtime.robustness import ImageRobustness
 from server.errors import ApiError
 
 tracer = trace.get_tracer("fs-serve", __version__)
-# Only the trace context goes on to the language model: baggage is the client's own, and could hold anything.
+# Only the trace context is forwarded to the language model, not baggage, which the client could fill with anything.
 _PROPAGATOR = TraceContextTextMapPropagator()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_SECONDS_TO_SEND = 2.0  # what is left when the process ends
-# What machines ask every few seconds would bury the requests of people.
+_FLUSH_SECONDS = 2.0  # time limit for sending the last spans when the process exits
+# Probes and scrapes every few seconds would hide the actual requests.
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class StageMetrics(Protocol):
-    """Where the times of stages are noted."""
+    """Receives the durations of stages."""
 
     def observe_stage(self, name: str, seconds: float) -> None:
-        """Notes one."""
+        """Records one duration."""
         ...
 
 
 class TracingError(ValueError):
-    """The OTEL_* variables ask for something that is not to be had here."""
+    """The OTEL_* variables ask for something that is not supported or not installed."""
 
 
 def tracing_enabled() -> bool:
-    """Whether the standard variables ask for traces: an OTLP endpoint is named, or the exporter is.
+    """Whether the standard OTEL_* variables enable traces, by an OTLP endpoint or an exporter.
 
     Raises:
         TracingError: They ask for another exporter or protocol than OTLP over HTTP.
@@ -67,10 +67,10 @@ def tracing_enabled() -> bool:
 
 
 def configure_tracing() -> None:
-    """Sends spans where the standard OTEL_* variables say; does nothing where they say nothing.
+    """Sets up the exporter of the standard OTEL_* variables; does nothing if they do not enable traces.
 
     Raises:
-        TracingError: They ask for what is not supported, or the packages for it are not installed.
+        TracingError: They ask for something that is not supported, or the packages for it are not installed.
     """
     if not tracing_enabled():
         return
@@ -84,7 +84,7 @@ def configure_tracing() -> None:
             f"the OTEL_* variables ask for traces, but {error.name} is missing; install fs-serve[tracing]"
         ) from None
     resource = Resource.create({"service.version": __version__})
-    if str(resource.attributes["service.name"]).startswith("unknown_service"):  # neither OTEL_SERVICE_NAME says it
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):  # the variables do not name the service
         resource = resource.merge(Resource({"service.name": "fs-serve"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # which could take half a minute
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -92,12 +92,12 @@ def configure_tracing() -> None:
 
 
 def flush_spans() -> None:
-    """Sends the spans that wait, where traces are sent, for two seconds at most: the collector may be away."""
+    """Sends the remaining spans, for at most two seconds, since the collector may be unreachable."""
     flush = getattr(trace.get_tracer_provider(), "force_flush", None)
     if flush is not None:
-        sending = threading.Thread(target=flush, name="last-traces", daemon=True)  # its own limit has no effect
+        sending = threading.Thread(target=flush, name="last-traces", daemon=True)  # force_flush ignores its own timeout
         sending.start()
-        sending.join(_SECONDS_TO_SEND)
+        sending.join(_FLUSH_SECONDS)
 
 
 class TracingMiddleware:
@@ -136,7 +136,7 @@ class TracingMiddleware:
                 await self.app(scope, receive, send_and_note)
             finally:
                 route = getattr(scope.get("route"), "path", None)
-                if route is not None:  # an unknown path is the client's own text
+                if route is not None:  # unknown paths are not recorded: they are the client's text
                     span.update_name(f"{method} {route}")
                     span.set_attribute("http.route", route)
                 span.set_attribute("http.response.status_code", status)
@@ -148,7 +148,7 @@ class TracingMiddleware:
 
 @contextmanager
 def record_failure(span: Span) -> Iterator[None]:
-    """Marks the span as failed when the block fails, by the kind of failure: messages may quote the request."""
+    """Marks the span as failed if the block raises. Only the error's type: messages may quote the request."""
     try:
         yield
     except Exception as error:
@@ -159,7 +159,7 @@ def record_failure(span: Span) -> Iterator[None]:
 
 @contextmanager
 def stage(metrics: StageMetrics, name: str, **attributes: AttributeValue) -> Iterator[Span]:
-    """Times one stage of a request: a span, and if it succeeds an observation of ``fs_stage_duration_seconds``."""
+    """Times one stage of a request: makes a span, and on success observes ``fs_stage_duration_seconds``."""
     start = time.perf_counter()
     options: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
     with tracer.start_as_current_span(name, attributes=attributes, **options) as span, record_failure(span):
@@ -177,7 +177,7 @@ def record_pass(queue_seconds: float, smoothing_seconds: float, attributes: dict
 
 
 def certificate_attributes(image: ImageRobustness) -> dict[str, AttributeValue]:
-    """The numbers of a certificate; what is not certified is left out."""
+    """Makes span attributes of a certificate; values that are None are left out."""
     values: dict[str, AttributeValue | None] = {
         "fs.certified": image.certified,
         "fs.satisfied": image.satisfied,
@@ -201,7 +201,7 @@ async def forward_trace(request: httpx.Request) -> None:
 
 
 def add_trace_ids(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: the ids of the span, so that logs and traces can be joined."""
+    """A structlog processor that adds the ids of the current span, to correlate logs and traces."""
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         event["trace_id"] = trace.format_trace_id(context.trace_id)

@@ -1,1 +1,1 @@
-"""What texts of clients may hold before a language model reads them."""
+"""Checks of chat requests before a language model reads them: control tokens, refused fields, answer length."""

@@ -1,4 +1,4 @@
-"""The ceiling on the length of an answer."""
+"""The limit on the number of tokens of an answer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ LENGTH_FIELDS = ("max_completion_tokens", "max_tokens")  # OpenAI's newer name f
 
 
 def cap_answer_tokens(body: dict[str, Any], ceiling: int | None, default: int | None) -> None:
-    """Holds a chat request to the operator's ceiling on the tokens of its answer, over all ``n`` choices.
+    """Enforces the operator's limit on the tokens of an answer, summed over all ``n`` choices.
 
-    A request that does not say how long its answer may be gets as much as the ceiling allows.
+    A request without a limit of its own gets as many tokens as the ceiling allows.
 
     Args:
-        body: The request; a length is put in where it has none.
-        ceiling: Most tokens of an answer; None for no ceiling.
-        default: Length that the language model would take by itself; None for all that its context has room for.
+        body: The request; a limit is inserted if it has none.
+        ceiling: Most tokens of an answer; None for no limit.
+        default: The language model's own default length; None if it uses all of its context.
 
     Raises:
         ApiError: 400, naming the field.
@@ -39,7 +39,7 @@ def cap_answer_tokens(body: dict[str, Any], ceiling: int | None, default: int | 
 
 
 def _whole_number(body: dict[str, Any], name: str) -> int | None:
-    """Language models read "100" and 100.0 as 100 too; what is not plainly a number would slip past the ceiling."""
+    """Returns a positive integer field. Language models also accept "100" and 100.0, which would bypass the limit."""
     value = body.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise invalid(f"{name} must be a whole number of at least 1", name)

@@ -1,4 +1,4 @@
-"""Spellings of the model's own tokens in the text of a request."""
+"""Neutralises text that spells the model's control tokens, such as image or turn tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from server.prompt_safety.folding import MAX_MARKS, TooManyMarksError, character
 
 # Never part of the prompt; `stop` and `bad_words` must match the answer as it is.
 _NOT_PROMPT = frozenset({"model", "stop", "bad_words", "logit_bias", "user", "metadata"})
-# vLLM's own stand-ins for media, in front of its chat template.
+# Placeholders for media that vLLM inserts before it applies the chat template.
 _VLLM_PLACEHOLDERS = ("<##IMAGE##>", "<##VIDEO##>", "<##AUDIO##>", "<##PROMPT_EMBEDS##>", "<prompt_embeds>")
 
 
 class ControlTokens:
-    """Makes the model's own tokens harmless in text, where they would be taken for further images or turns.
+    """Neutralises control tokens in text, which the model would take for further images or turns.
 
-    A space goes behind the first character. Spellings that a tokenizer's normaliser would turn into a token
-    (compatibility characters, invisible ones in between) are found too.
+    It inserts a space after the first character. It also finds spellings that a tokenizer's normaliser would turn into
+    a token, with compatibility characters or invisible ones.
 
     Args:
         tokens: Spellings of the tokens.
@@ -38,20 +38,20 @@ class ControlTokens:
         self._openings = characters_folding_to(token[0] for token in self._tokens)
 
     def neutralise_body(self, body: dict[str, Any], max_characters: int) -> None:
-        """Goes through all text of a request that can become part of the prompt, in place.
+        """Neutralises all text of a request that can become part of the prompt, in place.
 
         Args:
             body: The request.
-            max_characters: That its text may have, each ligature or the like counted as what it stands for.
+            max_characters: Most characters of text; a ligature counts as the characters that it stands for.
 
         Raises:
-            ApiError: 400: there is more text than that, too many combining marks follow one another, or text parts
-                spell a token only together.
+            ApiError: 400: there is more text, too many combining marks follow one another, or adjacent text parts form
+                a token together.
         """
-        room = _Room(max_characters)
+        budget = _TextBudget(max_characters)
         for name, value in body.items():
             if name not in _NOT_PROMPT:
-                body[name] = self._walk(value, name, short_name(name), room)
+                body[name] = self._walk(value, name, short_name(name), budget)
         joined = "".join(text.strip() for message in body["messages"] for text in _texts(message))
         if self._openings.search(joined) and self._found_in(_folded(joined, "messages")):
             raise invalid(
@@ -61,12 +61,12 @@ class ControlTokens:
                 "split_control_token",
             )
 
-    def _defuse(self, text: str, path: str, room: _Room) -> str:
-        room.take(len(text), path)
+    def _neutralise(self, text: str, path: str, budget: _TextBudget) -> str:
+        budget.spend(len(text), path)
         if not self._openings.search(text):
             return text
         text = self._split(text)
-        folded = _folded(text, path, room)
+        folded = _folded(text, path, budget)
         return self._split(folded) if self._found_in(folded) else text
 
     def _split(self, text: str) -> str:
@@ -77,59 +77,61 @@ class ControlTokens:
     def _found_in(self, text: str) -> bool:
         return any(token in text for token in self._tokens)
 
-    def _walk(self, value: Any, name: str, path: str, room: _Room) -> Any:
+    def _walk(self, value: Any, name: str, path: str, budget: _TextBudget) -> Any:
         if isinstance(value, str):
-            return self._arguments(value, path, room) if name == "arguments" else self._defuse(value, path, room)
+            return (
+                self._arguments(value, path, budget) if name == "arguments" else self._neutralise(value, path, budget)
+            )
         if isinstance(value, list):
-            return [self._walk(item, name, f"{path}.{index}", room) for index, item in enumerate(value)]
+            return [self._walk(item, name, f"{path}.{index}", budget) for index, item in enumerate(value)]
         if isinstance(value, dict):
             return {
-                self._defuse(key, path, room): self._walk(item, key, f"{path}.{short_name(key)}", room)
+                self._neutralise(key, path, budget): self._walk(item, key, f"{path}.{short_name(key)}", budget)
                 for key, item in value.items()
             }
         return value
 
-    def _arguments(self, text: str, path: str, room: _Room) -> str:
-        """Arguments of a tool call are JSON in a text: vLLM parses it, so that ``\\u003c`` becomes ``<``."""
-        room.check(len(text), path)
+    def _arguments(self, text: str, path: str, budget: _TextBudget) -> str:
+        """Neutralises the JSON string of a tool call's arguments; vLLM parses it, so ``\\u003c`` would become ``<``."""
+        budget.check(len(text), path)
         try:
             parsed = json.loads(text)
-            harmless = self._walk(parsed, "", path, room)
+            harmless = self._walk(parsed, "", path, budget)
         except (ValueError, RecursionError):
-            return self._defuse(text, path, room)  # vLLM drops what it cannot parse
+            return self._neutralise(text, path, budget)  # vLLM drops arguments that it cannot parse
         return text if harmless == parsed else json.dumps(harmless, ensure_ascii=False)
 
 
 @dataclass(slots=True)
-class _Room:
-    """Characters that a request may still have."""
+class _TextBudget:
+    """Counts characters against the limit of a request."""
 
-    most: int
-    taken: int = 0
+    max_characters: int
+    used: int = 0
 
-    def take(self, count: int, path: str) -> None:
+    def spend(self, count: int, path: str) -> None:
         self.check(count, path)
-        self.taken += count
+        self.used += count
 
     def check(self, count: int, path: str) -> None:
-        if self.taken + count > self.most:
+        if self.used + count > self.max_characters:
             raise invalid(
-                f"{path}: up to here the request has more than {self.most} characters of text, ligatures and the like "
-                "counted as what they stand for; send less text",
+                f"{path}: up to here the request has more than {self.max_characters} characters of text, ligatures "
+                "and the like counted as what they stand for; send less text",
                 path,
                 "text_too_long",
             )
 
 
-def _folded(text: str, path: str, room: _Room | None = None) -> str:
-    """The text in the form in which tokens are looked for; what it has grown by takes room."""
+def _folded(text: str, path: str, budget: _TextBudget | None = None) -> str:
+    """Folds the text for the search of tokens. Characters that folding adds count against the limit."""
     parts, counted = [], len(text)
     try:
         for part in fold(text):
             parts.append(part)
             counted -= len(part)
-            if room is not None and counted < 0:
-                room.take(-counted, path)
+            if budget is not None and counted < 0:
+                budget.spend(-counted, path)
                 counted = 0
     except TooManyMarksError:
         raise invalid(

@@ -1,6 +1,6 @@
-"""What of a chat request may go on to the language model server.
+"""Refuses fields of chat requests that must not reach the language model server.
 
-Checked against the request of vLLM 0.32 (``ChatCompletionRequest``); what is not named here passes.
+The list covers the ``ChatCompletionRequest`` of vLLM 0.32; fields that are not named here pass.
 """
 
 from __future__ import annotations
@@ -9,40 +9,41 @@ from typing import Any
 
 from server.errors import invalid
 
-# Refused at the top, in messages and in content parts, each for its own reason.
+# Refused at the top level, in messages and in content parts.
 REFUSED_FIELDS = frozenset(
     {
-        # Images that nobody smoothed, or embeddings of a wrong shape, which stop vLLM's engine.
+        # They would bypass smoothing, or crash vLLM's engine with embeddings of a wrong shape.
         "image_embeds",
         "audio_embeds",
         "video_embeds",
         "prompt_embeds",
-        # Names a cached image: one that was cached under it would answer for this one.
+        # Key of vLLM's image cache: it would select another cached image in place of this one.
         "uuid",
-        # Change how vLLM turns media into tokens, so that the embeddings no longer fit.
+        # They change how vLLM turns media into tokens, so the embeddings would no longer fit.
         "mm_processor_kwargs",
         "media_io_kwargs",
-        # Addresses from which vLLM fetches caches of other servers, and free arguments that end in the same place.
+        # Addresses of servers whose KV cache vLLM fetches, and free arguments that can set the same.
         "kv_transfer_params",
         "ec_transfer_params",
         "vllm_xargs",
-        # A program that runs in the server, and may write image tokens where it likes.
+        # A program that runs in the server and can write image tokens anywhere.
         "chat_template",
-        # Cut the prompt, perhaps in the middle of an image.
+        # They cut the prompt, perhaps in the middle of an image.
         "truncate_prompt_tokens",
         "truncation_side",
-        # One caller before all others; another caller's request or session.
+        # They would put one caller before others, or name another caller's request or session.
         "priority",
         "request_id",
         "session_id",
     }
 )
-# Passed on purpose: `chat_template_kwargs` (scalars only, see below), `documents` and `tools` (text, made harmless),
-# `cache_salt` (it can only part caches), `return_token_ids`, `return_prompt_text`, `prompt_logprobs` and `echo` (they
-# tell callers what they sent), `structured_outputs` and `response_format` (vLLM bounds their grammars), `logit_bias`,
-# `allowed_token_ids` and `stop_token_ids` (they shape the answer alone), `use_beam_search` and `n`.
+# Passed on purpose: `chat_template_kwargs` (scalars only, see below), `documents` and `tools` (their text is
+# neutralised), `cache_salt` (it can only separate caches), `return_token_ids`, `return_prompt_text`, `prompt_logprobs`
+# and `echo` (they return what the caller sent), `structured_outputs` and `response_format` (vLLM bounds their
+# grammars), `logit_bias`, `allowed_token_ids` and `stop_token_ids` (they affect the answer only),
+# `use_beam_search` and `n`.
 
-# Arguments of the renderer itself, which a template's variable of the same name would replace.
+# Arguments of the chat template's renderer, which a template variable of the same name would override.
 _RENDERER_ARGUMENTS = frozenset(
     {
         "add_generation_prompt",
@@ -71,7 +72,7 @@ def refuse_fields(fields: dict[str, Any], path: str = "") -> None:
 
 
 def check_template_variables(variables: Any) -> None:
-    """Lets scalars through, such as ``enable_thinking: false``.
+    """Checks ``chat_template_kwargs``: only scalars such as ``enable_thinking: false`` are allowed.
 
     Raises:
         ApiError: 400.
