@@ -19,7 +19,7 @@ from server.settings.gateway import Settings  # noqa: E402 (found by the line ab
 
 ENV_EXAMPLE = ROOT / ".env.example"
 SETTINGS_FILE = Path(__file__).parent / "settings.yml"
-# The image and docker-compose.yml decide these; the latter takes vllm_urls, of one server too.
+# The image and docker-compose.yml set these. docker-compose.yml uses vllm_urls even for one server.
 FIXED = {"host", "port", "model", "language_model", "vllm_url", "vllm_urls", "gpu_memory_fraction"}
 MARK = "# --- Settings of the gateway, as fs-serve serve --help lists them; a # in front leaves the default ---\n"
 CONFIG = """
@@ -61,30 +61,30 @@ TRACING = """
 """
 
 
-def offered(text: str) -> list[str]:
-    """The environment variables that a part of .env.example offers behind a #."""
+def commented_variables(text: str) -> list[str]:
+    """Returns the environment variables that a part of .env.example lists commented out."""
     return re.findall(r"^#([A-Z_]+)=", text, re.MULTILINE)
 
 
 def names() -> list[str]:
-    """Environment variables that the gateway's container gets where .env or the shell has them."""
+    """Returns the environment variables that the gateway's container gets from .env or the shell."""
     settings = [f"FS_{name.upper()}" for name in Settings.model_fields if name not in FIXED]
-    return settings + offered(CONFIG + HUB + TRACING)
+    return settings + commented_variables(CONFIG + HUB + TRACING)
 
 
 def settings_file() -> str:
-    """The services that those of docker-compose.yml extend."""
+    """Makes settings.yml: the services that docker-compose.yml extends."""
     lines = [
         "# Written by write_settings.py. Names without a value are taken from .env or the shell, or else left out.",
         "services:",
     ]
-    for service, passed in (("settings", names()), ("hub", offered(HUB))):
+    for service, passed in (("settings", names()), ("hub", commented_variables(HUB))):
         lines += [f"  {service}:", "    environment:", *(f"      - {name}" for name in passed)]
     return "\n".join(lines) + "\n"
 
 
 def env_example() -> str:
-    """The whole .env.example: what stands above the mark stays."""
+    """Makes .env.example; the part above the mark is kept."""
     head = ENV_EXAMPLE.read_text(encoding="utf-8").partition(MARK)[0]
     entries = []
     for name, field in Settings.model_fields.items():

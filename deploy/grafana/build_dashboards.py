@@ -12,7 +12,7 @@ SOURCE = {"type": "prometheus", "uid": "prometheus"}
 COLUMNS = 24  # of Grafana's grid
 API = 'route=~"/v1/.*"'
 G = '{instance=~"$instance"}'
-C = '{model=~"$model"}'  # of the job's certificates, whatever the instance
+C = '{model=~"$model"}'  # for certificate metrics, which are aggregated over all instances
 M = '{instance=~"$instance", model=~"$model"}'
 # Metrics with a label for the model.
 BY_MODEL = (
@@ -30,7 +30,7 @@ BY_MODEL = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: its queries by legend, and how values are shown."""
+    """One panel: its queries by legend, and its display options."""
 
     title: str
     queries: dict[str, str]
@@ -44,7 +44,7 @@ class Panel:
 
 
 def rate(metric: str, labels: str = "") -> str:
-    """Events a second of one counter, at the chosen instances, of the chosen models."""
+    """Makes a query for the events per second of a counter, at the selected instances and models."""
     chosen = [*(['model=~"$model"'] if metric.startswith(BY_MODEL) else []), *([labels] if labels else [])]
     inside = ", ".join(['instance=~"$instance"', *chosen])
     return f"rate({metric}{{{inside}}}[$__rate_interval])"
@@ -57,7 +57,7 @@ def quantile(q: float, metric: str, labels: str = "", by: str = "") -> str:
 
 
 def heatmap(title: str, metric: str, description: str) -> Panel:
-    """How a histogram's observations spread over time."""
+    """Makes a heatmap panel of a histogram over time."""
     query = {"{{le}}": f"sum by (le) (increase({metric}_bucket{M}[$__rate_interval]))"}
     return Panel(title, query, kind="heatmap", width=12, description=description)
 
@@ -200,7 +200,7 @@ DASHBOARDS = {
 
 
 def dashboard(name: str) -> dict[str, Any]:
-    """One dashboard as Grafana reads it."""
+    """Makes the JSON model of a dashboard."""
     title, panels = DASHBOARDS[name]
     x = y = row = 0
     placed = []
@@ -227,7 +227,7 @@ def dashboard(name: str) -> dict[str, Any]:
 
 
 def _variable(name: str, label: str, metric: str) -> dict[str, Any]:
-    """A choice among the values that a label has."""
+    """Makes a template variable with the values of a label."""
     return {
         "name": name,
         "label": label,

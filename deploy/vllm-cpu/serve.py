@@ -16,7 +16,7 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",  # models are local folders
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONSAFEPATH": "1",  # whatever lies in the working directory is not to be imported
+    "PYTHONSAFEPATH": "1",  # do not import modules from the working directory
 }
 
 

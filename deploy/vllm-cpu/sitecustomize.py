@@ -1,13 +1,13 @@
-"""Let torchvision from PyPI import beside a CPU build of torch.
+"""Make torchvision from PyPI importable with a CPU build of torch.
 
 Python imports this module at start-up in every process that has this folder on its PYTHONPATH. vLLM starts
 several processes, so a line in a script would not reach them all.
 
-PyPI's torchvision is built against CUDA. Beside a CPU torch its native library does not load, which it tolerates;
-then it attaches shape functions to two operators of that library, which fails because nobody has declared them.
-vLLM uses torchvision for its transforms only, so declaring the two is enough: after torchvision has tried its
-library (where that loads, the operators exist) and before it needs them. A process that never imports torchvision
-pays for one entry in ``sys.meta_path``.
+PyPI's torchvision is built against CUDA. With a CPU build of torch its native library does not load, which it
+tolerates. But then it registers shape functions for two operators of that library, which fails because they are not
+declared. vLLM uses only torchvision's transforms, so it is enough to declare the two operators: after torchvision has
+tried to load its library (which declares them if it loads) and before it needs them. A process that never imports
+torchvision only gets one more entry in ``sys.meta_path``.
 """
 
 import sys
@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 
 
 class _DeclareOperators:
-    """A finder that finds nothing: it only acts, once, just before torchvision needs the operators."""
+    """An import hook that finds no modules; it declares the operators once, just before torchvision needs them."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name == "torchvision._meta_registrations":
@@ -33,5 +33,5 @@ class _DeclareOperators:
             self.library.define(schema)  # type: ignore[no-untyped-call]
 
 
-_finder = _DeclareOperators()  # the name keeps the library alive, and with it the declarations
+_finder = _DeclareOperators()  # this reference keeps the library and its declarations alive
 sys.meta_path.insert(0, _finder)

@@ -1,9 +1,8 @@
-"""A plugin for vLLM 0.32: image embeddings of any lengths at once, and none with values that are not finite.
+"""A plugin for vLLM 0.32: accepts image embeddings of different lengths, and rejects values that are not finite.
 
-vLLM computes the images of a step together, those of several requests too. Its LLaVA-NeXT, LLaVA-OneVision and
-InternVL demand that embeddings then have the same number of tokens, and its engine ends where they do not: at two
-pictures of different shapes. Nothing behind that check needs it. Its PaliGemma loses embeddings between processor and
-model. Put this folder on vLLM's PYTHONPATH:
+vLLM batches all images of a step, also of different requests. Its LLaVA-NeXT, LLaVA-OneVision and InternVL demand that
+their embeddings have the same number of tokens, so two images of different shapes crash its engine. Nothing after that
+check needs it. Its PaliGemma processor drops embeddings. Put this folder on vLLM's PYTHONPATH:
 
     PYTHONPATH=deploy/vllm-plugin vllm serve …
 
@@ -14,12 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
-# Dimensions of batches of image embeddings, as vLLM's models name them, and the one that is a number of tokens.
+# Names of the dimensions of image embeddings in vLLM's models, and which of them is the number of tokens.
 _TOKENS = {("bn", "ifs", "hs"): "ifs", ("n", "f", "h"): "f", ("ni", "tifs", "hs"): "tifs"}
 
 
 def register() -> None:
-    """Called by vLLM before it imports a model; once more does no harm."""
+    """Patches vLLM. vLLM calls it before it imports a model; further calls do nothing."""
     from vllm.multimodal.parse import ImageEmbeddingItems
     from vllm.utils.tensor_schema import TensorShape
 
@@ -43,7 +42,7 @@ def register() -> None:
 
 
 def _let_paligemma_take_embeddings() -> None:
-    """Its model reads them, and its processor forgets to hand them on."""
+    """Makes the processor pass embeddings on, which it drops although the model accepts them."""
     from vllm.model_executor.models.paligemma import PaliGemmaMultiModalProcessor
     from vllm.multimodal.inputs import MultiModalFieldConfig
 

@@ -1,4 +1,4 @@
-"""``fs-serve api-key``: make keys, and check the file that names them."""
+"""``fs-serve api-key``: makes API keys, and checks the access file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from server.access.keys import digest_of, new_key
 
 api_key = typer.Typer(no_args_is_help=True, help="API keys: make them, and check the access file.")
 
-NameOption = Annotated[str | None, typer.Option(help="What the key is for; a remark in the file.")]
+NameOption = Annotated[str | None, typer.Option(help="What the key is for; a note in the file.")]
 ExpiresOption = Annotated[
     datetime | None,
-    typer.Option(help="When the key ends, in UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"]),
+    typer.Option(help="When the key expires, in UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"]),
 ]
 
 
@@ -28,7 +28,7 @@ def new(
     expires: ExpiresOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Make a key. It is shown this once; the access file gets its digest only."""
+    """Make a key. It is shown only once; the access file stores its digest."""
     from pydantic import TypeAdapter, ValidationError
 
     from server.access.tenants import TenantName
@@ -53,9 +53,9 @@ def new(
 
 @api_key.command("hash")
 def hash_key(name: NameOption = None, expires: ExpiresOption = None) -> None:
-    """Read a key that you have from standard input, and print its line for the access file."""
+    """Read an existing key from standard input, and print its line for the access file."""
     key = sys.stdin.readline().strip()
-    if len(key) < 32:  # a digest that is fast to compute protects only what cannot be guessed
+    if len(key) < 32:  # a fast digest protects only keys that cannot be guessed
         raise typer.BadParameter("a key needs at least 32 characters, all of them random; `api-key new` makes one")
     typer.echo(_line(_entry(key, name, expires)))
 
@@ -64,7 +64,7 @@ def hash_key(name: NameOption = None, expires: ExpiresOption = None) -> None:
 def check(
     file: Annotated[Path, typer.Argument(help="Access file.")],
 ) -> None:
-    """Say whether an access file is valid, and whom it lets in. Limits of server and tenant must fit together too."""
+    """Check an access file together with the server's settings, and list the valid keys of each tenant."""
     from server.access.tenants import AccessFileError, read_access
     from server.settings.gateway import Settings
 
@@ -81,10 +81,10 @@ def check(
 
 
 def _entry(key: str, name: str | None, expires: datetime | None) -> dict[str, str]:
-    """The key's entry in the access file.
+    """Makes the key's entry in the access file.
 
     Raises:
-        BadParameter: It would end before it begins.
+        BadParameter: The key would have expired already.
     """
     entry = {"sha256": digest_of(key).hex()}
     if name:
@@ -98,4 +98,4 @@ def _entry(key: str, name: str | None, expires: datetime | None) -> dict[str, st
 
 
 def _line(entry: dict[str, str]) -> str:
-    return f"      - {json.dumps(entry, ensure_ascii=False)}"  # JSON is YAML, and quotes whatever a name holds
+    return f"      - {json.dumps(entry, ensure_ascii=False)}"  # JSON is valid YAML, and quotes special characters

@@ -1,4 +1,4 @@
-"""``fs-serve ask``: one question about one picture, with what is certified."""
+"""``fs-serve ask``: asks one question about one image, and shows the answer with its certificate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fs_runtime.rounding import at_least, percent
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Picture to ask about.")],
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Image to ask about.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],
     url: Annotated[
-        str | None, typer.Option(envvar="FS_URL", help="A running gateway; without it the model is loaded here.")
+        str | None, typer.Option(envvar="FS_URL", help="URL of a running gateway; without it the model is loaded here.")
     ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="FS_API_KEY", help="Key for that gateway.")] = None,
     model: ModelOption = "reference",
@@ -28,7 +28,7 @@ def ask(
     radius: Annotated[float | None, typer.Option(min=0.0, help="l2 radius to certify at.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask one question about one picture and show the answer with what is certified."""
+    """Ask one question about one image, and show the answer with its certificate."""
     options = {"sigma": sigma, "samples": samples, "radius": radius}
     suffix = {".jpg": "jpeg", ".jpeg": "jpeg"}.get(image.suffix.lower(), image.suffix.lower().strip(".") or "png")
     picture = f"data:image/{suffix};base64,{base64.b64encode(image.read_bytes()).decode()}"
@@ -53,7 +53,7 @@ def ask(
 
 
 async def _ask(body: dict[str, Any], url: str | None, api_key: str | None, model: str) -> tuple[int, dict[str, Any]]:
-    """Asks a running gateway, or one made for this question alone."""
+    """Asks a running gateway, or else one in this process."""
     import httpx
 
     async def post(client: httpx.AsyncClient) -> tuple[int, dict[str, Any]]:

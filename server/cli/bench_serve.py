@@ -1,4 +1,4 @@
-"""``fs-serve bench serve``: latency and throughput through HTTP as a table, as JSON, and as a plot."""
+"""``fs-serve bench serve``: latency and throughput over HTTP as a table, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ def bench_serve(
     model: ModelOption = "reference",
     psm: PsmOption = "auto",
     url: Annotated[
-        str | None, typer.Option(help="A running gateway, instead of one that is started here for the measurement.")
+        str | None,
+        typer.Option(help="URL of a running gateway, instead of one that is started here for the benchmark."),
     ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="FS_API_KEY", help="Key for that gateway.")] = None,
-    clients: Annotated[int, typer.Option(min=1, help="Requests at once in the crowd.")] = 32,
-    samples: Annotated[int, typer.Option(min=1, help="Noise samples of each, and of the small requests.")] = 32,
+    clients: Annotated[int, typer.Option(min=1, help="Concurrent requests of a crowd.")] = 32,
+    samples: Annotated[int, typer.Option(min=1, help="Noise samples of each, and of a small request.")] = 32,
     large_samples: Annotated[int, typer.Option(min=1, help="Noise samples of the large request.")] = 4096,
-    repeats: Annotated[int, typer.Option(min=2, help="Requests behind each latency but the crowd's.")] = 30,
-    rounds: Annotated[int, typer.Option(min=1, help="Crowds.")] = 5,
-    side: Annotated[int, typer.Option(min=7, help="Sides of the pictures, in pixels.")] = 336,
+    repeats: Annotated[int, typer.Option(min=2, help="Requests for each latency, except the crowd's.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of crowds.")] = 5,
+    side: Annotated[int, typer.Option(min=7, help="Height and width of the images, in pixels.")] = 336,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Noise samples in one batch.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
     output: OutputOption = None,
 ) -> None:
-    """Latency under load through HTTP: a crowd, small requests beside a large one, cached images beside fresh ones."""
+    """Latency over HTTP: concurrent requests (a crowd), small ones beside a large one, cached images, fresh draws."""
     from server.cli.http_load import benchmark_serve
     from server.settings.gateway import Settings
 
@@ -100,7 +101,7 @@ def bench_serve(
 
 @contextmanager
 def _gateway(settings: Settings) -> Iterator[tuple[str, Rate]]:
-    """A gateway on a free port of 127.0.0.1, and the rate of its pass by itself."""
+    """Runs a gateway on 127.0.0.1. Yields its address, and a function that measures the pass without HTTP."""
     import uvicorn
 
     from server.access.directory import AccessDirectory
@@ -128,7 +129,7 @@ def _gateway(settings: Settings) -> Iterator[tuple[str, Rate]]:
 
 
 def _rate(smoother: Smoother, batch_size: int, samples: int) -> float:
-    """Samples per second of the pass with everything that a request asks of it by default."""
+    """Measures the samples per second of a pass with the options of a default request."""
     import numpy as np
 
     image = smoother.encoder.prepare(np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8))

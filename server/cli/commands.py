@@ -26,7 +26,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def version_option(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Certified feature-space smoothing in front of a multimodal language model."""
     if version:
@@ -37,7 +37,7 @@ def version_option(
 @functools.cache
 def add_all_commands() -> None:
     """Registers every command, once."""
-    # Flags, their help and their order of precedence all come from Settings, so the command takes its arguments raw.
+    # Settings parses the flags of serve and prints their help, so this command passes its arguments on unparsed.
     app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
         serve
     )
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         app(prog_name="fs-serve")
     except ValueError as error:
-        from fs_runtime.encoders import CheckpointError  # not above: it loads torch, and help should be quick
+        from fs_runtime.encoders import CheckpointError  # a slow import (torch), which --help does not need
 
         if not isinstance(error, CheckpointError):
             raise

@@ -1,4 +1,4 @@
-"""How long requests take through HTTP under load, and how near a crowd of them comes to the device's own rate."""
+"""Measures latency over HTTP under load, and how close the throughput comes to that of the engine itself."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Rate = Callable[[int], float]
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds from the request to its whole answer.
+    """Seconds from sending a request to its complete answer.
 
     Attributes:
         count: Requests.
         p50: Median.
         p90: 90th percentile.
-        p99: 99th percentile; with fewer than a hundred requests between the largest two.
-        most: The largest.
+        p99: 99th percentile; with fewer than a hundred requests interpolated between the largest two.
+        most: Maximum.
     """
 
     count: int
@@ -38,30 +38,30 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Latency:
-        """Of some requests."""
+        """Summarises the latencies of some requests."""
         p50, p90, p99 = (float(value) for value in np.percentile(seconds, [50, 90, 99]))
         return cls(len(seconds), p50, p90, p99, max(seconds))
 
 
 @dataclass(frozen=True, slots=True)
 class ServeBenchmark:
-    """What clients of ``/v1/certify`` see; the language model has no part in it.
+    """Results for ``/v1/certify``, without a language model. A crowd is a number of concurrent requests.
 
     Attributes:
-        clients: Requests at once in the crowd.
-        samples: Of each of them, and of the small requests.
-        large_samples: Of the large request.
-        rate: The pass by itself at the engine's batch size, samples per second, measured between the rounds; None for
-            a server elsewhere.
-        crowd: Latency of the requests of a crowd, all rounds.
-        crowd_seconds: Time of one crowd: median over the rounds.
-        crowd_rate: Samples per second of a crowd: median.
-        over_ideal: Time of a crowd over the time that its samples take at ``rate``: median of the rounds' ratios.
-        alone: Latency of a small request by itself.
-        beside_large: Latency of a small request while a large one is drawn.
-        small_beside: Small requests that were answered while the large one was under way.
-        uncached: Latency of one request after another with fresh draws, for an image of the cached ones' size.
-        cached: Latency of a request whose image is in the cache.
+        clients: Requests in a crowd.
+        samples: Noise samples of each of them, and of a small request.
+        large_samples: Noise samples of the large request.
+        rate: Samples per second of the pass without HTTP at the engine's batch size, measured between the rounds; None
+            for a remote server.
+        crowd: Latency of a crowd's requests, over all rounds.
+        crowd_seconds: Seconds that a crowd takes: median of the rounds.
+        crowd_rate: Samples per second of a crowd: median of the rounds.
+        over_ideal: Time of a crowd divided by the time of its samples at ``rate``: median of the rounds.
+        alone: Latency of a small request on an idle server.
+        beside_large: Latency of a small request while a large one runs.
+        small_beside: Number of small requests answered while the large one ran.
+        uncached: Latency of sequential requests with fresh draws.
+        cached: Latency of a request whose image is cached.
     """
 
     clients: int
@@ -94,16 +94,16 @@ async def benchmark_serve(
     """Measures a server.
 
     Args:
-        client: Speaks to it.
-        rate: Runs the pass by itself for so many samples, while the server is idle, and gives samples per second; None
-            if that is not possible.
-        clients: Requests at once in the crowd.
-        samples: Of each of them.
-        large_samples: Of the large request.
-        repeats: Requests behind each latency other than the crowd's.
-        rounds: Crowds.
-        side: Sides of the pictures, in pixels.
-        progress: Told what is measured.
+        client: HTTP client with the server's address.
+        rate: Runs the pass without HTTP for that many samples, on an idle server, and returns samples per second; None
+            for a remote server.
+        clients: Requests in a crowd.
+        samples: Noise samples of each of them, and of a small request.
+        large_samples: Noise samples of the large request.
+        repeats: Requests for each latency, except the crowd's.
+        rounds: Number of crowds.
+        side: Height and width of the images, in pixels.
+        progress: Called with a description of each step.
 
     Raises:
         httpx.HTTPError: The server cannot be reached, or answers with an error.
@@ -132,7 +132,7 @@ async def benchmark_serve(
         seconds.append(time.perf_counter() - start)
         rates.append(await direct())
     known = [value for value in rates if value is not None]
-    best = map(max, itertools.pairwise(known))  # of the measurements before and after each round
+    best = map(max, itertools.pairwise(known))  # the better of the measurements before and after each round
     ratios = [took * rate / (clients * samples) for took, rate in zip(seconds, best, strict=False)]
 
     progress("small requests by themselves")
@@ -167,7 +167,7 @@ async def benchmark_serve(
 
 
 def _picture(number: int, side: int) -> str:
-    """A smooth random picture as a data URL."""
+    """Makes a smooth random image as a data URL."""
     colours = np.random.default_rng(number).integers(0, 256, (7, 7, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(colours).resize((side, side), Image.Resampling.BICUBIC).save(file, "PNG")

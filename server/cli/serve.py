@@ -1,4 +1,4 @@
-"""``fs-serve serve``: settings from flags, environment and file, then the gateway."""
+"""``fs-serve serve``: reads the settings and runs the gateway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 def serve(context: typer.Context) -> None:
     """Start the gateway. `fs-serve serve --help` lists every setting; `--config FILE` reads them from YAML."""
-    _end_when_told()
+    _exit_on_signals()
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
@@ -46,8 +46,8 @@ def serve(context: typer.Context) -> None:
     raise typer.Exit(run(settings))
 
 
-def _end_when_told() -> None:
-    """Has SIGTERM and SIGINT end the process at once, until the server listens and takes them.
+def _exit_on_signals() -> None:
+    """Makes SIGTERM and SIGINT exit the process at once, until the server installs its own handlers.
 
     Without a handler the first process of a container would ignore SIGTERM for as long as its models load.
     """
