@@ -1,4 +1,4 @@
-"""What a certificate is asked about and how the networks are run: closed sets and bounds, without torch."""
+"""Option types, defaults and limits that the server and the runtime share; imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Space = Literal["model", "client"]
 """Where a radius is measured: on the image the encoder reads, or on the client's as sent."""
 
 Granularity = Literal["image", "token"]
-"""Whether one certificate speaks of all tokens together, or one of each."""
+"""Whether there is one certificate for all tokens together, or one for each token."""
 
 Stage = Literal["encoder", "projector"]
 """Whose features are certified: the encoder's (the paper), or the projector's, which the language model reads."""
@@ -19,7 +19,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 """Arithmetic of the networks."""
 
 Dtype = Literal["auto", Precision]
-"""The same as it is asked for; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
+"""A precision as users choose it; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
 
 CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"]
 """Modes of ``torch.compile``; the last two replay CUDA graphs on a GPU."""
@@ -27,24 +27,24 @@ CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"
 COMPILE_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 
 Quantization = Literal["fp8"]
-"""In which format the encoder's linear layers take their products, where that is not the encoder's dtype."""
+"""Number format of the matrix products in the encoder's linear layers, where it is not the encoder's dtype."""
 
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 DEFAULT_MAX_PIXELS = 1280 * 28 * 28
-"""1,280 tokens of Qwen2-VL, about a megapixel. Published checkpoints allow twelve times as many; what is kept of one
-image in flight would then take gigabytes."""
+"""1,280 tokens of Qwen2-VL, about a megapixel. Published checkpoints allow twelve times as many pixels; one image in
+flight would then take gigabytes of memory."""
 
-# Below it the noise is not Gaussian any more: float32 pixels near 1 lie 6e-8 apart, and x + δ is rounded to them.
+# Below it the noise is no longer Gaussian: float32 pixels near 1 lie 6e-8 apart, and x + δ is rounded to them.
 MIN_SIGMA = 1e-3
 MAX_RADIUS = 1e6  # far beyond the size of any change of any image; more would overflow somewhere
 
 
 def sigma_value(sigma: float) -> float:
-    """``sigma``, if it is 0, which turns smoothing off, or large enough for its noise to be Gaussian.
+    """``sigma``, after checking that it is 0, which turns smoothing off, or at least :data:`MIN_SIGMA`.
 
     Raises:
-        ValueError: It is not; the message says what would be.
+        ValueError: It is neither.
     """
     if sigma == 0 or MIN_SIGMA <= sigma < math.inf:
         return sigma
@@ -52,7 +52,7 @@ def sigma_value(sigma: float) -> float:
 
 
 def radius_for(sigma: float, radius: float | None = None) -> float:
-    """The ℓ2 radius to certify at, in pixels of [0, 1]: the one that somebody chose, or half of σ."""
+    """The ℓ2 radius to certify at, in pixels of [0, 1]: ``radius`` if it is given, else half of σ."""
     return sigma / 2 if radius is None else radius
 
 
@@ -66,14 +66,14 @@ class Radius:
 
 @dataclass(frozen=True, slots=True)
 class CertificateQuery:
-    """What a certificate is asked about.
+    """What a caller asks of a certificate.
 
     Attributes:
         radius: ℓ2 size of the attack, in pixels of [0, 1].
         space: Where it is measured: ``client`` on the image as sent, decoded to 8-bit RGB;
             ``model`` on the image the encoder reads.
-        min_similarity: Similarity below which the certificate does not satisfy the caller; None for none.
-        curve: Whether to give the bounds over a range of radii too.
+        min_similarity: Smallest certified similarity that satisfies the caller; None if any does.
+        curve: Whether to compute the bounds over a range of radii too.
     """
 
     radius: float

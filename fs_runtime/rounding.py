@@ -1,4 +1,4 @@
-"""Certified numbers in writing, rounded so that what is written still holds."""
+"""Rounds certified numbers to text, in the direction in which the text is still certified."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 
 def at_least(bound: float, digits: int = 4) -> str:
-    """A lower bound, or a radius that something holds within, rounded down to this many decimals.
+    """A lower bound, or a certified radius, as text: rounded down to this many decimals.
 
     Example:
         >>> at_least(0.99996), at_least(0.25, 2)
@@ -16,7 +16,7 @@ def at_least(bound: float, digits: int = 4) -> str:
 
 
 def at_most(bound: float, digits: int = 4) -> str:
-    """An upper bound, rounded up to this many decimals.
+    """An upper bound as text: rounded up to this many decimals.
 
     Example:
         >>> at_most(0.00001)
@@ -26,7 +26,7 @@ def at_most(bound: float, digits: int = 4) -> str:
 
 
 def percent(confidence: float) -> str:
-    """A confidence in full: its last digits are what α is.
+    """A confidence in percent, with all digits: α is in the last ones.
 
     Example:
         >>> percent(0.999), percent(1 - 1e-9)
@@ -36,5 +36,5 @@ def percent(confidence: float) -> str:
 
 
 def _rounded(bound: float, digits: int, rounding: str) -> str:
-    # From the shortest text that stands for the number: 0.3 itself is not one, and the nearest lies a little below.
+    # Rounds the float's shortest decimal text: the float nearest to 0.3 is a little smaller, and must not give 0.2999.
     return f"{Decimal(repr(float(bound))).quantize(Decimal(1).scaleb(-digits), rounding):f}"

@@ -48,8 +48,8 @@ class LlavaNextEncoder(LlavaEncoder):
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
         x = self._tiling(image)
         layout = self._tiling.layout(*image.shape[:2])
-        kept = layout.kept(self._grid[0], *image.shape[:2])
-        grid = (*self._grid, layout.down, layout.across, *kept)
+        kept = layout.kept_tokens(self._grid[0], *image.shape[:2])
+        grid = (*self._grid, layout.tile_rows, layout.tile_columns, *kept)
         return PreparedImage(torch.from_numpy(x.pixels), x.spectral_norm, grid)
 
     @override

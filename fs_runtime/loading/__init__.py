@@ -1,4 +1,4 @@
-"""From a checkpoint's name to a running engine, and whether it fits into memory."""
+"""Loads a checkpoint into a running engine, and checks that it fits into memory."""
 
 from fs_runtime.loading.engine import (
     EngineOptions,

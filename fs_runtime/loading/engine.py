@@ -1,4 +1,4 @@
-"""From names in a configuration to a running engine."""
+"""Makes a running engine from the names in a configuration."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
     """``auto`` is ``bfloat16`` on a GPU, else ``float32``.
 
     Raises:
-        CheckpointError: There is no such arithmetic.
+        CheckpointError: The dtype is unknown.
     """
     if dtype == "auto":
         return "float32" if device.startswith("cpu") else "bfloat16"
@@ -60,11 +60,11 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def psm_folder(psm: str, model: str) -> Path | None:
-    """Folder that a ``psm`` setting means; None for no purifier and mapper.
+    """Folder that a ``psm`` setting selects; None for no purifier and mapper.
 
     Args:
-        psm: A folder, ``none``, the name of a purifier that ships, or ``auto``: the PSM that ships for this very model,
-            else the small purifier that ships for photographs. Every encoder reads three colours
+        psm: A folder, ``none``, the name of a shipped purifier, or ``auto``: the PSM that ships for this model, else
+            the small purifier for photographs. Every encoder reads three colours
             (:meth:`VisionEncoder.prepare`), so it fits all of them.
         model: Folder or hub id of the model.
     """
@@ -88,16 +88,16 @@ def load_smoother(
 ) -> Smoother:
     """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
 
-    ``max_pixels`` caps x in families that read any resolution (:meth:`VisionEncoder.cap`); 0 leaves the model's own.
-    ``quantization`` takes the products of the encoder's linear layers in that format (:meth:`VisionEncoder.in_float8`);
-    purifier, mapper and feature statistics are those of the encoder without.
+    ``max_pixels`` caps x in families that read any resolution (:meth:`VisionEncoder.cap`); 0 keeps the model's own cap.
+    ``quantization`` is the format of products in the encoder's linear layers (:meth:`VisionEncoder.in_float8`);
+    purifier, mapper and feature statistics stay those of the unquantised encoder.
 
     Raises:
         CheckpointError: The cap is too small, or the device cannot compute in that format; else as
             :func:`fs_runtime.encoders.load_encoder` and :func:`fs_runtime.psm.storage.load_psm`.
     """
     device = resolve_device(device)
-    # Inner products and norms are float32. TF32, which an environment variable can switch on, errs by up to 1e-3.
+    # Inner products and norms need float32. TF32, which an environment variable can switch on, errs by up to 1e-3.
     torch.set_float32_matmul_precision("highest")
     encoder = load_encoder(model, revision=revision, device=device, dtype=resolve_dtype(dtype, device))
     if max_pixels:
@@ -110,7 +110,7 @@ def load_smoother(
     if folder is not None:
         loaded = load_psm(folder, encoder)
         smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma, psm=loaded.facts)
-    # A purifier for any encoder knows no features: those statistics lie with the model.
+    # A purifier for any encoder comes without feature statistics; they are in the model's folder.
     beside_psm = smoother.psm is not None and smoother.psm.encoder == "this"
     smoother.statistics = load_statistics(folder if folder and beside_psm else Path(model), smoother)
     if quantization == "fp8":
@@ -142,7 +142,7 @@ def load_statistics(folder: Path, smoother: Smoother) -> FeatureStatistics | Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What an engine is made with; the gateway's settings of a model have the same names.
+    """Options of an engine; the gateway's settings of a model have the same names.
 
     Attributes:
         psm: As :func:`psm_folder` reads it.
@@ -151,11 +151,11 @@ class EngineOptions:
         dtype: Arithmetic of the encoder.
         encoder_max_pixels: Cap on the pixels of an image in families that read any resolution; 0 for the model's own.
         quantization: Format of the products of the encoder's linear layers; ``none`` for that of ``dtype``.
-        compile: Mode of ``torch.compile`` for the networks; ``none`` leaves them as they are. A model that reads images
-            at several sizes runs eagerly in any case, and a warning says so.
+        compile: Mode of ``torch.compile`` for the networks; ``none`` runs them eagerly. A model that reads images at
+            several sizes always runs eagerly, and a warning says so.
         gpu_memory_fraction: Most of the GPU's memory that this process may allocate; 1 or None for no limit.
         batch_size: Noise samples of a batch; None picks a number that suits the device.
-        max_queued_samples: As :class:`SmoothingEngine`, like the rest.
+        max_queued_samples: As in :class:`SmoothingEngine`, like the rest.
     """
 
     psm: str = "auto"
@@ -174,7 +174,7 @@ class EngineOptions:
 
     @classmethod
     def of(cls, settings: object) -> EngineOptions:
-        """Those of an object that has them all as attributes, whatever else it has."""
+        """Options read from an object's attributes of the same names."""
         return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
 
@@ -185,8 +185,8 @@ def load_engine(
 
     Args:
         model: Folder or hub id.
-        options: How; None for the defaults.
-        shared_cache: What replicas share; None for nothing.
+        options: Of the engine; None for the defaults.
+        shared_cache: Cache that replicas share; None for none.
 
     Raises:
         CheckpointError: As :func:`load_smoother`, a share of GPU memory is given and the device is no GPU, or the mode
@@ -213,7 +213,7 @@ def load_engine(
         batch_size = 32 if smoother.encoder.device.type == "cpu" else 128
     if chosen.compile != "none":
         check_mode(chosen.compile, smoother.encoder.device)
-        shape = only_shape(smoother.encoder)
+        shape = fixed_shape(smoother.encoder)
         if shape is None:
             log.warning("%s reads images at several sizes: its networks are not compiled", model)
         else:
@@ -229,8 +229,8 @@ def load_engine(
     )
 
 
-def only_shape(encoder: VisionEncoder) -> tuple[int, ...] | None:
-    """``(C, H, W)`` of every image or tile that an encoder reads; None where that depends on the picture's size."""
+def fixed_shape(encoder: VisionEncoder) -> tuple[int, ...] | None:
+    """``(C, H, W)`` of every image or tile that an encoder reads; None if it depends on the picture's size."""
     shapes = set()
     for height, width in (_SQUARE, _WIDE):
         try:

@@ -1,4 +1,4 @@
-"""Memory of models: what one will take, what is free, and giving back what one took."""
+"""Estimates the memory that a model needs, measures what is free, and releases what is unused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from safetensors import safe_open
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError
 from fs_runtime.loading.engine import psm_folder, resolve_device, resolve_dtype
 
-# Names on disk of what no vision part has: the language model, and the text towers of CLIP and SigLIP.
+# Tensor names outside the vision part: those of the language model, and of the text towers of CLIP and SigLIP.
 _LANGUAGE = re.compile(
     r"^(?:model\.)?(?:language_model|layers|embed_tokens|norm|lm_head|text_model)\.|^(?:text_projection|logit_)"
 )
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-# Values held at once in a pass, for each value of the widest hidden state: those of attention and MLP, and copies in
-# float32. Measured with CLIP ViT-L: 21.
+# Values in memory at once during a pass, per value of the widest hidden state: attention, MLP and float32 copies.
+# Measured with CLIP ViT-L: 21.
 _LIVE = 24
 _USUAL_SIDE, _USUAL_PATCH, _USUAL_WIDTH = 336, 14, 1024
 _MARGIN = 1.1
@@ -40,13 +40,13 @@ def check_memory(
 
     Args:
         model: Folder or hub id. Only headers of its files are read.
-        language_model: Whether its language model is to be loaded too.
-        batch_size: Samples in one batch; None for the usual one.
+        language_model: Whether its language model will be loaded too.
+        batch_size: Samples in one batch; None for the default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
         options: As :func:`estimate_memory`.
 
     Raises:
-        MemoryShortError: By the estimate it does not fit.
+        MemoryShortError: The estimate exceeds the free memory.
         CheckpointError: The checkpoint cannot be read.
     """
     device = resolve_device(device)
@@ -71,10 +71,10 @@ def estimate_memory(
     psm: str | None = "auto",
     revision: str | None = None,
 ) -> int:
-    """Bytes that a model takes: weights of vision part, purifier, mapper and language model, and one batch of the pass.
+    """Bytes that a model needs: weights of vision part, purifier, mapper and language model, and one batch.
 
-    Caches, waiting images and the sketches of the spectral bound come on top. On a GPU one sample is counted instead of
-    a batch, since the engine takes smaller ones where memory is short.
+    Caches, waiting images and the sketches of the spectral bound are not included. On a GPU one sample is counted
+    instead of a batch, since the engine makes batches smaller when memory runs out.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -109,7 +109,7 @@ def _values(checkpoint: Checkpoint, wanted: Callable[[str], bool]) -> int:
 
 def _values_in(path: Path, listed: list[str] | None = None, wanted: Callable[[str], bool] = lambda _: True) -> int:
     """How many numbers the wanted tensors of a file hold, of those ``listed`` or all."""
-    # numpy's way of opening maps the file for reading only; torch's wants memory for all of it.
+    # With framework="numpy" the file is mapped read-only; with "pt" there must be memory for all of it.
     with safe_open(path, framework="numpy") as tensors:
         names = tensors.keys() if listed is None else listed
         return sum(prod(tensors.get_slice(name).get_shape()) for name in names if wanted(name))
@@ -125,17 +125,17 @@ def _hidden_values(config: dict[str, Any], *, purified: bool) -> int:
 
 
 def _number(value: Any, otherwise: int) -> int:
-    """Sizes are numbers, or lists of one for each side."""
+    """A size from a configuration, which has a number or a list with one for each side."""
     if isinstance(value, list) and value:
         value = max(value)
     return value if isinstance(value, int) and value > 0 else otherwise
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that can still be had on a device; None where nobody says.
+    """Bytes that are free on a device; None if that cannot be found out.
 
-    On a GPU what this process's allocator holds without use counts as free; on the host, what the kernel can reclaim,
-    within the limits of the control groups.
+    On a GPU, memory that this process's allocator holds unused counts as free. On the host, memory that the kernel can
+    reclaim does, within the limits of the control groups.
     """
     if device != "cpu":
         index = torch.device(device)
@@ -151,7 +151,7 @@ def _available_to_machine() -> int | None:
 
 
 def _available_to_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What the process's control group and those above it leave, in either version of the hierarchy."""
+    """Bytes that the process's control group and those above it leave free, in version 1 or 2 of control groups."""
     rooms = []
     for entry, top, limit_file, used_file, reclaimable in (
         (r"^0::/(.*)$", root, "memory.max", "memory.current", "inactive_file"),
@@ -182,7 +182,7 @@ def _text(path: Path) -> str:
 
 
 def release_memory() -> None:
-    """Gives what nobody refers to any more back to device and operating system."""
+    """Returns unreferenced memory to the device and the operating system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,1 +1,1 @@
-"""From a picture to the pixels that an encoder reads, in float, with the spectral norm of the way."""
+"""Preprocessing in floating point, from a picture to the encoder's pixels, with the spectral norm of that map."""

@@ -1,4 +1,4 @@
-"""Picture files to RGB pixels, the same way for the gateway, the command line and the replay of receipts."""
+"""Decodes picture files to RGB pixels, in the same way for the gateway, the command line and the replay of receipts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 _Turn = Image.Transpose
-# What undoes each value of EXIF's Orientation.
+# The transpose that undoes each value of EXIF's Orientation.
 _UPRIGHT = {
     2: _Turn.FLIP_LEFT_RIGHT,
     3: _Turn.ROTATE_180,
@@ -21,9 +21,9 @@ _UPRIGHT = {
     7: _Turn.TRANSVERSE,
     8: _Turn.ROTATE_90,
 }
-# Colour space that a profile must be of, for pixels of a mode.
+# Colour space that an ICC profile must have, by the mode of the pixels.
 _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-# Profiles of printers have up to some MB; the field could hold as much as the file.
+# Profiles of printers have a few MB; the field itself could be as large as the file.
 _MAX_PROFILE_BYTES = 4 * 2**20
 
 
@@ -58,13 +58,13 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF is a format of its own, and garbage in it is no fault of the pixels
+    except Exception:  # EXIF is a format of its own; the pixels can be fine if it is damaged
         return 1
     return value if isinstance(value, int) else 1
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The image in one of the modes that profiles are made for."""
+    """The image in one of the modes that ICC profiles support."""
     if image.mode in _PROFILE_SPACES:
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
@@ -82,12 +82,12 @@ def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 if converted is not None:
                     return converted
         except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # as browsers do: without a profile that can be read, the numbers are taken as sRGB
+            pass  # as in browsers: without a readable profile, the values are taken as sRGB
     return image.convert("RGB")
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Reads a picture file of a person who trusts it.
+    """Reads a picture file that the caller trusts.
 
     Raises:
         OSError: It cannot be read as a picture.

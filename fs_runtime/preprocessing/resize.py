@@ -23,7 +23,7 @@ _FILTER_OF_RESAMPLE: dict[int, Filter] = {0: "nearest", 1: "lanczos", 2: "biline
 
 
 def filter_of_resample(config: dict[str, Any]) -> Filter:
-    """The kernel that a ``preprocessor_config.json`` names; ValueError for one that is not known."""
+    """The kernel that a ``preprocessor_config.json`` names; ValueError if it is unknown."""
     resample = int(config.get("resample", 3))
     if resample not in _FILTER_OF_RESAMPLE:
         raise ValueError(f"preprocessor_config.json has resample={resample}; use 0 to 3")
@@ -31,7 +31,7 @@ def filter_of_resample(config: dict[str, Any]) -> Filter:
 
 
 def check_rescaling(config: dict[str, Any]) -> None:
-    """ValueError if a ``preprocessor_config.json`` does not bring pixels to [0, 1]."""
+    """Checks that a ``preprocessor_config.json`` rescales pixels to [0, 1]; ValueError if not."""
     if not config.get("do_rescale", True) or not np.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
         raise ValueError("preprocessor_config.json must rescale pixels by 1/255")
 
@@ -67,8 +67,8 @@ def resize_matrix(
         source: Number of input pixels, at least 1.
         target: Number of output pixels, at least 1.
         filter: Interpolation kernel; it is widened by source / target when shrinking (antialiasing).
-        rows: First row that is wanted, and the one behind the last; None for all. What a crop leaves out of a long
-            and narrow image need not be computed.
+        rows: Range of the wanted rows, its end excluded; None for all. Rows that a crop leaves out of a long and
+            narrow image need not be computed.
 
     Returns:
         ``(rows, source)`` matrix whose rows sum to 1.
@@ -97,7 +97,7 @@ def resize_matrix(
 
 
 def _padding_matrix(source: int, target: int) -> csr_array:
-    """Zeros around ``source`` pixels up to ``target``, at least as many, as ``(target, source)``."""
+    """Pads ``source`` pixels with zeros to ``target`` ≥ ``source``, as a ``(target, source)`` matrix."""
     first = (target - source) // 2
     pixels = np.arange(source)
     return csr_array((np.ones(source), (first + pixels, pixels)), shape=(target, source))
@@ -123,7 +123,7 @@ def matrix_norm(matrix: csr_array) -> float:
     return float(largest ** (0.5 / 2**_SQUARINGS) * rounding)
 
 
-# Few entries: sizes come from strangers' images.
+# Few entries: clients choose the sizes.
 @lru_cache(maxsize=16)
 def _axis_map(source: int, resized: int, cropped: int | None, filter: Filter) -> tuple[csr_array, float]:
     """Resize and crop of one axis as ``(target, source)`` float32, and its spectral norm."""
@@ -139,7 +139,7 @@ def _axis_map(source: int, resized: int, cropped: int | None, filter: Filter) ->
 
 @dataclass(frozen=True, slots=True)
 class Preprocessed:
-    """What preprocessing hands on.
+    """Result of preprocessing.
 
     Attributes:
         pixels: ``(C, H, W)`` float32 in [0, 1]: x of docs/guarantee.md, before mean/std normalisation.
@@ -206,14 +206,14 @@ class ResizeCrop:
         """Applies the map to one image.
 
         Args:
-            image: ``(H, W, C)`` uint8, or what another map made of it.
+            image: ``(H, W, C)`` uint8, or the result of another map.
 
         Returns:
-            The image that the encoder reads and the map's spectral norm, the product of the two axes' norms; behind
-            another map times that one's norm, which bounds the norm of both.
+            The resized image, and the spectral norm of the map: the product of the two axes' norms. After another map
+            it is multiplied by that map's norm, which bounds the norm of the composition.
 
-        Each axis' result is clipped to [0, 1] as 8-bit processors do, width first: the kernels overshoot at sharp
-        edges. Clipping is a projection on a convex set, so it never moves two images further apart.
+        After each axis, width first, the result is clipped to [0, 1] as in 8-bit processors: the kernels overshoot at
+        sharp edges. Clipping is a projection onto a convex set, so it never moves two images further apart.
         """
         if isinstance(image, Preprocessed):
             x, before = image.pixels.transpose(2, 1, 0), image.spectral_norm

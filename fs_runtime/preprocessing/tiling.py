@@ -1,4 +1,4 @@
-"""Cutting an image into tiles of one size beside a view of the whole: the linear map and a bound of its spectral norm.
+"""Cuts an image into tiles of one size, with a view of the whole: a linear map and a bound of its spectral norm.
 
 Source: LLaVA-NeXT's "anyres" (Liu et al. 2024, llava-vl.github.io/blog/2024-01-30-llava-next). The layout follows from
 the image's size alone, so an attack on the pixels does not change it.
@@ -19,29 +19,29 @@ from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop
 
 @dataclass(frozen=True, slots=True)
 class TileLayout:
-    """How the tiles of one image lie.
+    """The grid of tiles of one image.
 
     Attributes:
-        down: Tiles below one another.
-        across: Tiles beside one another.
+        tile_rows: Rows of tiles.
+        tile_columns: Columns of tiles.
         height: Of the resized image in the middle of the tiles, in pixels; the rest is black.
         width: Likewise.
     """
 
-    down: int
-    across: int
+    tile_rows: int
+    tile_columns: int
     height: int
     width: int
 
-    def kept(self, side: int, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens that are not padding, of ``side`` x ``side`` tokens in each tile.
+    def kept_tokens(self, side: int, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens that are not padding, of ``side`` x ``side`` tokens in each tile.
 
         Args:
             side: Tokens along a tile.
             height: Of the client's image.
             width: Likewise.
         """
-        rows, columns = self.down * side, self.across * side
+        rows, columns = self.tile_rows * side, self.tile_columns * side
         if width / height > columns / rows:
             rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)
         else:
@@ -66,11 +66,11 @@ class Tiling:
     def layout(self, height: int, width: int) -> TileLayout:
         """The layout for an image of ``height`` by ``width`` pixels."""
         grid_height, grid_width = select_best_resolution((height, width), list(self.resolutions))
-        down, across = grid_width / width, grid_height / height  # factors that would fill the grid
-        if down < across:
-            resized = min(math.ceil(height * down), grid_height), grid_width
+        fill_width, fill_height = grid_width / width, grid_height / height  # factors that fill the grid's sides
+        if fill_width < fill_height:
+            resized = min(math.ceil(height * fill_width), grid_height), grid_width
         else:
-            resized = grid_height, min(math.ceil(width * across), grid_width)
+            resized = grid_height, min(math.ceil(width * fill_height), grid_width)
         return TileLayout(grid_height // self.side, grid_width // self.side, *resized)
 
     def __call__(self, image: NDArray[np.uint8]) -> Preprocessed:
@@ -88,7 +88,7 @@ class Tiling:
         layout = self.layout(*image.shape[:2])
         whole = ResizeCrop((self.side, self.side), None, self.filter)(image)
         resized = ResizeCrop((layout.height, layout.width), None, self.filter)(image)
-        canvas = np.zeros((image.shape[2], layout.down * self.side, layout.across * self.side), np.float32)
+        canvas = np.zeros((image.shape[2], layout.tile_rows * self.side, layout.tile_columns * self.side), np.float32)
         top, left = ((canvas.shape[1] - layout.height) // 2, (canvas.shape[2] - layout.width) // 2)
         canvas[:, top : top + layout.height, left : left + layout.width] = resized.pixels
         norm = math.hypot(whole.spectral_norm, resized.spectral_norm)

@@ -1,8 +1,8 @@
-"""The networks as ``torch.compile`` makes them: for one shape of image and a few sizes of batch, faster than eager.
+"""Compiles the networks with ``torch.compile``, for one image shape and a few batch sizes.
 
 A compiled kernel is made for fixed shapes, and the engine's batches vary. So a batch is padded up to the next of a few
-sizes, and what the padding gives is thrown away. Rows do not see one another in any network, so neither padding nor
-neighbours change a row's features, but for the order in which sums are rounded.
+sizes, and the padding's output is dropped. No network mixes the rows of a batch, so neither padding nor neighbours
+change a row's features, except for the order in which sums are rounded.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fs_runtime.options import CompileMode
 log = logging.getLogger("fs_runtime.compilation")
 
 Networks = Callable[[Tensor, Tensor, tuple[int, int], bool], Tensor]
-"""``(B, C, H, W)`` pixels, ``(B,)`` noise levels, the tokens' rows and columns, whether there is noise: to features."""
+"""Maps ``(B, C, H, W)`` pixels, ``(B,)`` noise levels, the token grid, and whether there is noise, to features."""
 
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
-_GRAPHS_IN_THREADS = "2.13"  # before, torch's CUDA graphs fail on threads of Python's (pytorch/pytorch#123177)
+_GRAPHS_IN_THREADS = "2.13"  # in earlier versions CUDA graphs fail outside the main thread (pytorch/pytorch#123177)
 _HALVINGS = 3
-WARM_UP_RUNS = 3  # CUDA graphs: torch runs once as it is, records, and replays from then on
-_MANY_SHAPES = 256  # torch stops compiling a function after 8, which several models together exceed
+WARM_UP_RUNS = 3  # with CUDA graphs the first run is ordinary, the second records, the third replays
+_RECOMPILE_LIMIT = 256  # torch's default is 8 shapes of a function, which several models together exceed
 
 
 class CompilationError(CheckpointError):
@@ -34,10 +34,10 @@ class CompilationError(CheckpointError):
 
 
 def check_mode(mode: CompileMode, device: torch.device) -> None:
-    """Refuses what would fail on an engine's own thread.
+    """Refuses a mode that would fail on the engine's thread.
 
     Raises:
-        CompilationError: The mode has CUDA graphs, and this version of torch makes them on the main thread alone.
+        CompilationError: The mode uses CUDA graphs, and this version of torch makes them on the main thread only.
     """
     if mode in _WITH_GRAPHS and device.type == "cuda" and torch.__version__ < _GRAPHS_IN_THREADS:
         raise CompilationError(
@@ -54,14 +54,14 @@ def batch_sizes(largest: int) -> tuple[int, ...]:
 class CompiledNetworks:
     """Runs batches of one shape through compiled networks.
 
-    A batch of more rows than the largest size is run in parts. One that fills less than half of the smallest size runs
-    eagerly, so that at most half of a batch is padding: where memory runs out, halving the batch helps as it does
-    without. Every size is compiled when it is first used; :meth:`warm_up` uses them all.
+    A batch larger than the largest size runs in parts. One that fills less than half of the smallest size runs eagerly.
+    So at most half of a batch is padding, and halving a batch that does not fit into memory helps as it does without
+    compilation. Each size is compiled at its first use; :meth:`warm_up` uses them all.
 
     Args:
-        networks: What is compiled.
-        mode: Of ``torch.compile``. CUDA graphs, which two of them replay on a GPU, belong to the thread that made them.
-        shape: ``(C, H, W)`` of the images or tiles that are compiled for.
+        networks: The function to compile.
+        mode: Of ``torch.compile``. Two modes replay CUDA graphs on a GPU, which belong to the thread that made them.
+        shape: ``(C, H, W)`` of the images or tiles.
         largest: Rows of the largest batch.
     """
 
@@ -73,12 +73,12 @@ class CompiledNetworks:
         self._compiled = torch.compile(networks, mode=mode, dynamic=False)
         self._used: set[int] = set()
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether ``(B, C, H, W)`` pixels have the shape, and nothing is to be differentiated."""
+    def accepts(self, x: Tensor) -> bool:
+        """Whether ``(B, C, H, W)`` pixels have the compiled shape, and no gradients are needed."""
         return tuple(x.shape[1:]) == self.shape and torch.is_inference_mode_enabled()
 
     def __call__(self, x: Tensor, sigma: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Features of ``(B, C, H, W)`` noisy pixels with ``(B,)`` noise levels, as the networks give them."""
+        """Features of ``(B, C, H, W)`` noisy pixels with ``(B,)`` noise levels."""
         largest = self.sizes[-1]
         parts = [
             self._part(*rows, grid) for rows in zip(torch.split(x, largest), torch.split(sigma, largest), strict=True)
@@ -86,7 +86,7 @@ class CompiledNetworks:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _part(self, x: Tensor, sigma: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The same for no more rows than the largest size."""
+        """Features of a batch that is no larger than the largest size."""
         rows = len(x)
         size = next(size for size in self.sizes if size >= rows)
         if size > 2 * rows:
@@ -100,17 +100,17 @@ class CompiledNetworks:
     def _run(self, x: Tensor, sigma: Tensor, grid: tuple[int, int]) -> Tensor:
         if len(x) in self._used:
             return self._compiled(x, sigma, grid, True)
-        with torch._dynamo.config.patch(recompile_limit=_MANY_SHAPES):
+        with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
             features = self._compiled(x, sigma, grid, True)
         self._used.add(len(x))
         return features
 
     @torch.inference_mode()
     def warm_up(self, device: torch.device, grid: tuple[int, int]) -> None:
-        """Compiles every size, on the thread that will use them.
+        """Compiles every size; call it on the thread that will run the networks.
 
         Raises:
-            CompilationError: It does not work here.
+            CompilationError: Compilation fails on this machine.
         """
         for size in self.sizes:
             begun = time.monotonic()
@@ -132,7 +132,7 @@ class CompiledNetworks:
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:
-    """``size`` contiguous rows: those given, and copies of the last one, whose values are as harmless as its own."""
+    """Pads to ``size`` rows with copies of the last one; the result is contiguous."""
     missing = size - len(rows)
     if not missing:
         return rows.contiguous()

@@ -13,8 +13,8 @@ class FeatureMap:
 
     Attributes:
         stage: Whose output f is: the encoder's (the paper), or the projector's, which the language model reads.
-        centred: Whether a fixed vector, the mean feature of a reference set, is taken off before features are made
-            unit, so that different images are far apart.
+        centred: Whether a fixed vector, the mean feature of a reference set, is subtracted before features are
+            normalised, so that different images are far apart.
     """
 
     stage: Stage = "encoder"

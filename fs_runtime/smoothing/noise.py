@@ -43,11 +43,11 @@ class NoiseStream:
             sample.normal_(generator=self._generator)
 
     def position(self) -> Tensor:
-        """Where the stream stands, for :meth:`rewind`."""
+        """State of the generator, for :meth:`rewind`."""
         return self._generator.get_state()
 
     def rewind(self, position: Tensor) -> None:
-        """Goes back to a position, so that the same draws come again."""
+        """Goes back to a position, so that the same draws follow again."""
         self._generator.set_state(position)
 
 

@@ -20,7 +20,14 @@ from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
 from fs_runtime.smoothing.feature_statistics import FeatureStatistics
 from fs_runtime.smoothing.noise import NoiseStream
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
-from fs_runtime.smoothing.sums import InnerProducts, SmoothedFeatures, SmoothingState, add, addition_of, norm_estimate
+from fs_runtime.smoothing.sums import (
+    InnerProducts,
+    SmoothedFeatures,
+    SmoothingState,
+    apply_update,
+    norm_estimate,
+    sums_update,
+)
 
 DEFAULT_SIGMA = 0.05  # a bare encoder's features fall apart above it (docs/reference-model.md)
 
@@ -29,15 +36,15 @@ class Smoother:
     """Runs noisy copies through purifier, encoder and mapper, and keeps the sums of each image.
 
     Args:
-        encoder: The vision part.
+        encoder: The model's vision encoder.
         purifier: Denoiser before the encoder; None for none.
         mapper: Residual network after the encoder; None for none.
-        sigma: Noise level that suits them, for callers who do not choose one.
+        sigma: Default noise level, which suits purifier and mapper.
         statistics: Mean feature and floor of a reference set; None if the model has none.
-        psm: What is said of purifier and mapper in answers; None where nothing is known.
+        psm: Facts about purifier and mapper that answers report; None if nothing is known.
 
     Attributes:
-        compiled: The networks as :meth:`compile` made them; None where they run as they are.
+        compiled: The networks after :meth:`compile`; None while they run eagerly.
     """
 
     def __init__(
@@ -58,13 +65,13 @@ class Smoother:
         self.compiled: CompiledNetworks | None = None
 
     def sigma_for(self, sigma: float | None) -> float:
-        """The noise level σ that somebody chose, or the one that suits this model."""
+        """The noise level σ: ``sigma`` if it is given, else the model's default."""
         return self.sigma if sigma is None else sigma
 
     def compile(self, mode: CompileMode, shape: Sequence[int], largest: int) -> None:
-        """Has the networks compiled, at their first use, for noisy images or tiles of one shape.
+        """Compiles the networks, at their first use, for noisy images or tiles of one shape.
 
-        What is differentiated, has no noise or another shape runs as before (:class:`CompiledNetworks`).
+        Batches with gradients, without noise or of another shape still run eagerly (:class:`CompiledNetworks`).
 
         Args:
             mode: Of ``torch.compile``.
@@ -77,13 +84,13 @@ class Smoother:
         """Purifier, encoder and mapper, each where there is one; differentiable in ``x`` if they are.
 
         Args:
-            x: ``(B, C, H, W)`` pixels, noise included, or ``(B, N, C, H, W)``: tiles pass one by one.
+            x: ``(B, C, H, W)`` pixels, noise included, or ``(B, N, C, H, W)`` tiles, which are encoded separately.
             sigma: ``(B,)`` noise levels.
             grid: Of the tokens.
-            noisy: Whether noise was added; without, purifier and mapper have nothing to do and are left out.
+            noisy: Whether noise was added; without noise, purifier and mapper are skipped.
 
         Returns:
-            ``(B, T, D)`` token features, not made unit.
+            ``(B, T, D)`` token features, not normalised.
         """
         if x.dim() == 5:
             tiles = x.shape[1]
@@ -92,14 +99,14 @@ class Smoother:
         return self._features(x, sigma, grid, noisy)
 
     def _features(self, x: Tensor, sigma: Tensor, grid: Grid, noisy: bool) -> Tensor:
-        """The same for ``(B, C, H, W)`` images or tiles."""
+        """:meth:`features` for ``(B, C, H, W)`` images or tiles."""
         rows_and_columns = (grid[0], grid[1])
-        if self.compiled is not None and noisy and self.compiled.takes(x):
+        if self.compiled is not None and noisy and self.compiled.accepts(x):
             return self.compiled(x, sigma, rows_and_columns)
         return self._networks(x, sigma, rows_and_columns, noisy)
 
     def _networks(self, x: Tensor, sigma: Tensor, grid: tuple[int, int], noisy: bool) -> Tensor:
-        """The networks as they are."""
+        """The networks without compilation."""
         if self.purifier is not None and noisy:
             x = self.purifier(x, sigma)
         features = self.encoder.encode(x)
@@ -116,7 +123,7 @@ class Smoother:
         *,
         spectral: bool = False,
     ) -> SmoothingState:
-        """Begins an image: its pixels go to the device, no sample is drawn.
+        """Starts an image: moves its pixels to the device, and draws no sample yet.
 
         Args:
             image: From :meth:`VisionEncoder.prepare`.
@@ -148,14 +155,14 @@ class Smoother:
         Returns:
             The new inner products of each image, on the device.
 
-        When it fails, for example for want of memory, all images stand as before, draws included.
+        If it fails, for example because memory runs out, no image changes, and their noise streams are rewound.
         """
         positions = [state.noise.position() for state, _ in parts]
         unit, lengths = self._unit_features(parts)
         counts = [count for _, count in parts]
         try:
-            additions = [
-                addition_of(state, unit_part, lengths_part)
+            updates = [
+                sums_update(state, unit_part, lengths_part)
                 for (state, _), unit_part, lengths_part in zip(
                     parts, torch.split(unit, counts), torch.split(lengths, counts), strict=True
                 )
@@ -164,13 +171,13 @@ class Smoother:
             for (state, _), position in zip(parts, positions, strict=True):
                 state.noise.rewind(position)
             raise
-        for (state, _), addition in zip(parts, additions, strict=True):
-            add(state, addition)
-        return [addition.products for addition in additions]
+        for (state, _), update in zip(parts, updates, strict=True):
+            apply_update(state, update)
+        return [update.products for update in updates]
 
     @torch.inference_mode()
     def draw(self, state: SmoothingState, count: int) -> Tensor:
-        """Unit features ``(count, T, D)`` float32 of an image's next samples; its sums stay as they are."""
+        """Unit features ``(count, T, D)`` float32 of an image's next samples; leaves its sums unchanged."""
         return self._unit_features([(state, count)])[0]
 
     @torch.inference_mode()
@@ -197,13 +204,13 @@ class Smoother:
         return SmoothedFeatures(features, embeddings, float(image_norm), norm_estimate(state.token_squares, n))
 
     def _unit_features(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
-        """Unit features ``(B, T, D)`` of new samples, and their lengths before ``(B, T)``."""
+        """Unit features ``(B, T, D)`` of new samples, and their lengths ``(B, T)`` before normalisation."""
         positions = [state.noise.position() for state, _ in parts]
         try:
             x, sigma = self._noisy_copies(parts)
             first = parts[0][0]
             features = self.features(x, sigma, first.image.grid, noisy=first.sigma > 0)
-            features = self._mapped(features, first)  # (B, T, D)
+            features = self._apply_feature_map(features, first)  # (B, T, D)
         except Exception:
             for (state, _), position in zip(parts, positions, strict=True):
                 state.noise.rewind(position)
@@ -225,12 +232,12 @@ class Smoother:
             else:
                 copies.copy_(state.x)
             start += count
-        # On the host: repeating on the device would wait for it, to know how many there are.
+        # On the host: on the device, repeat_interleave would synchronise to learn the size of its result.
         levels = torch.tensor([state.sigma for state, _ in parts])
         return x, levels.repeat_interleave(torch.tensor([count for _, count in parts])).to(device)
 
-    def _mapped(self, features: Tensor, first: SmoothingState) -> Tensor:
-        """From the encoder's features to those of the feature map, before they are made unit."""
+    def _apply_feature_map(self, features: Tensor, first: SmoothingState) -> Tensor:
+        """Turns the encoder's features into those of the feature map, before normalisation."""
         if first.feature_map.stage == "projector":
             features = self.encoder.project(features, first.image.grid)
         if first.feature_map.centred:

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 _ROWS = 32
-# Share of the trace added to the bound, for the deviations' own rounding and for double precision: both err by less.
+# Share of the trace that is added to the bound; rounding of the deviations and in double precision errs by less.
 _MARGIN = 1e-5
 # Vectors are kept in single precision. Rounding B to it makes ‖B v‖ smaller by at most 2⁻²⁴ ‖B‖ (Frobenius), and
 # ‖B v‖² by at most this share of the trace of BᵀB, each time that the sketch shrinks.
 _ROUNDED = 2.0**-23
-_COLUMNS = 2**16  # that are in double precision at once
+_COLUMNS = 2**16  # converted to double precision at once
 
 
 class SpreadSketch:
-    """Bounds the largest eigenvalue of (1/m) Σ d dᵀ over deviations d that are seen once.
+    """Bounds the largest eigenvalue of (1/m) Σ d dᵀ in one pass over the deviations d.
 
     At most ``2 rows`` vectors B are kept. Whenever ``rows`` new ones have come, all squared singular values shrink by
     the first one that is dropped, δ, so that Σ d dᵀ ≤ BᵀB + Σδ · I always holds: the bound is exact as long as nothing
@@ -40,14 +40,14 @@ class SpreadSketch:
 
     @property
     def largest(self) -> float:
-        """At least the largest eigenvalue of the mean of d dᵀ; 0.0 before the first deviation."""
+        """Upper bound of the largest eigenvalue of the mean of d dᵀ; 0.0 before the first deviation."""
         if not self.count:
             return 0.0
         values, _, _ = self._eigen()
         return (float(values[-1]) + self._shrunk + _MARGIN * (self._trace + float(values.sum()))) / self.count
 
     def update(self, deviations: Tensor) -> None:
-        """Takes in further deviations, ``(n, N)`` float32."""
+        """Adds further deviations, ``(n, N)`` float32."""
         while deviations.shape[0]:
             room = self._rows - self._new
             part, deviations = deviations[:room], deviations[room:]
@@ -58,21 +58,21 @@ class SpreadSketch:
                 self._shrink()
 
     def to(self, device: torch.device | str) -> SpreadSketch:
-        """A copy on a device, which goes on by itself."""
+        """An independent copy on a device."""
         other = SpreadSketch(self._rows)
         other.count, other._new, other._shrunk, other._trace = self.count, self._new, self._shrunk, self._trace
         other._stack = [part.to(device, copy=True) for part in self._stack]
         return other
 
     def state(self) -> tuple[dict[str, float], Tensor]:
-        """Its numbers, and its vectors ``(n, N)`` float32 on the host; all that further updates depend on."""
+        """Numbers and vectors ``(n, N)``, float32 on the host, from which :meth:`restored` makes the sketch again."""
         numbers = {"count": self.count, "rows": self._rows, "new": self._new}
         stack = torch.cat(self._stack).cpu() if self._stack else torch.zeros((0, 0))
         return {**numbers, "shrunk": self._shrunk, "trace": self._trace}, stack
 
     @classmethod
     def restored(cls, numbers: Mapping[str, float], stack: Tensor) -> SpreadSketch:
-        """The sketch whose :meth:`state` it was, on the host."""
+        """The sketch with this :meth:`state`, on the host."""
         sketch = cls(int(numbers["rows"]))
         sketch.count, sketch._new = int(numbers["count"]), int(numbers["new"])
         sketch._shrunk, sketch._trace = float(numbers["shrunk"]), float(numbers["trace"])
@@ -81,7 +81,7 @@ class SpreadSketch:
 
     @staticmethod
     def most_bytes(width: int) -> int:
-        """Memory that the vectors take at most, for deviations ``(width,)``; twice that while they are joined."""
+        """Most memory that the vectors take, for deviations ``(width,)``; twice that while they are concatenated."""
         return 2 * _ROWS * width * torch.float32.itemsize
 
     @property
@@ -105,7 +105,7 @@ class SpreadSketch:
         self._shrunk += float(threshold) + _ROUNDED * float(kept.sum())
 
     def _joined(self) -> Tensor:
-        """B in one piece, which is kept in place of its parts: the two together are the most that it takes."""
+        """B as one tensor, which replaces its parts."""
         if len(self._stack) > 1:
             self._stack = [torch.cat(self._stack)]
         return self._stack[0]
@@ -117,11 +117,11 @@ class SpreadSketch:
         for part in _pieces(stack):
             double = part.double()
             gram.addmm_(double, double.mT)
-        gram = torch.nan_to_num(gram.cpu(), posinf=0.0, neginf=0.0)  # NaN is reported when the image is finished
+        gram = torch.nan_to_num(gram.cpu(), posinf=0.0, neginf=0.0)  # NaN is reported by Smoother.finish
         values, vectors = torch.linalg.eigh(gram)
         return values.clamp_min(0), vectors, gram.diagonal()
 
 
 def _pieces(stack: Tensor) -> tuple[Tensor, ...]:
-    """Its columns, as many at a time as may be in double precision at once."""
+    """Splits the columns into parts that are small enough to convert to double precision."""
     return torch.tensor_split(stack, max(1, -(-stack.shape[1] // _COLUMNS)), dim=1)

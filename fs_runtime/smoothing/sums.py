@@ -1,4 +1,4 @@
-"""The running sums of one image, and what new samples add to them (docs/guarantee.md sections 4 and 5)."""
+"""The running sums of one image, and their update by new samples (docs/guarantee.md sections 4 and 5)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class SmoothingState:
         sigma: Standard deviation σ of the noise; 0 turns smoothing off.
         noise: The image's draws.
         feature_map: Which f is smoothed.
-        sketch: Bounds the features' spread; None if nobody asks for it.
+        sketch: Bounds the features' spread; None if it is not wanted.
         count: Samples taken so far.
         feature_sum: ``(T, D)`` float32, Σ f_t over the samples; f_t is token t's unit feature.
         token_squares: ``(T,)`` float32, ‖feature_sum_t‖².
-        length_sum: ``(T,)`` float32, Σ of the norms that the features had before they were made unit.
+        length_sum: ``(T,)`` float32, Σ of the features' norms before normalisation.
     """
 
     image: PreparedImage
@@ -44,13 +44,13 @@ class SmoothingState:
 
 @dataclass(frozen=True, slots=True)
 class InnerProducts:
-    """What the confidence sequence reads, for n new samples of one image.
+    """Input of the confidence sequence: inner products of n new samples of one image.
 
     Attributes:
         image: ``(n,)`` float32, ⟨û, f⟩ of the stacked token features: the mean token cosine with the running mean.
         tokens: ``(n, T)`` float32, the same for each token by itself.
 
-    Sample 1 has no predecessor and is left out: an image's first block holds one row less than its samples.
+    Sample 1 has no predecessor and is left out: an image's first block has one row fewer than it has samples.
     """
 
     image: Tensor
@@ -59,12 +59,12 @@ class InnerProducts:
 
 @dataclass(frozen=True, slots=True)
 class SmoothedFeatures:
-    """The outcome for one image.
+    """Result of smoothing one image.
 
     Attributes:
         features: ``(T, D)`` float32 at the certified stage: direction of the sample mean ĝ_t times the typical norm
             of token t (section 5), plus the centre if the features were centred.
-        embeddings: ``(T', D')`` what the language model reads.
+        embeddings: ``(T', D')`` input of the language model.
         norm_estimate: Plug-in estimate of ρ (no confidence); None for fewer than two samples.
         token_norm_estimates: ``(T,)`` the same for each token; None for fewer than two samples.
     """
@@ -76,8 +76,8 @@ class SmoothedFeatures:
 
 
 @dataclass(frozen=True, slots=True)
-class Addition:
-    """What n new samples make of an image's sums; nothing of the image is changed before all of it is computed."""
+class SumsUpdate:
+    """An image's sums after n more samples; computed in full before the image changes."""
 
     products: InnerProducts
     feature_sum: Tensor
@@ -87,8 +87,8 @@ class Addition:
     deviations: Tensor | None
 
 
-def addition_of(state: SmoothingState, unit: Tensor, lengths: Tensor) -> Addition:
-    """The sums with n further samples, ``unit`` ``(n, T, D)`` and ``lengths`` ``(n, T)``.
+def sums_update(state: SmoothingState, unit: Tensor, lengths: Tensor) -> SumsUpdate:
+    """The sums after n further samples, ``unit`` ``(n, T, D)`` and ``lengths`` ``(n, T)``.
 
     With S the sum of the samples before sample i, ⟨f_i, S⟩ and ‖S‖² follow from the old sum and the Gram matrix of
     the new samples; X_i = ⟨f_i, S⟩ / ‖S‖. The stacked feature of the image is the tokens' divided by √T, so its
@@ -108,7 +108,7 @@ def addition_of(state: SmoothingState, unit: Tensor, lengths: Tensor) -> Additio
     squares = token_squares.unsqueeze(-1) + growth.cumsum(-1) - growth  # (T, n): ‖S_t‖² before sample i
     skip = int(state.count == 0)
     products, squares = products[:, skip:], squares[:, skip:].clamp_min(torch.finfo(torch.float32).tiny)
-    return Addition(
+    return SumsUpdate(
         products=InnerProducts(
             image=(products.mean(0) / squares.mean(0).sqrt()).clamp(-1, 1),
             tokens=(products / squares.sqrt()).clamp(-1, 1).mT,
@@ -121,21 +121,21 @@ def addition_of(state: SmoothingState, unit: Tensor, lengths: Tensor) -> Additio
     )
 
 
-def add(state: SmoothingState, addition: Addition) -> None:
-    """Takes new samples into an image's sums. Without memory for its sketch the image goes on without one."""
-    state.feature_sum = addition.feature_sum
-    state.token_squares = addition.token_squares
-    state.length_sum = addition.length_sum
-    state.count = addition.count
-    if state.sketch is not None and addition.deviations is not None:
+def apply_update(state: SmoothingState, update: SumsUpdate) -> None:
+    """Replaces an image's sums by the updated ones. If the sketch runs out of memory, the image continues without."""
+    state.feature_sum = update.feature_sum
+    state.token_squares = update.token_squares
+    state.length_sum = update.length_sum
+    state.count = update.count
+    if state.sketch is not None and update.deviations is not None:
         try:
-            state.sketch.update(addition.deviations)
-        except RuntimeError:  # out of memory, or no eigenvalues: the image goes on with what ρ alone certifies
+            state.sketch.update(update.deviations)
+        except RuntimeError:  # out of memory, or the eigenvalues did not converge: ρ alone still certifies
             state.sketch = None
 
 
 def _deviations(state: SmoothingState, unit: Tensor) -> Tensor:
-    """Stacked features ``(n, T D)`` less the mean of the samples before each; sample 1 has none and is left out."""
+    """Stacked features ``(n, T D)`` minus the mean of the samples before each; sample 1 has none and is left out."""
     skip = int(state.count == 0)
     before = unit.cumsum(0).sub_(unit)
     if state.feature_sum is not None:

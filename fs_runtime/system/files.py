@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class TrainingError(ValueError):
-    """Training cannot start or go on; the message gives reason and remedy."""
+    """Training cannot start or continue; the message gives reason and remedy."""
 
 
 def write_file(path: Path, contents: bytes) -> None:
-    """Writes a file beside its place and moves it there when it is complete.
+    """Writes a file under a temporary name, and renames it when it is complete.
 
     Raises:
         TrainingError: The disk is full or cannot be written.

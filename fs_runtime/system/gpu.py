@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """One reading.
+    """One reading of a GPU's state.
 
     Attributes:
         name: ``cuda:<index>``, as this process sees it.
@@ -18,7 +18,7 @@ class GpuState:
         used_bytes: Taken by all processes together, the language model's among them if it shares the device.
         reserved_bytes: Taken by this process's allocator.
         limit_bytes: Most that it may take; all of the device unless :func:`limit_memory` was called.
-        utilization: Part of the last moments in which the device worked, in [0, 1]; None without nvidia-ml-py.
+        utilization: Share of the last moments in which the device was busy, in [0, 1]; None without nvidia-ml-py.
     """
 
     name: str
@@ -31,7 +31,7 @@ class GpuState:
 
 
 def limit_memory(device: torch.device, fraction: float) -> None:
-    """Caps what torch may allocate on a device in this process, at a part of all the device's memory.
+    """Caps the memory that torch may allocate on a device in this process, at a fraction of the device's memory.
 
     Beyond it torch raises OutOfMemoryError even where the device has room, which makes batches smaller. CUDA itself
     (context and kernels, about 0.5 GB) is not counted. Call it before anything is allocated.
@@ -54,7 +54,7 @@ def device_works(device: torch.device) -> bool:
     """Whether a device still computes; always true of the CPU.
 
     After some faults (an assertion in a kernel, an illegal address, a GPU that fell off the bus) every later CUDA call
-    of the process fails, and only a new process helps. A full memory is no such fault.
+    of the process fails, and only a new process helps. Running out of memory is no such fault.
     """
     if device.type != "cuda":
         return True
@@ -68,7 +68,7 @@ def device_works(device: torch.device) -> bool:
 
 
 def gpu_state(device: torch.device) -> GpuState | None:
-    """Reads the state of a CUDA device; None for any other, and for one that is lost and tells nothing more."""
+    """Reads the state of a CUDA device; None for any other, and for one that no longer answers."""
     if device.type != "cuda":
         return None
     index = _index(device)
@@ -78,7 +78,7 @@ def gpu_state(device: torch.device) -> GpuState | None:
         return None
     try:
         utilization = torch.cuda.utilization(index) / 100
-    except Exception:  # the package is missing, or the driver does not tell (virtual GPUs): one figure fewer
+    except Exception:  # the package is missing, or the driver does not report it (virtual GPUs)
         utilization = None
     return GpuState(
         name=f"cuda:{index}",

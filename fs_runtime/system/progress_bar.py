@@ -1,4 +1,4 @@
-"""The progress bar of commands that take long, which also tells a log how far they are."""
+"""A progress bar for long commands that also writes progress to logs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from rich.progress import Progress, TaskID
 from typing_extensions import override
 
-_EVERY = 60.0  # seconds from one line of a log to the next
+_EVERY = 60.0  # seconds between lines in a log
 
 
 class ProgressBar(Progress):
     """rich's progress bar; where the console is no terminal, such as a log, it prints a line once a minute instead.
 
-    Takes what rich's takes.
+    It has the arguments of rich's.
     """
 
     def __init__(self, *columns: Any, **options: Any) -> None:
@@ -24,14 +24,14 @@ class ProgressBar(Progress):
     @override
     def update(self, task_id: TaskID, **fields: Any) -> None:
         super().update(task_id, **fields)
-        self._tell(task_id)
+        self._print_line(task_id)
 
     @override
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        self._tell(task_id)
+        self._print_line(task_id)
 
-    def _tell(self, task_id: TaskID) -> None:
+    def _print_line(self, task_id: TaskID) -> None:
         now = time.monotonic()
         if self.disable or self.console.is_terminal or now < self._next_line:
             return

@@ -1,4 +1,4 @@
-"""What computes here: libraries and device, as receipts and the shared cache name them."""
+"""Library versions and device name, as receipts and the shared cache record them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def library_versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def decoder_version() -> str:
-    """Version of the library that decodes pictures: another one may decode the same file to other pixels."""
+    """Version of the library that decodes pictures: another version may decode the same file to other pixels."""
     return version("pillow")
 
 
 def device_name(device: torch.device) -> str:
-    """Model of the GPU; for the CPU the instruction set that torch makes use of."""
+    """Model of the GPU; for the CPU, the instruction set that torch uses."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return str(torch.backends.cpu.get_cpu_capability())

@@ -13,7 +13,7 @@ from torch.torch_version import TorchVersion
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine, SmoothingResult
 from fs_runtime.engine.cache.key import CacheKey
-from fs_runtime.loading.engine import EngineOptions, load_engine, load_smoother, only_shape
+from fs_runtime.loading.engine import EngineOptions, fixed_shape, load_engine, load_smoother
 from fs_runtime.preprocessing.pictures import read_picture
 from fs_runtime.receipts.issue import arithmetic_of
 from fs_runtime.receipts.replay import tolerance
@@ -79,10 +79,10 @@ def test_fewer_than_half_of_the_smallest_size_run_as_they_are() -> None:
 
 def test_what_is_differentiated_and_other_shapes_are_not_taken() -> None:
     compiled = CompiledNetworks(networks, "default", (3, 2, 2), 16)
-    assert not compiled.takes(torch.rand(4, 3, 2, 2))
+    assert not compiled.accepts(torch.rand(4, 3, 2, 2))
     with torch.inference_mode():
-        assert compiled.takes(torch.rand(4, 3, 2, 2))
-        assert not compiled.takes(torch.rand(4, 3, 2, 3))
+        assert compiled.accepts(torch.rand(4, 3, 2, 2))
+        assert not compiled.accepts(torch.rand(4, 3, 2, 3))
 
 
 def test_without_a_compiler_the_error_says_so() -> None:
@@ -172,7 +172,7 @@ def test_a_model_of_tiles_has_one_shape(tmp_path: Path) -> None:
     LLAVA_NEXT.build(tmp_path, 3)
     encoder = load_encoder(str(tmp_path))
     assert encoder.prepare(np.zeros((60, 200, 3), np.uint8)).pixels.dim() == 4
-    assert only_shape(encoder) == tuple(encoder.prepare(np.zeros((60, 60, 3), np.uint8)).pixels.shape[-3:])
+    assert fixed_shape(encoder) == tuple(encoder.prepare(np.zeros((60, 60, 3), np.uint8)).pixels.shape[-3:])
 
 
 @pytest.mark.slow
