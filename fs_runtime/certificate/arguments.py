@@ -1,4 +1,4 @@
-"""Argument checks and broadcasting that every public function of the certificate shares."""
+"""Argument checks and broadcasting, shared by all public functions of the certificate."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def confidence_value(confidence: float) -> float:
 
 
 def apply_flat(function: Callable[..., Array], *arguments: Array) -> float | Array:
-    """Broadcasts the arguments, calls ``function`` on flat arrays and gives the result their common shape.
+    """Broadcasts the arguments, calls ``function`` on flat arrays, and returns the result in the broadcast shape.
 
     Returns:
         A Python float if no argument has a dimension, else an array.

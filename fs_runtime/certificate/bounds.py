@@ -1,7 +1,7 @@
-"""The table of all bounds of a cosine similarity: name, function, and how people are shown it.
+"""The table of all bounds of a cosine similarity: name, function, label and colour.
 
-A further bound is a function of its own in this folder, a row of :data:`BOUNDS`, and a field of :class:`Similarity` and
-:class:`Bounds`, which are what answers, receipts and plots read.
+To add a bound, write its function in a module of this folder, and add a row to :data:`BOUNDS` and a field to
+:class:`Similarity` and :class:`Bounds`, which answers, receipts and plots read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class BoundKind:
 
     Attributes:
         name: As in answers and receipts.
-        label: For people.
+        label: Name shown to people.
         colour: In plots.
-        at: Maps ρ, the spread (None where it is not known), radii ``(n,)`` and σ to ``(n,)`` bounds, 0.0 for no
-            certificate; None where the bound needs a spread and there is none.
+        at: Maps ρ, the spread (None if unknown), radii ``(n,)`` and σ to ``(n,)`` bounds, 0.0 for no certificate.
+            Returns None if the bound needs a spread and there is none.
     """
 
     name: str
@@ -51,8 +51,7 @@ BOUNDS = (
         "fcsb", "FCSB (the paper)", "#d55e00", lambda norm, _, radius, sigma: fcsb(score_from_norm(norm), radius, sigma)
     ),
 )
-"""From the largest down, as they are shown; each knows more than the next, or is looser. They hold at once: all are
-functions of the same bounds of ρ and spread."""
+"""In order of decreasing tightness. All hold at once, as functions of the same bounds of ρ and of the spread."""
 
 
 @dataclass(frozen=True, slots=True)

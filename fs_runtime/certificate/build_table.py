@@ -21,7 +21,7 @@ SLACK = np.linspace(0.01, 0.99997, 100)
 
 
 def build_table(log_reach: Array = LOG_REACH, slack: Array = SLACK) -> DualTable:
-    """Solves for the optimal dual point at every point of the grid, each started from its neighbours.
+    """Solves for the optimal dual point at each point of the grid, starting from the solutions of its neighbours.
 
     Args:
         log_reach: First axis of the table, increasing.

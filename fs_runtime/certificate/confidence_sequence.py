@@ -1,8 +1,9 @@
-"""A lower confidence bound of ρ = ‖g(x)‖ that may be watched while sampling.
+"""A lower confidence bound of ρ = ‖g(x)‖ that holds at all sample sizes at once (a confidence sequence).
 
 **Bets.** For a candidate m of the mean and b > 1, the bet λ = 1 / (b + m) < 1 / (1 + m) turns the factor
-1 + λ (X - m) into (b + X) / (b + m). There is a short list of bets b_1 < … < b_k, each held throughout by a part of the
-capital, and a *leader* L that holds one of them at a time, L_i for sample i, chosen from the samples before:
+1 + λ (X - m) into (b + X) / (b + m). A part of the capital is split over a short list of constant bets b_1 < … < b_k.
+The rest belongs to a *leader* L, which makes one of these bets at a time, L_i for sample i, chosen from the samples
+before:
 
     K_t(m) = w Π_{i ≤ t} (L_i + X_i) / (L_i + m)  +  (1 - w) / k Σ_j Π_{i ≤ t} (b_j + X_i) / (b_j + m).
 
@@ -15,21 +16,20 @@ decides, so K_t(ρ) is a non-negative supermartingale that starts at 1, and P(so
 lower_t > ρ, then m_s > ρ for some s ≤ t, and K_s(ρ) ≥ K_s(m_s) ≥ 1/α as K_s decreases. Hence P(some t has
 lower_t > ρ) ≤ α: one event for all times and all m, with no grid over m. No bet depends on m.
 
-**State.** K_t(m) needs the sums G_j = Σ_i log(b_j + X_i), the leader's own, and how often it held each bet: memory and
-time per sample are constant. The root is approached by Newton's method: log K_t is convex and decreasing in m, so that
-steps from the left never pass it. Where the method stops early the bound is smaller, never wrong.
+**State.** K_t(m) needs the sums G_j = Σ_i log(b_j + X_i), the leader's sum, and how often the leader made each bet:
+memory and time per sample are constant. Newton's method approaches the root: log K_t is convex and decreasing in m, so
+steps from the left never pass it. If the method stops early, the bound is smaller, never wrong.
 
-**Which bets.** The boldest, b_1 = 1 + 1/256, is next to all that can be bet, b = 1, which multiplies the capital by
-(1 + X) / (1 + m). No valid method does better than b = 1 on samples that barely vary, where its root is
+**Which bets.** The largest bet, b_1 = 1 + 1/256, stakes nearly all of the capital. Staking all, b = 1, multiplies it
+by (1 + X) / (1 + m). No valid method does better than b = 1 on samples that barely vary, where its root is
 (1 + X) α^{1/t} - 1: a law that takes the value -1 with probability 1 - α^{1/t} shows the same samples with
-probability α. b_1 is within 1% of that in samples, and survives an X of -1. The leader starts with it and keeps it
-while that is best; where samples near -1 occur or the spread is wide it follows. What it holds is the bet whose own
-root, with half of log(1/α), is largest so far: the best one for the bound at twice as many samples. The part that is
-spread over all bets keeps the capital alive where the leader was wrong. `fs-serve bench bets` compares
-(docs/bets.md).
+probability α. b_1 needs at most 1% more samples than b = 1, and survives an X of -1. The leader starts with b_1 and
+switches to a smaller bet when samples near -1 occur or the spread is wide. It makes the bet whose own root, with half
+of log(1/α), is largest so far: the best bet for the bound at twice as many samples. The part that is split over all
+bets limits the loss when the leader was wrong. `fs-serve bench bets` compares betting schemes (docs/bets.md).
 
 Source: docs/guarantee.md section 4; Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
-JRSS-B 2024; the spread part is Cover's universal portfolio on a finite set.
+JRSS-B 2024; the part split over constant bets is Cover's universal portfolio on a finite set.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ _LEADER_WEIGHT = 0.9  # w
 _LOG_WEIGHTS = np.log([*np.full(len(_OFFSETS), (1 - _LEADER_WEIGHT) / len(_OFFSETS)), _LEADER_WEIGHT])[:, None, None]
 _HORIZON = 2.0  # the leader bets for the bound at this many times the samples so far
 _NEWTON_STEPS = 2
-_BLOCK_VALUES = 1 << 14  # of one array: what the cache holds
+_BLOCK_VALUES = 1 << 14  # per array, so that a block fits into the CPU's cache
 
 
 class NormConfidenceSequence:
     """Lower bound of ρ with P(``lower`` > ρ at any time) ≤ α, from inner products with a predictable direction.
 
     Args:
-        confidence: 1 - α, in (0, 1), of each stream by itself. For a statement about all streams at once split α
+        confidence: 1 - α, in (0, 1), of each stream by itself. For a statement about all streams at once, split α
             over them.
-        shape: Shape of the streams that run side by side, for instance ``(tokens,)``; ``()`` for one stream.
+        shape: Shape of the array of parallel streams, for instance ``(tokens,)``; ``()`` for one stream.
 
     Raises:
         ValueError: ``confidence`` is outside (0, 1).
@@ -75,7 +75,7 @@ class NormConfidenceSequence:
         self._count = 0
         streams = int(np.prod(shape))
         self._log_growth = np.zeros((len(_OFFSETS) + 1, streams))  # G_j, then the leader's
-        self._held = np.zeros((len(_OFFSETS), streams))  # how often the leader held each bet
+        self._held = np.zeros((len(_OFFSETS), streams))  # how often the leader made each bet
         self._lower = np.zeros(streams)
 
     @property
@@ -89,7 +89,7 @@ class NormConfidenceSequence:
         return self._lower.reshape(self.shape).copy() if self.shape else float(self._lower[0])
 
     def update(self, inner_products: Array) -> None:
-        """Takes in further samples; how they are split over calls makes no difference.
+        """Adds further samples; how they are split over calls makes no difference.
 
         Args:
             inner_products: ``(n,) + shape``, X_i = ⟨û, f_i⟩ in order of time, with û a unit vector computed from
@@ -109,7 +109,7 @@ class NormConfidenceSequence:
             self._update_block(samples[start : start + block])
 
     def state(self) -> dict[str, Array]:
-        """All that further updates and the bound depend on, other than confidence and shape; of constant size."""
+        """State from which :meth:`restored` makes the sequence again, given confidence and shape; of constant size."""
         return {
             "count": np.array([self._count], dtype=np.float64),
             "log_growth": self._log_growth,
@@ -119,10 +119,10 @@ class NormConfidenceSequence:
 
     @classmethod
     def restored(cls, confidence: float, shape: tuple[int, ...], state: Mapping[str, Array]) -> Self:
-        """The sequence whose :meth:`state` it was.
+        """The sequence with this :meth:`state`.
 
         Raises:
-            ValueError: An array is missing, of another shape, or holds what no sequence has.
+            ValueError: An array is missing, has another shape, or holds a value that is not finite.
         """
         sequence = cls(confidence, shape)
         blank = sequence.state()
@@ -136,10 +136,10 @@ class NormConfidenceSequence:
         return sequence
 
     def forecast(self, inner_product: float | Array, count: int) -> float | Array:
-        """The most that ``lower`` can be at ``count`` samples if each one from here on has the value ``inner_product``.
+        """Largest possible ``lower`` at ``count`` samples if every further sample equals ``inner_product``.
 
-        It is what ``lower`` would be if the leader held the boldest bet from here on; no other bet gains more on
-        samples that do not vary. At ``inner_product`` 1 no samples whatever give more.
+        It is the value of ``lower`` if the leader makes the largest bet from now on; no other bet gains more on samples
+        that do not vary. With ``inner_product`` 1 it bounds ``lower`` for any further samples.
 
         Args:
             inner_product: A value in [-1, 1] for each stream, of ``shape``.
@@ -165,7 +165,7 @@ class NormConfidenceSequence:
         counts = self._count + np.arange(1.0, len(samples) + 1)[:, None]  # (n, 1)
         gains = np.log(_OFFSETS + samples)  # (bets, n, streams)
         log_growth = _running_sums(self._log_growth[:-1], gains)
-        leading = _leading_bet(log_growth[:, :-1], counts - 1, self._threshold)[None]  # seen before each sample
+        leading = _leading_bet(log_growth[:, :-1], counts - 1, self._threshold)[None]  # from the samples before each
         lead = _running_sums(self._log_growth[-1:], np.take_along_axis(gains, leading, axis=0))
         held = _running_sums(self._held, np.arange(len(_OFFSETS))[:, None, None] == leading)[:, 1:]
         log_growth = np.concatenate([log_growth, lead])[:, 1:]
@@ -181,10 +181,10 @@ def _running_sums(start: Array, steps: Array) -> Array:
 
 
 def _leading_bet(log_growth: Array, count: Array, threshold: float) -> NDArray[np.intp]:
-    """Which bet the leader holds next, ``(n, streams)``, after ``count`` ``(n, 1)`` samples.
+    """Index of the leader's next bet, ``(n, streams)``, after ``count`` ``(n, 1)`` samples.
 
-    ``log_growth`` is G_j, ``(bets, n, streams)``. The roots of all bets are compared as they would be by themselves;
-    without any sample the boldest wins.
+    ``log_growth`` is G_j, ``(bets, n, streams)``. Compares the roots that each bet alone would have; before the first
+    sample the largest bet wins.
     """
     roots = np.exp((log_growth - threshold / _HORIZON) / np.maximum(count, 1)) - _OFFSETS
     leading: NDArray[np.intp] = roots.argmax(axis=0)
@@ -192,12 +192,12 @@ def _leading_bet(log_growth: Array, count: Array, threshold: float) -> NDArray[n
 
 
 def _lower_roots(log_growth: Array, held: Array, count: Array, threshold: float) -> Array:
-    """Points at or just below the root of log K(m) = threshold.
+    """The root of log K(m) = threshold, or a point just below it.
 
     Args:
         log_growth: ``(bets + 1, n, streams)`` G_j, then the leader's.
-        held: ``(bets, n, streams)`` how often the leader held each bet.
-        count: ``(n, 1)`` samples behind each.
+        held: ``(bets, n, streams)`` how often the leader made each bet.
+        count: ``(n, 1)`` number of samples.
         threshold: log(1/α).
 
     Returns:
@@ -206,8 +206,8 @@ def _lower_roots(log_growth: Array, held: Array, count: Array, threshold: float)
     # No sum above has a term beyond 6, so rounding moves log K by less than 4e-16 n² + 5e-14 n.
     log_stake = _LOG_WEIGHTS + log_growth - (threshold + 1e-15 * count * (count + 100))
     bets, lead = log_stake[:-1], log_stake[-1]
-    # Where one part of the capital alone reaches the threshold, all together do: a start to the left of the root.
-    # For the leader's part: Σ log(L_i + m) ≤ t log(mean L + m).
+    # Starts to the left of the root: where one part of the capital reaches the threshold, the total does too.
+    # The leader's part is bounded by Σ log(L_i + m) ≤ t log(mean L + m).
     leads = np.exp(lead / count) - _sum_over_bets(held, _OFFSETS) / count
     root: Array = np.maximum(np.maximum((np.exp(bets / count) - _OFFSETS).max(axis=0), leads), 0.0)
     for _ in range(_NEWTON_STEPS):
@@ -226,7 +226,7 @@ def _lower_roots(log_growth: Array, held: Array, count: Array, threshold: float)
 
 
 def _sum_over_bets(factors: Array, values: Array) -> Array:
-    """Σ_j of the products, ``(n, streams)``; in one order whatever n is, so that updates may be cut anywhere."""
+    """Σ_j of the products, ``(n, streams)``; sums in the same order for every n, so updates may be split anywhere."""
     total: Array = factors[0] * values[0]
     for factor, value in zip(factors[1:], values[1:], strict=True):
         total += factor * value

@@ -14,13 +14,13 @@ _RATIOS = np.arange(61) / 20  # r / σ
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Similarity against radius.
+    """Bounds of the similarity as functions of the radius.
 
     Attributes:
         radius_model: ℓ2 radii on the image the encoder reads, in pixels of [0, 1], from 0 to 3 σ.
-        radius_client: The same on the image as sent.
+        radius_client: The same radii on the image as sent.
         certified: Lower bounds; all hold at once with the certificate's confidence.
-        estimate: The same with plug-in values: **not** certified. Null where there is no estimate.
+        estimate: The bounds at plug-in values: **not** certified. Null if there is no estimate.
     """
 
     radius_model: list[float]
@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class TokenMap:
-    """Certified similarity of every token at the asked radius; all tokens at once, with a confidence of its own.
+    """Certified similarity of each token at the asked radius, for all tokens at once, with its own confidence.
 
     Attributes:
         confidence: 1 - α of the map by itself; together with the image's certificate it is 1 - 2α.

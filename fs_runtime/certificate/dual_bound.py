@@ -1,4 +1,4 @@
-"""The angle that one dual point of the tight bound proves, with a quadrature error that is proven, not estimated.
+"""The angle that a dual point of the tight bound proves, with a proven bound of the quadrature error.
 
 **Dual points.** Section 3 of docs/guarantee.md bounds the angle by any θ with D(θ) < 0, and any λ bounds D(θ) from
 above. Write λ = t (-sin(θ + B), cos(θ + B)), which is the vector w turned by B and scaled by t > 0. Then
@@ -21,13 +21,13 @@ Weideman, "The exponentially convergent trapezoidal rule", SIAM Review 2014, The
 
 - plain, s = z and τ = η ≤ y. From |q| ≤ (|L| + t) / t and |φ(a + ib)| = φ(a) e^{b²/2} follows
   M ≤ e^{η²/2} (1/t + 1).
-- stretched, for small y: z = x + y sinh s and τ = π/6. All zeros have the real part x, where the line Im s = υ
-  passes at the height y sin υ < y, so that they stay outside the strip. On that line (Im z)² = y² sin² υ +
+- stretched, for small y: z = x + y sinh s and τ = π/6. All zeros have the real part x. There the line Im s = υ has
+  the height y sin υ < y, so the zeros stay outside the strip. On that line (Im z)² = y² sin² υ +
   tan² υ (Re z - x)² and |dz| ≤ d(Re z) / cos υ, and the Gaussian integral gives
   M ≤ √2 e^{y²/8} (e^{(x - c)²/4} / t + e^{x²/4}).
 
-The sum is cut at z = -8 and z = c + 8. Beyond, the bound of the integrand falls monotonically in s, so what is left out
-is at most its integral, 2 Φ(-8) (1/t + 1).
+The sum is cut at z = -8 and z = c + 8. Beyond these points the bound of the integrand falls monotonically in s, so the
+omitted terms add up to at most its integral, 2 Φ(-8) (1/t + 1).
 
 The value of h is raised by both errors, and by ``FLOAT_MARGIN`` relative for the arithmetic: all terms are positive,
 none is a difference of larger ones, so double precision errs by less than 1e-13 relative.
@@ -56,14 +56,14 @@ def proven_angle(zeta: ComplexArray, norm: Array, ratio: Array) -> Array:
     """The angle (*) that each dual point proves.
 
     Args:
-        zeta: ``(n,)`` dual points ζ. Any value is sound: a poor one proves little, one with B outside (0, π/2] nothing.
+        zeta: ``(n,)`` dual points ζ. Any value is sound: a poor one proves a large angle, B outside (0, π/2] none.
         norm: ``(n,)`` ρ in (0, 1).
         ratio: ``(n,)`` c = r / σ, positive.
 
     Returns:
         ``(n,)`` upper bounds of the angle between g(x) and g(x'), in radians; π where nothing is proven.
     """
-    with np.errstate(all="ignore"):  # a useless dual point may overflow; it proves nothing and ends as π
+    with np.errstate(all="ignore"):  # a poor dual point may overflow; its angle becomes π
         turn = ratio * zeta.imag  # B
         sine = mean_distance(zeta, ratio) / norm  # sin(θ + B)
         angle = np.arcsin(np.minimum(sine, 1.0)) - turn
@@ -114,7 +114,7 @@ def plain_rule(zeta: ComplexArray, ratio: Array) -> tuple[Array, Array, Array]:
     depth = np.minimum(zeta.imag, 1.0)
     inverse_scale = _inverse_scale(zeta, ratio)
     line_integral = np.exp(depth**2 / 2) * (1 + inverse_scale)
-    error = 2 * line_integral / np.expm1(2 * np.pi * depth / step) + _cut(inverse_scale)
+    error = 2 * line_integral / np.expm1(2 * np.pi * depth / step) + _tails(inverse_scale)
     return nodes - zeta.real[:, None], weight, error
 
 
@@ -130,7 +130,7 @@ def stretched_rule(zeta: ComplexArray, ratio: Array) -> tuple[Array, Array, Arra
     weight = (step * y / 2)[:, None] * (growing + falling) * _normal_density(x[:, None] + offset)
     inverse_scale = _inverse_scale(zeta, ratio)
     line_integral = np.sqrt(2) * np.exp(y**2 / 8) * (np.exp((x - ratio) ** 2 / 4) * inverse_scale + np.exp(x**2 / 4))
-    error = 2 * line_integral / np.expm1(np.pi**2 / (3 * step)) + _cut(inverse_scale)
+    error = 2 * line_integral / np.expm1(np.pi**2 / (3 * step)) + _tails(inverse_scale)
     return offset, weight, error
 
 
@@ -138,8 +138,8 @@ def _inverse_scale(zeta: ComplexArray, ratio: Array) -> Array:
     return np.asarray(np.exp(ratio * (ratio / 2 - zeta.real)))  # 1 / t
 
 
-def _cut(inverse_scale: Array) -> Array:
-    return 2 * ndtr(-_REACH) * (1 + inverse_scale)  # what lies beyond the outermost nodes
+def _tails(inverse_scale: Array) -> Array:
+    return 2 * ndtr(-_REACH) * (1 + inverse_scale)  # bounds the integral beyond the outermost nodes
 
 
 def _normal_density(z: Array) -> Array:

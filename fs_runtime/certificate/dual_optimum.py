@@ -1,11 +1,11 @@
 """The optimal dual point of the tight bound, by solving its optimality conditions.
 
-Used to build the shipped table and to write down the worst case; nothing that is certified depends on it.
+It builds the shipped table and gives the worst case; no certificate depends on it.
 
 At the optimum of (*) in :mod:`~fs_runtime.certificate.dual_bound` the unit function f ∝ (e^{c (z - x)} - cos B) w +
-sin B w⊥ is a worst case: ⟨w, E[L f]⟩ = 0, so that the angle is θ and not less, and ‖E f‖ = ρ. These are the two
-equations that are solved. The second is written (1 - ‖E f‖) / (1 - ρ) = 1, with 1 - ‖E f‖ as a mean of squares, so
-that it keeps its digits as ρ → 1.
+sin B w⊥ is a worst case: ⟨w, E[L f]⟩ = 0, so that the angle is exactly θ, and ‖E f‖ = ρ. The solver solves these two
+equations. The second is written (1 - ‖E f‖) / (1 - ρ) = 1, with 1 - ‖E f‖ as a mean of squares, which avoids
+cancellation as ρ → 1.
 
 Source: docs/guarantee.md section 3.
 """
@@ -35,7 +35,7 @@ def solve_dual(reach: float, slack: float, start: tuple[float, float]) -> tuple[
         Location and steepness of the optimal dual point.
 
     Raises:
-        ArithmeticError: The solver did not converge; start nearer.
+        ArithmeticError: The solver did not converge; a start closer to the solution may help.
     """
 
     def residual(entry: Array) -> Array:

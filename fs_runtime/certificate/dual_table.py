@@ -1,7 +1,7 @@
 """Near-optimal dual points of the tight bound, interpolated from the table that ships with the package.
 
-The table decides how tight the bound is, never whether it holds: :mod:`~fs_runtime.certificate.dual_bound` proves the
-angle of whatever dual point it is given. It is built by ``python -m fs_runtime.certificate.build_table``.
+The table decides how tight the bound is, never whether it holds: :mod:`~fs_runtime.certificate.dual_bound` proves a
+valid angle for any dual point. It is built by ``python -m fs_runtime.certificate.build_table``.
 
 Both axes and both entries are chosen so that the entries are smooth, down to the edge of what can be certified:
 
@@ -35,8 +35,8 @@ def reach_of_norm(norm: Array) -> Array:
 
 
 def dual_point(location: Array, steepness: Array, slack: Array, ratio: Array) -> ComplexArray:
-    """ζ of the table's two entries at (slack, c)."""
-    with np.errstate(over="ignore"):  # of a broken table only
+    """The dual point ζ from the table's two entries at (slack, c)."""
+    with np.errstate(over="ignore"):  # only with a broken table
         tangent = ratio * slack**2 * np.exp(steepness)
         zeta: ComplexArray = ratio * location + np.log1p(tangent**2) / (2 * ratio) + 1j * (np.arctan(tangent) / ratio)
     return zeta

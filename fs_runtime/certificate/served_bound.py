@@ -1,4 +1,4 @@
-"""The similarity of what the language model reads: the bound on g carried over to means of finitely many samples.
+"""The served bound: similarity of the means of finitely many samples, which the language model reads.
 
 Let ĝ be the mean of n unit features with mean g, ‖g‖ ≥ ρ, and S_k the sum of the first k differences d_i = f_i - g.
 Then ‖d_i‖ ≤ a = 2 and E‖d_i‖² = 1 - ‖g‖² ≤ v = 1 - ρ². By Pinelis' form of Bennett's inequality, free of the dimension,
@@ -13,10 +13,10 @@ Where ‖ĝ - g‖ ≤ ε, the angle between ĝ and g is at most arcsin(ε / ‖
 noise of its own, where ‖g(x')‖ ≥ ⟨u, g(x')⟩ ≥ 2 Φ(Φ⁻¹((1 + ρ) / 2) - c) - 1. Three angles add up: ĝ(x) to g(x), g(x) to
 g(x'), g(x') to ĝ(x').
 
-**Draws that are gone on with.** Let N₀ be the number planned before any draw. An answer that draws at most N₀ samples
-takes N = N₀. Whoever asks for more may have seen answers from these draws, so the number is no longer fixed beforehand;
-the numbers N₀ 2, N₀ 4, N₀ 8, … are. With 3/4 of α' for N₀, which nearly all answers have, and α'/8, α'/16, α'/32, … for
-the others, all of them together hold with 1 - α', so whoever picks one among them may.
+**Continued draws.** Let N₀ be the number of samples planned before the first draw. An answer from at most N₀ samples
+uses N = N₀. A later request for more samples may depend on answers from these draws, so its number is not fixed in
+advance. The numbers N₀ 2, N₀ 4, N₀ 8, … are. With 3/4 of α' for N₀, which nearly all answers use, and α'/8, α'/16,
+α'/32, … for the others, all these bounds hold together with 1 - α', and any of them may be picked.
 
 Source: docs/guarantee.md sections 5 and 7; Pinelis, "Optimum bounds for the distributions of martingales in Banach
 spaces", Annals of Probability 1994, Theorem 3.4 with D = 1.
@@ -35,15 +35,15 @@ from fs_runtime.certificate.tight_bound import tight_values
 _LARGEST_DIFFERENCE = 2.0  # a
 _SMALLEST_VARIANCE = 1e-12  # in place of v = 0, where h(a ε / v) is not defined; larger is safe
 _NEWTON_STEPS = 6
-_FIRST_SHARE = 0.75  # of α', for N₀; half of the rest for N₀ 2, half of what is left then for N₀ 4, and so on
+_FIRST_SHARE = 0.75  # of α', for N₀; half of the rest goes to N₀ 2, half of what then remains to N₀ 4, and so on
 
 
 def continued(planned: int, max_samples: int) -> tuple[int, float]:
-    """What ``served_similarity`` is to be told of draws that may have been gone on with.
+    """``max_samples`` and ``share`` of ``served_similarity`` for draws that may be continued beyond the plan.
 
     Args:
-        planned: N₀, the most samples that would have been drawn when the first of them was.
-        max_samples: The most that would be drawn now.
+        planned: N₀, the sample limit when the first sample was drawn.
+        max_samples: The sample limit now.
 
     Returns:
         The ``max_samples`` to use, N₀ 2^j, and the share of α' that goes to it: 3/4 for j = 0, else 2^-(j + 2).
@@ -98,8 +98,8 @@ def served_similarity(
 ) -> float | Array:
     """Lower bound of cos(ĝ(x), ĝ(x')), the means over the samples that were drawn and over fresh ones at x'.
 
-    For one x' with ‖x' - x‖ ≤ r that does not depend on the draws, with noise of its own and the same numbers of
-    samples. Weaker than ``tight_similarity``, which it nears as the samples grow.
+    It holds for one x' with ‖x' - x‖ ≤ r that does not depend on the draws and has its own noise and equally many
+    samples. It is weaker than ``tight_similarity``, and approaches it as the number of samples grows.
 
     Args:
         norm: ρ, a lower bound of ‖g(x)‖, in [0, 1].
@@ -108,12 +108,11 @@ def served_similarity(
         samples: n, samples in the mean, the first included.
         confidence: 1 - α' of the two deviations together, in (0, 1). If ``norm`` has the confidence 1 - α, the bound
             has 1 - α - α'.
-        max_samples: N ≥ n, the samples that would have been drawn at most, if n was decided on while sampling;
-            ``samples`` if None.
+        max_samples: N ≥ n, the sample limit, if n was chosen during sampling; ``samples`` if None.
         smoothed: A bound of cos(g(x), g(x')) that holds together with ``norm``, for example ``spectral_similarity``;
             ``tight_similarity`` if None.
-        share: Of α' that goes to this bound, in (0, 1], where several are to hold together with ``confidence``. It is
-            given by itself, since 1 - α' share would be rounded.
+        share: Share of α' for this bound, in (0, 1], if several bounds have to hold together with ``confidence``. It is
+            a separate argument since 1 - α' share would be rounded.
 
     Returns:
         The bound, a float for floats; 0.0 for no certificate.

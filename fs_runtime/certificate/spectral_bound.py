@@ -1,4 +1,4 @@
-"""The spectral bound: what is proven when, beside ρ, the variances of f across and along g are bounded.
+"""The spectral bound: the similarity certified by ρ and bounds of the variances of f across and along g.
 
 **Theorem.** Let ‖f‖ ≤ 1, ‖g(x)‖ ≥ ρ, E⟨v, f⟩² ≤ λ for every unit v ⊥ g(x), and Var⟨u, f⟩ ≤ V with u = g(x) / ‖g(x)‖.
 Let L(z) = exp(c z - c²/2), z ~ N(0, 1), and
@@ -18,7 +18,7 @@ whatever W does at c', E[W(z') | z] does at c. ∎
 
 **Computing H.** By duality H(λ, c) ≤ E h_μ(L - κ) + μ λ for every κ and μ > 0, with h_μ(a) = a² / (4μ) for |a| ≤ 2μ and
 |a| - μ beyond (the largest value of a w - μ w² over |w| ≤ 1). The expectation has a closed form, so that a minimiser
-which stops early costs tightness, never soundness. Without the limit |W| ≤ 1 it is Cauchy and Schwarz:
+that stops early loses tightness, never soundness. Without the limit |W| ≤ 1 it is Cauchy and Schwarz:
 H ≤ sqrt(λ (e^{c²} - 1)).
 
 Source: docs/guarantee.md section 8.
@@ -36,10 +36,10 @@ from fs_runtime.certificate.tight_bound import certified_radius, tight_values
 
 _SMALL_RATIO = 0.05  # below it the closed form cancels, and |W| ≤ 1 hardly binds
 _LARGE_RATIO = 6.0  # above it nothing is certified, and e^{c²} would soon overflow
-_SMALL_VARIANCE = 1e-9  # the same
+_SMALL_VARIANCE = 1e-9  # likewise
 _NEWTON_STEPS = 12
 _CONVERGED = 1e-10
-_MARGIN = 1e-13  # of the terms' sizes, more than their arithmetic errs
+_MARGIN = 1e-13  # relative to the terms' sizes; more than their rounding errors
 _GRID = 33
 _ROUNDS = 6
 
@@ -132,7 +132,7 @@ def worst_shift(variance: Array, ratio: Array) -> Array:
 def _clipped_shift(variance: Array, ratio: Array) -> Array:
     """The dual of H by damped Newton steps in (κ, log μ), from the solution without the limit |W| ≤ 1.
 
-    Each element ends where it has converged, so that its value does not depend on what is computed beside it.
+    Each element stops when it has converged, so its value does not depend on the other elements.
     """
     centre = np.ones_like(ratio)
     scale = 0.5 * np.log(np.expm1(ratio**2) / variance) - np.log(2)

@@ -40,7 +40,7 @@ _LOG_WEIGHT = -np.log(len(_BETS))
 _LOG_LOSS = np.log1p(-_BETS)
 _GRID = 33
 _ROUNDS = 6  # each narrows the interval by a factor of 32
-_THRESHOLD_MARGIN = 1e-9  # added to log(1/α): far more than the arithmetic of log M can err
+_THRESHOLD_MARGIN = 1e-9  # added to log(1/α); far above the rounding errors of log M
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,11 @@ class SpreadConfidenceSequence:
         self.count = 0
 
     def observe(self, observed: float, count: int) -> None:
-        """Takes in what was seen so far.
+        """Sets the statistics of all samples so far.
 
         Args:
-            observed: s, or more: largest eigenvalue of the mean of (f_i - a_i)(f_i - a_i)ᵀ with predictable a_i,
-                ‖a_i‖ ≤ 1.
+            observed: s, or an upper bound: largest eigenvalue of the mean of (f_i - a_i)(f_i - a_i)ᵀ with predictable
+                a_i, ‖a_i‖ ≤ 1.
             count: m, samples in that mean.
 
         Raises:
@@ -104,11 +104,11 @@ class SpreadConfidenceSequence:
         self.observed, self.count = observed, count
 
     def bound(self) -> Spread:
-        """The bounds now; 1 and 4, which always hold, as long as nothing was observed."""
+        """The current bounds; before the first observation 1 and 4, which always hold."""
         return self._bound(self.observed, self.count)
 
     def forecast(self, observed: float, further: int) -> Spread:
-        """What the bounds would be after ``further`` samples whose own largest eigenvalue is ``observed``."""
+        """The bounds after ``further`` more samples with the largest eigenvalue ``observed``."""
         count = self.count + further
         return self._bound((self.observed * self.count + observed * further) / max(count, 1), count)
 

@@ -1,7 +1,7 @@
-"""When sampling for a wanted similarity may end.
+"""Early stopping: decides when sampling for a wanted similarity ends.
 
-The bounds of ρ and of the spread hold at every number of samples at once (section 4), so any rule that looks at the
-past only may end the sampling without cost to the guarantee.
+The bounds of ρ and of the spread hold at every number of samples at once (section 4), so any rule that depends on past
+samples only may end the sampling without weakening the guarantee.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Decision = Literal["continue", "reached", "out_of_reach"]
 
 _GRID = 64
 _ROUNDS = 6  # each narrows the interval by a factor of 64
-# Samples after which the spread of the latest is taken seriously, and how many standard errors are allowed for.
+# Forecasts use the latest block's mean from this many samples on, plus this many of its standard errors.
 _LIKELY_FROM = 32
 _LIKELY_ERRORS = 4.0
 
 
 def required_norm(similarity: float, radius: float, sigma: float) -> float:
-    """A ρ at which ``tight_similarity`` reaches ``similarity``, at most 1e-9 above the smallest.
+    """Smallest ρ at which ``tight_similarity`` reaches ``similarity``, to within 1e-9 above.
 
     Args:
         similarity: The wanted cosine similarity, in (0, 1].
@@ -47,7 +47,7 @@ def required_norm(similarity: float, radius: float, sigma: float) -> float:
     return _required_norm(float(similarity_array(similarity)), float(ratio_array(radius, sigma)))
 
 
-@lru_cache(maxsize=1024)  # the same few questions come with every request
+@lru_cache(maxsize=1024)  # requests repeat the same few arguments
 def _required_norm(wanted: float, ratio: float) -> float:
     low, high = 0.0, 1.0  # the bound is 1 at ρ = 1
     for _ in range(_ROUNDS):
@@ -60,16 +60,16 @@ def _required_norm(wanted: float, ratio: float) -> float:
 
 
 class StoppingRule:
-    """Ends sampling when the wanted similarity is certified, or when the samples that are left will not certify it.
+    """Ends sampling when the wanted similarity is certified, or when the remaining samples will not certify it.
 
-    Out of reach means one of two things: even samples that all equal the mean direction from here on would not do
-    (certain), or samples four standard errors better than the latest would not (most likely).
+    ``out_of_reach`` means one of two things: not even further samples that all equal the mean direction would certify
+    it, or further samples four standard errors better than the latest block would not (very likely, not certain).
 
     Args:
         similarity: The wanted cosine similarity, in (0, 1].
         radius: r, the ℓ2 size of the attack, in pixels of [0, 1].
         sigma: σ in the same unit.
-        max_samples: Inner products that there can be in all.
+        max_samples: Limit on the number of inner products.
 
     Raises:
         ValueError: An argument is NaN or out of its range.
@@ -85,34 +85,34 @@ class StoppingRule:
     def decide(
         self, sequence: NormConfidenceSequence, latest: Array, spread: SpreadConfidenceSequence | None = None
     ) -> Decision:
-        """What to do after a block of samples.
+        """Decides after a block of samples whether to continue.
 
         Args:
-            sequence: All samples so far are in it.
+            sequence: Contains all samples so far.
             latest: ``(n,) + shape``, the inner products of the latest block.
-            spread: The spread of the same samples; None if it is not watched.
+            spread: The spread of the same samples; None if it is not tracked.
         """
         if self._certified(sequence.lower, spread.bound() if spread else None):
             return "reached"
         further = max(0, self._max_samples - sequence.count)
-        hopes = [(np.ones(sequence.shape), 0.0)]
+        optimistic = [(np.ones(sequence.shape), 0.0)]
         if sequence.count >= _LIKELY_FROM and len(latest) > 1:
             error = latest.std(axis=0, ddof=1) / np.sqrt(len(latest))
             likely = np.minimum(latest.mean(axis=0) + _LIKELY_ERRORS * error, 1.0)
-            hopes.append((likely, spread.observed if spread else 0.0))
-        for inner_product, observed in hopes:
+            optimistic.append((likely, spread.observed if spread else 0.0))
+        for inner_product, observed in optimistic:
             norm = sequence.forecast(inner_product, self._max_samples)
             if not self._certified(norm, spread.forecast(observed, further) if spread else None):
                 return "out_of_reach"
         return "continue"
 
     def earliest(self, sequence: NormConfidenceSequence, spread: SpreadConfidenceSequence | None, least: int) -> int:
-        """Further samples before which nothing can be certified, whatever they are: when it pays to look first.
+        """Number of further samples before the first check: enough to certify if all of them were ideal.
 
         Args:
-            sequence: The samples so far.
-            spread: The spread of the same samples; None if it is not watched.
-            least: Samples below which a block is not worth its while.
+            sequence: Contains all samples so far.
+            spread: The spread of the same samples; None if it is not tracked.
+            least: Smallest block that is worth a check.
         """
         left = self._max_samples - sequence.count
         block = self._block(sequence, 1.0, spread, 0.0, least, left)
@@ -127,16 +127,16 @@ class StoppingRule:
         least: int,
         most: int,
     ) -> int:
-        """Further samples after which to look again: as many as do it if they are like the latest block.
+        """Number of further samples before the next check: enough to certify if they resemble the latest block.
 
-        It is a forecast from the past, like the decisions, so that it has no part in the guarantee.
+        It depends on past samples only, like the decisions, so it does not affect the guarantee.
 
         Args:
-            sequence: All samples so far are in it.
+            sequence: Contains all samples so far.
             latest: ``(n,) + shape``, the inner products of the latest block.
-            spread: The spread of the same samples; None if it is not watched.
-            least: Samples below which a block is not worth its while.
-            most: Samples of the largest block.
+            spread: The spread of the same samples; None if it is not tracked.
+            least: Smallest block that is worth a check.
+            most: Largest block.
         """
         most = min(most, self._max_samples - sequence.count)
         return self._block(sequence, latest.mean(axis=0), spread, spread.observed if spread else 0.0, least, most)

@@ -21,7 +21,7 @@ from fs_runtime.certificate.closed_forms import ROUNDING, chi_squared_values, fc
 from fs_runtime.certificate.dual_bound import proven_angle
 from fs_runtime.certificate.dual_table import reach_of_norm, shipped_table
 
-# The dual point is looked up for a slightly smaller ρ, so that the safety margins of h do not push it out of reach.
+# The dual point is looked up for a slightly smaller ρ, so that it still proves an angle with the safety margins of h.
 _LOOKUP_MARGIN = 4e-12
 _RADIUS_PRECISION = 1e-10  # relative
 _MAX_STEPS = 100
@@ -109,7 +109,7 @@ def _radius_values(norm: Array, sigma: Array, similarity: Array) -> Array:
         holds = value >= similarity[i]
         at_guess = value**2 - similarity[i] ** 2
         held[i] = np.where(holds, np.maximum(held[i], 0) + 1, np.minimum(held[i], 0) - 1)
-        # An end that stays twice has its value halved, so that the next guess falls on its side.
+        # If an end stays for two steps, its value is halved, so that the next guess falls closer to it.
         at_low[i] = np.where(holds, at_guess, at_low[i] * np.where(held[i] < -1, 0.5, 1))
         at_high[i] = np.where(holds, at_high[i] * np.where(held[i] > 1, 0.5, 1), at_guess)
         low[i], high[i] = np.where(holds, guess, low[i]), np.where(holds, high[i], guess)

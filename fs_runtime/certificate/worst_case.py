@@ -1,4 +1,4 @@
-"""The feature map that attains the tight bound: the proof, by example, that ρ alone allows no larger one.
+"""The feature map that attains the tight bound, which proves that ρ alone certifies no more.
 
 Source: docs/guarantee.md section 3, f(z) ∝ w L(z) - λ.
 """
@@ -28,7 +28,7 @@ def worst_case_feature(noise: float | Array, norm: float, radius: float, sigma: 
         ``noise.shape + (2,)``: components of f along u = g(x) / ‖g(x)‖ and along v ⊥ u.
 
     Raises:
-        ValueError: An argument is out of its range, or nothing is certified there, so that there is no worst case.
+        ValueError: An argument is out of its range, or nothing is certified there: then there is no worst case.
     """
     rho, c = float(norm_array(norm)), float(ratio_array(radius, sigma))
     reach = float(reach_of_norm(np.asarray(rho)))
