@@ -1,4 +1,4 @@
-"""Encoder adapters, one per model family, and the way to the right one."""
+"""Encoder adapters, one per model family, and functions that load them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def load_family(model: str, *, revision: str | None = None) -> Family:
-    """The family of a checkpoint, of which only ``config.json`` is read.
+    """The family of a checkpoint; reads only its ``config.json``.
 
     Raises:
         CheckpointError: The checkpoint is missing, or of a family that is not supported.
@@ -52,6 +52,6 @@ def load_encoder(
     """
     family = load_family(model, revision=revision)
     module, _, name = str(family.adapter).partition(":")
-    adapter = getattr(importlib.import_module(module), name)  # only the family that is asked for is imported
+    adapter = getattr(importlib.import_module(module), name)  # imports only this family
     encoder: VisionEncoder = adapter(Checkpoint(model, revision), torch.device(device), getattr(torch, dtype))
     return encoder

@@ -17,13 +17,13 @@ from fs_runtime.encoders.float8 import SCHEME, check_float8, use_float8
 from fs_runtime.options import Quantization, Stage
 
 Grid = tuple[int, ...]
-"""Rows and columns of the token grid, of the image or, in families that cut it into tiles, of one tile. Such families
-append whatever else says how the tiles lie. A function of the image's size alone, which an attack does not change."""
+"""Rows and columns of the token grid: of the image or, in families that cut it into tiles, of one tile. Such families
+append the layout of the tiles. It depends on the image's size alone, which an attack does not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """An image as the encoder reads it, with what the certificate needs to know about how it was made.
+    """An image as the encoder reads it, with the facts about its preprocessing that the certificate needs.
 
     Attributes:
         pixels: ``(C, H, W)``, or ``(N, C, H, W)`` for N tiles, float32 in [0, 1] on the host: x of docs/guarantee.md,
@@ -39,26 +39,26 @@ class PreparedImage:
 
 
 class ImageSizeError(ValueError):
-    """The model does not read images of this size; the message says which it reads."""
+    """The model does not read images of this size; the message names the sizes that it reads."""
 
 
 class VisionEncoder(abc.ABC):
     """Vision tower and projector of one model family, without its language model.
 
     Images of one batch share their shape and grid; others (families with dynamic resolution) go in different batches.
-    The adapter is a fixed function: evaluation mode, no dropout, no gradient state.
+    The adapter is a fixed function: evaluation mode, no dropout, no gradients of weights.
 
     Attributes:
         family: The ``model_type`` of the checkpoint, for example ``llava``.
         fingerprint: SHA-256 over configuration and weights that this adapter read, as ``sha256:<hex>``.
         device: Where the weights are.
         dtype: Arithmetic of the encoder.
-        preprocessing: What is done to a client's image, in JSON values, for those who read a receipt.
-        control_tokens: Spellings that the model's tokenizer reads as an image; they are not allowed in plain text.
+        preprocessing: The preprocessing steps as JSON values, which receipts record.
+        control_tokens: Texts that the model's tokenizer turns into image tokens; they are not allowed in plain text.
         language_width: Width of the embeddings that the language model reads; None if there is no language model.
         max_images: Most images that the model takes in one request; None for any number.
-        tower: The vision tower that :meth:`encode` runs, where it is a module of its own that can be trained and
-            exchanged; else None.
+        tower: The vision tower that :meth:`encode` runs, if it is a separate module that can be trained and replaced;
+            else None.
         quantization: Format of the products in the vision tower's linear layers; None for that of ``dtype``.
     """
 
@@ -81,14 +81,14 @@ class VisionEncoder(abc.ABC):
             ImageSizeError: The model does not read images of this size.
         """
 
-    def cap(self, max_pixels: int) -> None:  # noqa: B027 (most families have nothing to do)
-        """Lets x have at most so many pixels, in families that read images of any resolution; others ignore it.
+    def cap(self, max_pixels: int) -> None:  # noqa: B027 (most families ignore it)
+        """Caps the pixels of x in families that read images of any resolution; others ignore it.
 
-        The size of x still follows from the image's size alone. ``preprocessing`` tells of the cap; ``fingerprint``
-        names the checkpoint, whose purifier and mapper serve at every size.
+        The size of x still depends on the image's size alone. ``preprocessing`` records the cap. ``fingerprint`` does
+        not change, since purifier and mapper fit every size.
 
         Raises:
-            ValueError: The model reads no images that small.
+            ValueError: The cap is below the model's smallest size.
         """
 
     @abc.abstractmethod
@@ -106,8 +106,8 @@ class VisionEncoder(abc.ABC):
     def assemble(self, features: Tensor, grid: Grid) -> Tensor:
         """Tokens of all tiles, ``(…, N, T, D)``, as one sequence ``(…, T'', D)``: the f that is smoothed.
 
-        For families that cut images into tiles. By default the tiles' tokens one after another; tokens that the
-        language model never reads can be left out here.
+        For families that cut images into tiles. By default the tiles' tokens are concatenated; a family may leave out
+        tokens that the language model never reads.
         """
         return features.flatten(-3, -2)
 
@@ -115,10 +115,10 @@ class VisionEncoder(abc.ABC):
         """This encoder with another vision tower of the same architecture; preprocessing and projector are shared.
 
         Args:
-            tower: As it is, in whatever mode and arithmetic; the fingerprint is that of its weights now.
+            tower: Used as it is, in its mode and dtype; the fingerprint covers its current weights.
 
         Raises:
-            ValueError: The family has no tower of its own.
+            ValueError: The family's tower cannot be replaced.
         """
         if self.tower is None:
             raise ValueError(f"the vision tower of family {self.family} cannot be exchanged")
@@ -130,10 +130,10 @@ class VisionEncoder(abc.ABC):
     def in_float8(self) -> Self:
         """This encoder with float8 products in the linear layers of its tower (:mod:`fs_runtime.encoders.float8`).
 
-        It is another function, with a fingerprint of its own; certificates are of that function.
+        It is another function, with its own fingerprint, and certificates hold for that function.
 
         Raises:
-            CheckpointError: The device has no such products, or no layer has the sides that they need.
+            CheckpointError: The device cannot multiply in float8, or no layer has a suitable shape.
         """
         check_float8(self.device)
         name = "_tower" if self.tower is None else "tower"
@@ -148,7 +148,7 @@ class VisionEncoder(abc.ABC):
 
     @abc.abstractmethod
     def project(self, features: Tensor, grid: Grid) -> Tensor:
-        """Projector: ``(…, T, D)`` features to ``(…, T', D')`` embeddings; constants come later, in the payload."""
+        """Projector: ``(…, T, D)`` features to ``(…, T', D')`` embeddings; :meth:`payload` adds constant tokens."""
 
     def token_grids(self, grid: Grid, stage: Stage) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the rectangles that the tokens of a stage fill, one after another."""
@@ -156,15 +156,15 @@ class VisionEncoder(abc.ABC):
 
     @abc.abstractmethod
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
-        """What the language model server takes for one image.
+        """Arrays that the language-model server needs for one image.
 
         Args:
             embeddings: ``(T', D')`` from :meth:`project`.
             image: The image they belong to.
 
         Returns:
-            ``image_embeds`` and whatever else the family needs beside it, as host arrays.
+            ``image_embeds`` and further arrays that the family needs, on the host.
 
         Raises:
-            ValueError: Shape or token count are off, or a value is not finite. Such a payload can stop vLLM.
+            ValueError: Shape or token count is wrong, or a value is not finite. Such a payload can crash vLLM.
         """

@@ -1,4 +1,4 @@
-"""Reads a part of a Hugging Face checkpoint by key, so that the language model's weights stay on disk."""
+"""Reads parts of a Hugging Face checkpoint by tensor name, so that the language model's weights stay on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fs_runtime.encoders.families import OPEN_FLAMINGO
 
-# Files of checkpoints in other formats, and what to do about them.
+# Files that mark checkpoints in other formats, and the advice to give.
 _OTHER_FORMATS = {
     "params.json": "params.json shows that it is in Mistral's own format; take the checkpoint in transformers' format",
     "checkpoint.pt": f"checkpoint.pt looks like OpenFlamingo's; {OPEN_FLAMINGO}",
@@ -50,7 +50,7 @@ class Checkpoint:
             raise CheckpointError(f"model folder {source} does not exist")
 
     def file(self, name: str) -> Path | None:
-        """Local path of one file of the checkpoint, fetched if need be; None if the checkpoint has no such file."""
+        """Local path of one file of the checkpoint, downloaded if needed; None if the checkpoint has no such file."""
         if self._folder is not None:
             path = self._folder / name
             return path if path.is_file() else None
@@ -58,7 +58,7 @@ class Checkpoint:
             return Path(hf_hub_download(self.source, name, revision=self._revision))
         except LocalEntryNotFoundError as error:
             if constants.is_offline_mode() and name != "config.json":
-                return None  # what is not here does not exist
+                return None  # offline, a file that is not cached counts as absent
             raise CheckpointError(f"{self.source} is neither a folder nor reachable on the model hub") from error
         except EntryNotFoundError:
             return None
@@ -103,10 +103,10 @@ class Checkpoint:
             return [(key, _SINGLE) for key in tensors.keys()]  # noqa: SIM118 (not a mapping)
 
     def tensors(self, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
-        """Reads the tensors that ``rename`` gives a name to; the others are not touched.
+        """Reads the tensors that ``rename`` selects, under their new names.
 
         Args:
-            rename: Maps a name on disk to the wanted one, or to None to leave the tensor out.
+            rename: Maps a name on disk to a new name, or to None to leave the tensor out.
         """
         by_file: dict[str, list[tuple[str, str]]] = {}
         for key, file in self._keys():
@@ -125,9 +125,9 @@ class Checkpoint:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
-    """Puts ``weights`` into a module made on the meta device, and checks that nothing is missing.
+    """Loads ``weights`` into a module made on the meta device, and checks that none is missing.
 
-    Weights that the module does not have (layers above the one that is read) are ignored.
+    Weights that the module does not have, for example of layers that are not run, are ignored.
 
     Raises:
         CheckpointError: A weight is missing or has another shape than the configuration says.

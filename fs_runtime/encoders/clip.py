@@ -1,4 +1,4 @@
-"""CLIP and SigLIP by themselves: certified features, no language model behind them."""
+"""CLIP and SigLIP alone: certified features without a language model."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _KEY = re.compile(r"^(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post
 class ClipEncoder(VisionEncoder):
     """Image encoder of a CLIP or SigLIP checkpoint.
 
-    The encoder's stage are the tokens of the last layer; the projector's is the one image embedding that is compared
-    with texts and kept in search indexes: CLIP's projected class token, SigLIP's attention-pooled head.
+    The encoder stage gives the tokens of the last layer. The projector stage gives the image embedding that search
+    indexes store and compare with texts: CLIP's projected class token, SigLIP's attention-pooled head.
 
     Args:
         checkpoint: Where the weights are: of the whole model or of its vision part.
@@ -57,7 +57,7 @@ class ClipEncoder(VisionEncoder):
         self.device, self.dtype = device, dtype
         processor = processor_config(checkpoint)
         if "siglip" in self.family:
-            processor = {"do_center_crop": False} | processor  # SigLIP's processor crops only if it is told to
+            processor = {"do_center_crop": False} | processor  # SigLIP's processor does not crop by default
         try:
             self._geometry = ResizeCrop.from_processor_config(processor)
         except ValueError as error:
@@ -73,7 +73,7 @@ class ClipEncoder(VisionEncoder):
             )
         inner = getattr(tower, "vision_model", tower)
         self._pool = getattr(inner, "head", None)
-        self._normalise = inner.post_layernorm if self._pool is None else nn.Identity()  # SigLIP has done it
+        self._normalise = inner.post_layernorm if self._pool is None else nn.Identity()  # SigLIP has applied it
         load_weights(inner, checkpoint.tensors(_tower_name), "vision tower")
         materialise_position_ids(inner)
         projection, width = _projection(checkpoint, vision.hidden_size)
@@ -121,7 +121,7 @@ def _tower_name(key: str) -> str | None:
 
 
 def _projection(checkpoint: Checkpoint, width: int) -> tuple[nn.Module, int]:
-    """CLIP's linear map to the space that it shares with texts, and its width; the identity if there is none."""
+    """CLIP's linear map to the joint space of images and texts, and its width; the identity if there is none."""
     weights = checkpoint.tensors(lambda key: "weight" if key == _PROJECTION else None)
     if not weights:
         return nn.Identity(), width

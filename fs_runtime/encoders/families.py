@@ -1,4 +1,4 @@
-"""The model families that are known, how each is served, and the way from ``config.json`` to one of them."""
+"""Table of the known model families and how each is served; finds a family by ``config.json``."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _NO_IMAGES = '{"image":0,"video":0}'
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What is known of a model family.
+    """A model family, and how it is served.
 
     Attributes:
-        name: As people call it.
-        model_type: As its ``config.json`` says.
-        architectures: As its ``config.json`` and vLLM call the whole model.
-        adapter: ``module:class`` of its vision encoder; None if it is known and not supported.
-        language_models: Where answers can be made from its embeddings; none leaves ``/v1/certify``.
-        vllm_limit: ``--limit-mm-per-prompt`` that vLLM is started with beside ``--enable-mm-embeds``. An image limit of
-            0 takes any number of embeddings and loads no vision tower; another one is the most images of one request.
-        vllm_plugin: Whether vLLM needs ``deploy/vllm-plugin``: images have different numbers of tokens, and without it
-            the engine ends where two of them meet; or its processor loses embeddings.
+        name: Name shown to people.
+        model_type: As in its ``config.json``.
+        architectures: Names of the whole model in its ``config.json`` and in vLLM.
+        adapter: ``module:class`` of its vision encoder; None if the family is known but not supported.
+        language_models: Back ends that can answer from its embeddings; without any, only ``/v1/certify`` works.
+        vllm_limit: ``--limit-mm-per-prompt`` of vLLM, beside ``--enable-mm-embeds``. An image limit of 0 allows any
+            number of embeddings and loads no vision tower; any other is the most images of one request.
+        vllm_plugin: Whether vLLM needs ``deploy/vllm-plugin``. Without it, vLLM's engine crashes when a batch has
+            images with different numbers of tokens, or its processor loses embeddings.
         note: What users should know, for example why it is not supported.
-        embedded: ``module:class`` of its language model in this process, where answers are made there.
+        embedded: ``module:class`` of its language model in this process, for the ``embedded`` back end.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Family:
 
     @property
     def vllm_tower(self) -> bool:
-        """Whether vLLM must keep its vision tower, though it reads embeddings."""
+        """Whether vLLM has to load its vision tower, although it reads embeddings."""
         return int(json.loads(self.vllm_limit)["image"]) > 0
 
     @property
@@ -192,7 +192,7 @@ _ALL = (
             ("SigLIP", "siglip_vision_model", ("SiglipVisionModel",)),
         )
     ),
-    # Known, and refused with the reason.
+    # Known, but not supported; the note is the reason.
     Family("Phi-3-Vision", "phi3_v", ("Phi3VForCausalLM",), note=_REMOTE_CODE),
     Family("MiniCPM-V", "minicpmv", ("MiniCPMV",), note=_REMOTE_CODE),
     *(
@@ -222,10 +222,10 @@ def family_of(config: dict[str, Any]) -> Family | None:
 
 
 def supported_family(config: dict[str, Any], source: str) -> Family:
-    """The family of a ``config.json``, which has an adapter.
+    """The supported family of a ``config.json``.
 
     Raises:
-        ValueError: There is none; the message says why, and lists the families that are supported.
+        ValueError: It is not supported; the message gives the reason, and lists the families that are.
     """
     family = family_of(config)
     architectures = config.get("architectures") or ()

@@ -1,8 +1,8 @@
-"""Linear layers whose products are taken in 8-bit floating point (float8, e4m3), as GPUs since Ada and Hopper do.
+"""Linear layers that multiply in 8-bit floating point (float8, e4m3), which NVIDIA GPUs support since Ada and Hopper.
 
 f must be a fixed function of its own noisy picture (docs/guarantee.md section 1). So every activation is scaled by the
-largest value of **its own row**: one token of one sample. One scale for the whole tensor, as is common elsewhere, would
-be set by whichever sample in the batch has the largest value; samples would depend on one another, and no certificate
+largest value of **its own row**: one token of one sample. The common choice of one scale for the whole tensor would
+depend on the sample with the largest value in the batch; samples would depend on one another, and no certificate
 would hold. Weights have a scale for each output channel. The format is that of Micikevicius et al., arXiv 2209.05433.
 """
 
@@ -15,19 +15,19 @@ from typing_extensions import override
 from fs_runtime.encoders.checkpoint import CheckpointError
 
 SCHEME = "float8_e4m3fn: weights scaled by output channel, activations by token"
-"""Part of the fingerprint of an encoder with such layers, which is another function than the one without."""
+"""Part of the fingerprint of an encoder with float8 layers, which is another function than the original."""
 
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FLOAT8).max  # 448
 _SMALLEST_SCALE = 1e-12  # of a row of zeros
-_STEP = 16  # the kernels take sides that are multiples of this
+_STEP = 16  # the kernels need sides that are multiples of this
 
 
 class Float8Linear(nn.Module):
     """A linear layer in float8: ``(…, inputs)`` to ``(…, outputs)`` in the input's dtype.
 
     Args:
-        linear: The layer whose weights are rounded. Both sides are multiples of 16.
+        linear: The layer to convert; both sides must be multiples of 16.
     """
 
     weight: Tensor
@@ -44,7 +44,7 @@ class Float8Linear(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = _quantised(x.flatten(0, -2))
-        # The kernels on GPUs with scales by row give bfloat16 alone.
+        # With scales by row, the kernels on GPUs support bfloat16 output only.
         dtype = torch.bfloat16 if x.is_cuda else torch.float32
         out = torch._scaled_mm(
             rows, self.weight.t(), scale_a=scale, scale_b=self.weight_scale, out_dtype=dtype, use_fast_accum=True
@@ -54,17 +54,17 @@ class Float8Linear(nn.Module):
 
 
 def _quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``(R, K)`` in float8, and the ``(R, 1)`` float32 scales that give the values back."""
+    """``(R, K)`` in float8, and the ``(R, 1)`` float32 scales to multiply it by."""
     values = rows.float()
     scale = (values.abs().amax(-1, keepdim=True) / _LARGEST).clamp_min(_SMALLEST_SCALE)
     return (values / scale).clamp(-_LARGEST, _LARGEST).to(_FLOAT8), scale
 
 
 def use_float8(module: nn.Module) -> int:
-    """Puts float8 layers in place of a module's linear layers, and returns of how many.
+    """Replaces a module's linear layers by float8 layers, and returns how many.
 
-    Those whose sides are no multiples of 16 stay, and so do subclasses of ``nn.Linear``, whose weights are used without
-    them.
+    Layers whose sides are not multiples of 16 stay. So do subclasses of ``nn.Linear``, whose weights other code reads
+    directly.
     """
     replaced = 0
     for name, child in module.named_children():
@@ -78,10 +78,10 @@ def use_float8(module: nn.Module) -> int:
 
 
 def check_float8(device: torch.device) -> None:
-    """Tries one product.
+    """Checks that a device multiplies in float8, by trying one product.
 
     Raises:
-        CheckpointError: The device, or this version of torch on it, has no such products.
+        CheckpointError: The device, or this version of torch on it, does not.
     """
     try:
         layer = Float8Linear(nn.Linear(_STEP, _STEP, device=device))

@@ -37,7 +37,7 @@ _KEY = re.compile(r"^(?:model\.)?(vision_tower|multi_modal_projector)\.(?:vision
 class Gemma3Encoder(VisionEncoder):
     """Vision tower and projector of a Gemma 3 checkpoint (arXiv 2503.19786, section 2.1).
 
-    The encoder's stage are the tower's tokens; the projector pools blocks of them, so its stage has fewer.
+    The encoder stage gives the tower's tokens. The projector pools blocks of them, so its stage gives fewer.
 
     Args:
         checkpoint: Where the weights are.
@@ -70,7 +70,7 @@ class Gemma3Encoder(VisionEncoder):
         side, pooled = vision.image_size // vision.patch_size, round(config.mm_tokens_per_image**0.5)
         self._grid, self._pooled, self._size = (side, side), (pooled, pooled), (vision.image_size, vision.image_size)
         if hasattr(vision, "vision_use_head"):
-            vision.vision_use_head = False  # SigLIP's pooling head reads nothing that we use
+            vision.vision_use_head = False  # SigLIP's pooling head is not used
         with torch.device("meta"):
             tower = AutoModel.from_config(  # type: ignore[no-untyped-call]
                 vision, dtype=torch.float32, attn_implementation="sdpa"

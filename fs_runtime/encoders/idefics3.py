@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: the image enlarged to whole tiles beside a small view of all of it, pixel shuffle."""
+"""Idefics3 and SmolVLM: the image resized to whole tiles, plus the whole image in one tile; pixel shuffle."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from fs_runtime.preprocessing.tiling import cut
 # On disk: with or without a leading `model.`.
 _TOWER_KEY = re.compile(r"^(?:model\.)?vision_model\.(.+)$")
 _PROJECTOR_KEY = re.compile(r"^(?:model\.)?connector\.modality_projection\.proj\.(.+)$")
-_LARGEST = 4096  # pixels along a side; above it the processor would resize once more
-_MOST_TILES = 6  # along a side: the tokenizer has a token for each place
+_LARGEST = 4096  # pixels along a side; above it the processor would resize a second time
+_MOST_TILES = 6  # along a side; the tokenizer has a token for each position
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class SplitTiling:
     Attributes:
         side: Pixels along a tile.
         longest: Pixels along the longer side after the first resize.
-        split: Whether to cut tiles at all; otherwise the whole image in one tile is all that is seen.
+        split: Whether to cut tiles; otherwise the encoder sees only the whole image in one tile.
         filter: Interpolation kernel of every resize.
     """
 
@@ -46,7 +46,7 @@ class SplitTiling:
     filter: Filter = "lanczos"
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """Tiles below and beside one another."""
+        """Rows and columns of tiles."""
         rows, columns = self._sizes(height, width)[-1]
         return rows // self.side, columns // self.side
 
@@ -75,8 +75,8 @@ class SplitTiling:
         """Applies the map to one ``(H, W, C)`` uint8 image.
 
         Returns:
-            ``(N, C, side, side)`` pixels, the canvas' tiles row by row and, if they are several, the whole image last,
-            and a bound of the spectral norm: each resize's times those of the ones before.
+            ``(N, C, side, side)`` pixels: the canvas' tiles row by row and, if there are several, the whole image last;
+            and a bound of the spectral norm: each resize's norm times those of the resizes before it.
         """
         first, second = self._sizes(*image.shape[:2])
         resized = ResizeCrop(first, None, self.filter)(image)
@@ -92,8 +92,8 @@ class SplitTiling:
 class Idefics3Encoder(PixelShuffleEncoder):
     """Vision transformer and connector of an Idefics3 or SmolVLM checkpoint.
 
-    The payload has ``tiles`` beside the embeddings: how many tiles lie below and beside one another, which the prompt
-    tells the language model.
+    Beside the embeddings, the payload has ``tiles``: the rows and columns of tiles, which the prompt tells the language
+    model.
 
     Args:
         checkpoint: Where the weights are.
@@ -145,7 +145,7 @@ class Idefics3Encoder(PixelShuffleEncoder):
 
 
 def _tiling(processor: dict[str, Any], side: int) -> SplitTiling:
-    """The tiles of a ``preprocessor_config.json``.
+    """The tiling that a ``preprocessor_config.json`` describes.
 
     Raises:
         ValueError: It does not fit the tower, or asks for a step that the map cannot express.

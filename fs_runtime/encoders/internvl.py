@@ -1,4 +1,4 @@
-"""InternVL (the transformers-native one, `InternVLForConditionalGeneration`): tiles by aspect ratio, pixel shuffle."""
+"""InternVL in transformers' format (`InternVLForConditionalGeneration`): tiles by aspect ratio, pixel shuffle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KEY = re.compile(r"^(?:model\.)?(vision_tower|multi_modal_projector)\.(.+)$")
 
 @dataclass(frozen=True, slots=True)
 class AspectTiling:
-    """Resize to the canvas of tiles whose aspect ratio is nearest, beside the whole image in one tile.
+    """Resize to the canvas of tiles with the nearest aspect ratio, plus the whole image in one tile.
 
     The canvas is a function of the image's height and width alone, which an ℓ2 attack does not change.
 
@@ -44,7 +44,7 @@ class AspectTiling:
     filter: Filter = "bicubic"
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """Tiles below and beside one another; of equally near ones the largest that the image half fills."""
+        """Rows and columns of tiles; of equally near aspect ratios, the largest that the image fills by half."""
         best, nearest = (1, 1), math.inf
         sizes = range(1, self.most + 1)
         shapes = [(down, across) for across in sizes for down in sizes if self.fewest <= down * across <= self.most]
@@ -59,7 +59,7 @@ class AspectTiling:
         """Applies the map to one ``(H, W, C)`` uint8 image.
 
         Returns:
-            ``(N, C, side, side)`` pixels, the canvas' tiles row by row and, if they are several, the whole image last.
+            ``(N, C, side, side)`` pixels: the canvas' tiles row by row and, if there are several, the whole image last.
             The map stacks the two resizes, so ‖A‖₂² is at most the sum of the squares of their norms.
         """
         down, across = self.canvas(*image.shape[:2])
@@ -92,7 +92,7 @@ class InternVLEncoder(PixelShuffleEncoder):
         config: Any = InternVLConfig(**raw)
         vision = config.vision_config
         if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
-            raise CheckpointError(f"{checkpoint.source} reads another layer than the last, which vLLM does not either")
+            raise CheckpointError(f"{checkpoint.source} reads a layer other than the last, which vLLM does not support")
         self.device, self.dtype = device, dtype
         (height, width), (patch_height, patch_width) = vision.image_size, vision.patch_size
         self._grid = (height // patch_height, width // patch_width)
@@ -121,7 +121,7 @@ class InternVLEncoder(PixelShuffleEncoder):
 
 
 def _tiling(processor: dict[str, Any], image_size: tuple[int, ...]) -> AspectTiling:
-    """The tiles of a ``preprocessor_config.json``; whatever it says of ``crop_to_patches``, InternVL's processor does.
+    """The tiling that a ``preprocessor_config.json`` describes; InternVL cuts tiles whatever ``crop_to_patches`` says.
 
     Raises:
         ValueError: It does not fit the tower, or asks for a step that the map cannot express.

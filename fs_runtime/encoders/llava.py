@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and its kin: one CLIP or SigLIP tower at a fixed resolution, an MLP projector."""
+"""LLaVA-1.5 and similar models: a CLIP or SigLIP tower at a fixed resolution, and an MLP projector."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class LlavaEncoder(VisionEncoder):
 
     family = "llava"
     tower: nn.Module
-    _constant_names: tuple[str, ...] = ()  # vectors of the language model's width that belong to the vision part
+    _constant_names: tuple[str, ...] = ()  # names of constant embeddings that belong to the vision part
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         raw = checkpoint.config()
@@ -104,7 +104,7 @@ class LlavaEncoder(VisionEncoder):
         self._drop_class_token = config.vision_feature_select_strategy == "default"
         has_class_token = vision.model_type == "clip_vision_model"
         if hasattr(vision, "vision_use_head"):
-            vision.vision_use_head = False  # SigLIP's pooling head reads nothing that we use
+            vision.vision_use_head = False  # SigLIP's pooling head is not used
         with torch.device("meta"):
             tower = AutoModel.from_config(  # type: ignore[no-untyped-call]
                 vision, dtype=torch.float32, attn_implementation="sdpa"
@@ -112,7 +112,7 @@ class LlavaEncoder(VisionEncoder):
             projector = _Projector(config, vision.hidden_size * len(self._layers))
             width = config.text_config.hidden_size
             constants = nn.ParameterDict({name: torch.empty(width) for name in self._constant_names})
-        # The selected hidden states come before this norm, so it is only a cost.
+        # The selected hidden states come before this norm, so it need not be computed.
         inner = getattr(tower, "vision_model", tower)
         inner.post_layernorm = nn.Identity()
         prefix = "" if inner is tower else "vision_model."
@@ -145,7 +145,7 @@ class LlavaEncoder(VisionEncoder):
         self.control_tokens = (spelling(checkpoint, config.image_token_index, "<image>"),)
 
     def _read_geometry(self, processor: dict[str, Any], config: PreTrainedConfig) -> ResizeCrop | Tiling:
-        """How images are resized, from the image processor's configuration; ValueError if that is not possible here."""
+        """The resize that the image processor's configuration describes; ValueError if it is not supported."""
         return ResizeCrop.from_processor_config(processor)
 
     @override

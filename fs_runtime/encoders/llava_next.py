@@ -22,11 +22,11 @@ from fs_runtime.preprocessing.tiling import Tiling, tile_resolutions
 class LlavaNextEncoder(LlavaEncoder):
     """Vision tower, projector and newline token of a LLaVA-NeXT checkpoint.
 
-    x is the stack of the whole image, resized to one tile, and the tiles; each has its own noise. f are the tokens that
-    the language model reads, of the whole image and then of the tiles row by row; those of mere padding are left out.
-    The newline token is a constant, so it is no part of f and joins in the payload.
+    x is the stack of the whole image, resized to one tile, and the tiles; each has its own noise. f has the tokens that
+    the language model reads: those of the whole image, then those of the tiles row by row, without padding. The newline
+    token is a constant, so it is not part of f; the payload adds it.
 
-    A grid is: rows and columns of a tile's tokens, of the tiles, and of the tokens kept of all tiles.
+    A grid has the rows and columns of a tile's tokens, of the tiles, and of the tokens that are kept of all tiles.
     """
 
     family = "llava_next"

@@ -22,9 +22,9 @@ _RATIO = 1.1  # above it, tokens are pooled (Li et al. 2024, arXiv 2408.03326, "
 class LlavaOnevisionEncoder(LlavaNextEncoder):
     """Vision tower, projector and newline token of a LLaVA-OneVision checkpoint.
 
-    As in LLaVA-NeXT. Behind the projector the tiles' tokens are pooled bilinearly to about as many as
-    ``anyres_max_N`` tiles have, so the projector's stage has fewer tokens than the encoder's. Every image of a request
-    is cut into tiles, as vLLM does it.
+    As in LLaVA-NeXT. After the projector, the tiles' tokens are pooled bilinearly to about as many as ``anyres_max_N``
+    tiles have, so the projector stage has fewer tokens than the encoder stage. Every image of a request is cut into
+    tiles, as in vLLM.
     """
 
     family = "llava_onevision"
@@ -57,6 +57,6 @@ class LlavaOnevisionEncoder(LlavaNextEncoder):
         return whole, (tiles if stage == "encoder" else self._pooled(*tiles))
 
     def _pooled(self, rows: int, columns: int) -> tuple[int, int]:
-        """Rows and columns that are left of the tiles' tokens behind the projector."""
+        """Rows and columns of the tiles' tokens after pooling."""
         ratio = math.sqrt(rows * columns / (self._max_tiles * self._grid[0] ** 2))
         return (int(rows // ratio), int(columns // ratio)) if ratio > _RATIO else (rows, columns)

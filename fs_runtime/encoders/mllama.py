@@ -24,7 +24,7 @@ from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, ch
 
 @dataclass(frozen=True, slots=True)
 class CanvasFit:
-    """Resize to fit the canvas of tiles that suits the image best, in its top left corner; the rest is black.
+    """Resize to fit the best canvas of tiles, aligned to its top left corner; the rest is black.
 
     Attributes:
         side: Pixels along a tile.
@@ -38,7 +38,7 @@ class CanvasFit:
 
     @property
     def canvases(self) -> list[tuple[int, int]]:
-        """Tiles below and beside one another of every canvas, in the order in which the model numbers them from 1."""
+        """Rows and columns of tiles of every canvas, in the order in which the model numbers them from 1."""
         sizes = range(1, self.most + 1)
         return [(down, across) for down in sizes for across in sizes if down * across <= self.most]
 
@@ -50,7 +50,7 @@ class CanvasFit:
         return min((c for c in scale if scale[c] == chosen), key=math.prod)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after the resize: at least a tile's where the canvas allows, the aspect ratio kept."""
+        """Height and width after the resize, at the same aspect ratio: at least a tile's where the canvas allows."""
         down, across = self.canvas(height, width)
         target_height = min(max(height, self.side), down * self.side)
         target_width = min(max(width, self.side), across * self.side)
@@ -70,12 +70,13 @@ class CanvasFit:
 class MllamaEncoder(VisionEncoder):
     """Vision transformer and projector of a Llama 3.2 Vision checkpoint (arXiv 2407.21783, section 7).
 
-    x is the whole canvas, since tiles attend to one another. The tower always reads the most tiles there can be: behind
-    the canvas' own come black ones, which no noise is added to and whose tokens nobody reads. A token's feature is the
-    last layer's output followed by those of some earlier layers. Class tokens, one for each tile, come first; then
-    those of all tiles row by row over the canvas.
+    x is the whole canvas, since tiles attend to one another. The tower always reads the maximal number of tiles: the
+    canvas' own, padded with black ones, which get no noise and whose tokens are not used. A token's feature is the last
+    layer's output followed by those of some earlier layers. The class tokens, one for each tile, come first; then the
+    other tokens of all tiles, row by row over the canvas.
 
-    The payload has ``tiles`` beside the embeddings, whose tokens then go tile by tile, each behind its class token.
+    Beside the embeddings, the payload has ``tiles``. Its embeddings are ordered tile by tile, each tile's class token
+    first.
 
     Args:
         checkpoint: Where the weights are.
@@ -166,7 +167,7 @@ class MllamaEncoder(VisionEncoder):
 
 
 def _geometry(processor: dict[str, Any], side: int, most: int) -> CanvasFit:
-    """The canvas of a ``preprocessor_config.json``.
+    """The canvas that a ``preprocessor_config.json`` describes.
 
     Raises:
         ValueError: It does not fit the tower, or asks for a step that the map cannot express.

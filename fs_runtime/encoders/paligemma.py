@@ -1,4 +1,4 @@
-"""PaliGemma: a SigLIP tower at a fixed resolution, one linear map, a Gemma behind."""
+"""PaliGemma: a SigLIP tower at a fixed resolution, a linear projector, and a Gemma language model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PaliGemmaEncoder(VisionEncoder):
             raise CheckpointError(f"a PaliGemma with a {vision.model_type} tower is not supported; use SigLIP")
         vision.vision_use_head = False  # nothing reads the pooled output
         self.device, self.dtype = device, dtype
-        processor = {"do_center_crop": False} | processor_config(checkpoint)  # SigLIP's crops only if it is told to
+        processor = {"do_center_crop": False} | processor_config(checkpoint)  # SigLIP's does not crop by default
         try:
             self._geometry = ResizeCrop.from_processor_config(processor)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What adapters share: reading the processor's configuration, finishing modules, checking payloads."""
+"""Helpers of the adapters: read the processor's configuration, prepare modules, check payloads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def processor_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def mean_and_std(processor: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that pixels are normalised with; 0 and 1 where they are not."""
+    """Mean and standard deviation of the pixel normalisation; 0 and 1 if there is none."""
     if processor.get("do_normalize", True):
         return list(processor["image_mean"]), list(processor["image_std"])
     return [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
@@ -41,10 +41,10 @@ def channels(values: list[float], device: torch.device) -> Tensor:
 
 
 def fixed_size(x: Preprocessed, size: tuple[int, int], grid: Grid) -> PreparedImage:
-    """The image of an encoder that reads one size only.
+    """The prepared image for an encoder that reads one size only.
 
     Raises:
-        ValueError: Preprocessing made another one.
+        ValueError: The image has another size.
     """
     if x.pixels.shape[1:] != size:
         raise ValueError(f"preprocessing made {x.pixels.shape[1:]}, the encoder reads {size}")
@@ -52,7 +52,7 @@ def fixed_size(x: Preprocessed, size: tuple[int, int], grid: Grid) -> PreparedIm
 
 
 def materialise_position_ids(module: nn.Module) -> None:
-    """Gives the non-persistent position indices their values: the meta device left them without."""
+    """Sets the non-persistent position indices, which have no values after construction on the meta device."""
     for inner in module.modules():
         ids = getattr(inner, "position_ids", None)
         if isinstance(ids, Tensor) and ids.is_meta:
@@ -60,23 +60,23 @@ def materialise_position_ids(module: nn.Module) -> None:
 
 
 def frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module as adapters use it: in place, in evaluation mode, without gradients for its weights."""
+    """Moves and freezes a module in place: device, dtype, evaluation mode, no gradients for its weights."""
     return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def spelling(checkpoint: Checkpoint, token: int, otherwise: str) -> str:
-    """How the tokenizer spells a special token, from ``tokenizer.json``."""
+def spelling(checkpoint: Checkpoint, token: int, default: str) -> str:
+    """Text of a special token in ``tokenizer.json``."""
     for added in checkpoint.json("tokenizer.json").get("added_tokens", []):
         if added.get("id") == token:
             return str(added["content"])
-    return otherwise
+    return default
 
 
 def checked(embeddings: Tensor, tokens: int, width: int) -> Tensor:
-    """The ``(tokens, width)`` embeddings in float32, if they are what the language model expects.
+    """The ``(tokens, width)`` embeddings in float32, after a check of shape and values.
 
     Raises:
-        ValueError: The shape is another, or a value is not finite. Such a payload can stop vLLM.
+        ValueError: The shape is wrong, or a value is not finite. Such a payload can crash vLLM.
     """
     if tuple(embeddings.shape) != (tokens, width):
         raise ValueError(f"embeddings have shape {tuple(embeddings.shape)}, the language model needs {(tokens, width)}")

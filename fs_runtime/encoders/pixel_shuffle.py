@@ -1,4 +1,4 @@
-"""What InternVL and Idefics3 share: equal tiles, each seen by itself, and blocks of a tile's tokens joined into one."""
+"""Base class of InternVL and Idefics3: tiles encoded separately, and pixel shuffle of a tile's tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fs_runtime.preprocessing.resize import Preprocessed
 
 
 class CanvasTiling(Protocol):
-    """Cuts an image into tiles of one size; where there are several, the whole image follows as one more."""
+    """Cuts an image into tiles of one size; if there are several, the whole image follows as one more tile."""
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """Tiles below and beside one another, from the image's size alone."""
+        """Rows and columns of tiles, from the image's size alone."""
         ...
 
     def __call__(self, image: NDArray[np.uint8]) -> Preprocessed:
@@ -29,12 +29,13 @@ class CanvasTiling(Protocol):
 
 
 class PixelShuffleEncoder(VisionEncoder):
-    """x is the stack of the tiles; each has its own noise.
+    """Vision part with tiles and pixel shuffle; x is the stack of the tiles, and each has its own noise.
 
-    The encoder stage is the vision transformer's output without a class token, tile after tile; the projector stage is
-    what the language model reads, one token for a block of merge x merge.
+    The encoder stage gives the vision transformer's output without class tokens, tile after tile. The projector stage
+    gives what the language model reads: one token for each block of merge x merge tokens.
 
-    A grid is: rows and columns of a tile's tokens, and of the canvas' tiles. Subclasses set what is declared here.
+    A grid has the rows and columns of a tile's tokens, and of the canvas' tiles. Subclasses set the attributes that are
+    declared here.
     """
 
     _class_tokens: ClassVar[int] = 0

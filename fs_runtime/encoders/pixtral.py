@@ -24,7 +24,7 @@ from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, ch
 
 @dataclass(frozen=True, slots=True)
 class FitPatches:
-    """Shrink to fit a square, then stretch to whole patches: one resize, whose size follows from the image's.
+    """Shrink to fit a square, then round up to whole patches: one resize, whose size depends on the image's alone.
 
     Attributes:
         patch: Pixels along a patch.
@@ -41,7 +41,7 @@ class FitPatches:
         ratio = max(height, width) / self.longest
         if ratio > 1:
             height, width = math.floor(height / ratio), math.floor(width / ratio)
-        # The processor makes an image that is thinner than a pixel of no size, which no encoder reads.
+        # For an image thinner than a pixel the processor gives size 0, which no encoder reads: at least one patch.
         rows, columns = (max(1, math.ceil(side / self.patch)) for side in (height, width))
         return rows * self.patch, columns * self.patch
 
@@ -53,8 +53,8 @@ class FitPatches:
 class PixtralEncoder(VisionEncoder):
     """Vision transformer and projector of a Pixtral checkpoint (arXiv 2410.07073, section 2.2).
 
-    A token for each patch, at both stages. The payload has ``grid`` beside the embeddings: rows and columns of tokens,
-    since the prompt marks where a row ends.
+    Both stages have one token for each patch. Beside the embeddings, the payload has ``grid``: rows and columns of
+    tokens, since the prompt marks the ends of rows.
 
     Args:
         checkpoint: Where the weights are.
@@ -93,7 +93,7 @@ class PixtralEncoder(VisionEncoder):
                 vision, dtype=torch.float32, attn_implementation="sdpa"
             )
             projector = LlavaMultiModalProjector(config)
-        tower.patch_positional_embedding = nn.Identity()  # its values are computed for a whole grid at once
+        tower.patch_positional_embedding = nn.Identity()  # computed by _rotary_embedding for a whole grid at once
         load_weights(tower, checkpoint.tensors(lambda key: _name(key, "vision_tower.")), "vision tower")
         load_weights(projector, checkpoint.tensors(lambda key: _name(key, "multi_modal_projector.")), "projector")
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, tower, projector)
@@ -116,7 +116,7 @@ class PixtralEncoder(VisionEncoder):
         pixels = ((x.float() - self._mean) / self._std).to(self.dtype)
         patches = self._tower.patch_conv(pixels)  # (B, D, rows, columns)
         h = self._tower.ln_pre(patches.flatten(2).mT)
-        # transformers packs images behind one another under a block mask; here they are a batch of one size.
+        # transformers packs images into one sequence with a block mask; here they are a batch of one size.
         rotation = self._rotation((patches.shape[2], patches.shape[3]))
         features: Tensor = self._tower.transformer(h, position_embeddings=rotation).last_hidden_state
         return features
@@ -140,22 +140,22 @@ class PixtralEncoder(VisionEncoder):
         rows, columns = (axis.reshape(-1, 1) for axis in np.indices(grid))
         half = np.concatenate([rows * frequencies[::2], columns * frequencies[1::2]], axis=1)
         angles = np.concatenate([half, half], axis=1)
-        # A cached tensor must serve attacks too, which take gradients.
+        # Not an inference tensor: attacks use the cached tensor with gradients.
         with torch.inference_mode(False):
             cos, sin = (torch.from_numpy(part).to(self.device, self.dtype) for part in (np.cos(angles), np.sin(angles)))
             return cos, sin
 
 
 def _geometry(processor: dict[str, Any], patch: int) -> FitPatches:
-    """The resize of a ``preprocessor_config.json``.
+    """The resize that a ``preprocessor_config.json`` describes.
 
     Raises:
         ValueError: It does not fit the tower, or asks for a step that the map cannot express.
     """
-    told = processor.get("patch_size", 16)
-    told = told.get("height") if isinstance(told, dict) else told
-    if told != patch:
-        raise ValueError(f"preprocessor_config.json has patch_size={told}, the vision tower {patch}")
+    configured = processor.get("patch_size", 16)
+    configured = configured.get("height") if isinstance(configured, dict) else configured
+    if configured != patch:
+        raise ValueError(f"preprocessor_config.json has patch_size={configured}, the vision tower {patch}")
     longest = (processor.get("size") or {"longest_edge": 1024}).get("longest_edge")
     if not longest or not processor.get("do_resize", True) or processor.get("do_center_crop"):
         raise ValueError("preprocessor_config.json must resize to a longest_edge, and not crop")

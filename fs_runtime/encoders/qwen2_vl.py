@@ -1,4 +1,4 @@
-"""Qwen2-VL, and what the later Qwen-VL families share with it: any resolution, patches merged two by two."""
+"""Qwen2-VL, and the base class of the later Qwen-VL families: any resolution, patches merged two by two."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _TOKENS = {
 class Qwen2VLEncoder(VisionEncoder):
     """Vision transformer and merger of a Qwen2-VL checkpoint.
 
-    The encoder stage is what the merger reads: one feature for each patch, in reading order. The projector stage is
-    what the language model reads: one for each block of merge x merge patches. A still image is a video of two equal
-    frames to this family: noise is added once, and both frames show the same noisy image.
+    The encoder stage gives what the merger reads: one feature for each patch, in reading order. The projector stage
+    gives what the language model reads: one for each block of merge x merge patches. This family treats a still image
+    as a video of two equal frames: noise is added once, and both frames show the same noisy image.
 
     Args:
         checkpoint: Where the weights are.
@@ -70,7 +70,7 @@ class Qwen2VLEncoder(VisionEncoder):
         tower.rotary_pos_emb = nn.Identity()  # its values are computed for a whole grid at once (qwen_vision.py)
         load_weights(tower, checkpoint.tensors(_tower_name), "vision tower")
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, tower)
-        # Both frames are equal, so a convolution over time is one with the kernel summed over it.
+        # Both frames are equal, so the kernel can be summed over time.
         embed = tower.patch_embed.proj
         self._embed_weight = embed.weight.sum(2).flatten(1).to(device, dtype)  # (D, C P P)
         self._embed_bias = None if embed.bias is None else embed.bias.to(device, dtype)

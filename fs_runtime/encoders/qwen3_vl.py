@@ -1,4 +1,4 @@
-"""Qwen3-VL: learned positions, and DeepStack, which hands features of several depths to the language model."""
+"""Qwen3-VL: learned positions, and DeepStack, which gives features of several depths to the language model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Qwen3VLEncoder(Qwen2VLEncoder):
     """Vision transformer and mergers of a Qwen3-VL checkpoint; arguments and errors as :class:`Qwen2VLEncoder`.
 
     The language model reads the merged output of the last block, and adds those of some earlier blocks to its own first
-    layers (DeepStack, arXiv 2406.04334). All of it comes from the image, so all of it is one feature: at either stage a
-    token's feature is the last block's, followed by the earlier ones', and vLLM takes it in this form.
+    layers (DeepStack, arXiv 2406.04334). All of them depend on the image, so all are certified: at both stages a
+    token's feature is the last block's output followed by the earlier ones. vLLM expects this layout.
     """
 
     family = "qwen3_vl"
@@ -46,7 +46,7 @@ class Qwen3VLEncoder(Qwen2VLEncoder):
         return torch.cat(list(merged), dim=-1)
 
     def _position_embeddings(self, grid: Grid) -> Tensor:
-        """``(N, D)`` learned positions, interpolated from their own square to the grid with its corners kept."""
+        """``(N, D)`` learned positions, interpolated from their square to the grid with aligned corners."""
         table = self._tower.pos_embed.weight.float()  # (side², D)
         side = round(table.shape[0] ** 0.5)
         rows, columns = (_linear_weights(side, count).to(self.device) for count in grid)
@@ -56,7 +56,7 @@ class Qwen3VLEncoder(Qwen2VLEncoder):
 
 
 def _linear_weights(side: int, count: int) -> Tensor:
-    """``(count, side)`` weights of linear interpolation at ``count`` places from the first to the last of ``side``."""
+    """``(count, side)`` weights of linear interpolation at ``count`` points from the first to the last of ``side``."""
     place = np.linspace(0, side - 1, count)
     weights = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(side)))
     return torch.from_numpy(weights).float()

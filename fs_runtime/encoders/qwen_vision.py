@@ -1,8 +1,8 @@
 """Qwen-VL's vision transformers over a batch of equal grids: no loop over images, few calls over windows.
 
-The blocks are those of transformers; only what goes between them is done here. There, images are packed one behind the
-other and attention runs piece by piece. Copies of one image share their grid, so here they are a batch, and windows of
-one size are a batch too.
+The blocks are those of transformers; this module replaces the code between them. transformers packs images into one
+sequence and runs attention piece by piece. Copies of one image share their grid, so here they form a batch, and so do
+windows of one size.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Layout:
     """Tokens of one grid in the order in which attention reads them; N tokens, heads of width d.
 
     Attributes:
-        order: ``(N,)`` place in reading order (rows, then columns) of each token; None where that is the order.
+        order: ``(N,)`` index of each token in reading order (rows, then columns); None if the tokens are in that order.
         back: ``(N,)`` the inverse of ``order``.
         cos: ``(N, 1, d)`` float32 of the rotary position embedding.
         sin: Likewise.
-        windows: Runs of equal windows, as pairs of how many and how many tokens each.
+        windows: Runs of windows of one size, as pairs of the number of windows and the tokens in each.
     """
 
     order: Tensor | None
@@ -48,7 +48,7 @@ class VisionBlocks:
         head_width: Width of one head, a multiple of 4.
         theta: Base of the rotary frequencies.
         window: Side in patches of the attention windows; None for attention over the whole image.
-        full: Numbers of the blocks that attend over the whole image even so.
+        full: Numbers of the blocks that attend over the whole image despite ``window``.
         device: Where the weights are.
     """
 
@@ -74,7 +74,7 @@ class VisionBlocks:
         Args:
             h: ``(B, N, D)`` embedded patches in reading order.
             grid: Rows and columns; N is their product.
-            keep: Numbers of the blocks whose output is wanted besides.
+            keep: Numbers of further blocks whose output to return.
 
         Returns:
             ``(B, N, D)`` outputs of the last block and of those in ``keep``, in reading order.
@@ -115,7 +115,7 @@ class VisionBlocks:
         half = np.concatenate([axis[order, None] * frequencies for axis in (rows, columns)], axis=1)
         angles = np.concatenate([half, half], axis=1)[:, None]  # (N, 1, d)
         trivial = bool((np.diff(order) == 1).all())
-        # A cached tensor must serve attacks too, which take gradients.
+        # Not inference tensors: attacks use the cached tensors with gradients.
         with torch.inference_mode(False):
             return Layout(
                 None if trivial else torch.from_numpy(order).to(self._device),
@@ -129,9 +129,9 @@ class VisionBlocks:
 def _windows(
     rows: NDArray[np.int64], columns: NDArray[np.int64], side: int | None
 ) -> tuple[NDArray[np.int64], tuple[tuple[int, int], ...]]:
-    """Order of the tokens that puts windows together, those of one size in a row, and the runs of equal windows.
+    """Order of the tokens, window by window and sorted by the windows' size, and the runs of windows of one size.
 
-    Windows are cut from the top left; the last of a row or column may be smaller. Their order means nothing.
+    Windows are cut from the top left; the last of a row or column may be smaller. Their order does not matter.
     """
     if side is None:
         return np.arange(len(rows)), ((1, len(rows)),)

@@ -1,4 +1,4 @@
-"""An adversarially trained vision tower on disk: its weights, and a card that says what it takes the place of."""
+"""An adversarially trained vision tower on disk: its weights, and a card that names the encoder it belongs to."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def save_robust_encoder(
     """Writes ``tower.safetensors``, in float16, and ``card.json``.
 
     Args:
-        folder: Where to; made if need be.
+        folder: Created if it is missing.
         encoder: The original.
-        tower: What takes its tower's place.
-        facts: What else the card says.
+        tower: Replaces the original's tower.
+        facts: Further entries of the card.
 
     Returns:
         The card.
@@ -50,7 +50,7 @@ def save_robust_encoder(
         "encoder": {"fingerprint": encoder.fingerprint, "family": encoder.family, **facts.get("encoder", {})},
         "tower": {
             "parameters": sum(parameter.numel() for parameter in tower.parameters()),
-            "fingerprint": _exchanged(encoder, weights).fingerprint,
+            "fingerprint": _with_tower_weights(encoder, weights).fingerprint,
         },
     }
     card |= {name: fact for name, fact in facts.items() if name not in card}
@@ -59,11 +59,11 @@ def save_robust_encoder(
 
 
 def load_robust_encoder(folder: str | Path, encoder: VisionEncoder) -> VisionEncoder:
-    """The encoder with the tower of ``folder`` in place of its own.
+    """The encoder with its tower replaced by the one in ``folder``.
 
     Args:
         folder: Written by :func:`save_robust_encoder`.
-        encoder: The original; it stays as it is.
+        encoder: The original, which does not change.
 
     Raises:
         RobustEncoderError: The tower was made for another encoder, or is incomplete or damaged.
@@ -89,7 +89,7 @@ def load_robust_encoder(folder: str | Path, encoder: VisionEncoder) -> VisionEnc
             "train one for this model with `fs-serve train robust-encoder`"
         )
     try:
-        robust = _exchanged(encoder, load_file(folder / WEIGHTS))
+        robust = _with_tower_weights(encoder, load_file(folder / WEIGHTS))
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
         raise RobustEncoderError(
             f"{folder / WEIGHTS} is missing, damaged or does not fit; copy the robust encoder again ({error})"
@@ -99,13 +99,11 @@ def load_robust_encoder(folder: str | Path, encoder: VisionEncoder) -> VisionEnc
     return robust
 
 
-def _exchanged(encoder: VisionEncoder, weights: dict[str, torch.Tensor]) -> VisionEncoder:
+def _with_tower_weights(encoder: VisionEncoder, weights: dict[str, torch.Tensor]) -> VisionEncoder:
     tower = copy.deepcopy(encoder.tower)
     if tower is None:
         raise RobustEncoderError(f"the vision tower of family {encoder.family} cannot be exchanged")
     tower.float().load_state_dict(weights)
-    robust = encoder.with_tower(
-        tower
-    )  # the fingerprint is that of float32 weights, in whatever arithmetic they are used
+    robust = encoder.with_tower(tower)  # before the cast: the fingerprint is that of the float32 weights
     tower.to(device=encoder.device, dtype=encoder.dtype).eval().requires_grad_(False)
     return robust

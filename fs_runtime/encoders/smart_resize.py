@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from fs_runtime.encoders.base import ImageSizeError
 from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 
-_MAX_ASPECT = 200  # of Qwen's own processor
+_MAX_ASPECT = 200  # as in Qwen's processor
 
 
 @dataclass(frozen=True, slots=True)
 class SmartResize:
     """Resize to whole merged patches, with the number of pixels between two bounds (arXiv 2409.12191, section 2.1).
 
-    The target is a function of the image's height and width alone, so an ℓ2 attack, which changes pixels, does not
-    change it, and at each size the map is linear.
+    The target size depends on the image's height and width alone. An ℓ2 attack changes pixels only, so it does not
+    change the target, and the map is linear for each size.
 
     Attributes:
         patch: Side of a patch in pixels.
@@ -64,7 +64,7 @@ class SmartResize:
         """The same map with at most ``max_pixels`` pixels, if that is fewer.
 
         Raises:
-            ValueError: It is below ``min_pixels``.
+            ValueError: ``max_pixels`` is below ``min_pixels``.
         """
         if max_pixels < self.min_pixels:
             raise ValueError(

@@ -10,17 +10,17 @@ _ENDS = ("bos_token", "eos_token", "pad_token")
 
 
 def turn_tokens(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Spellings that a model's tokenizer reads as the frame of a conversation, such as ``<|im_start|>`` or ``</s>``.
+    """Texts that a model's tokenizer reads as turn markers of a conversation, such as ``<|im_start|>`` or ``</s>``.
 
-    These are the special tokens that its chat templates spell out, and those of the beginning, the end and padding.
-    Other special tokens are left out: texts use them on purpose (``<|box_start|>`` of Qwen-VL), and so do templates
-    that parse answers (``<think>``, which is not special).
+    These are the special tokens that its chat templates contain, and the tokens of beginning, end and padding. Other
+    special tokens are left out: users' texts may contain them on purpose (``<|box_start|>`` of Qwen-VL). So is
+    ``<think>``, which templates use to parse answers; it is not a special token.
     """
     config = checkpoint.json("tokenizer_config.json")
     templates = "".join(_templates(checkpoint, config))
-    spoken = [token for token in _special_tokens(checkpoint, config) if token in templates]
+    in_templates = [token for token in _special_tokens(checkpoint, config) if token in templates]
     named = [config.get(name) or checkpoint.json("special_tokens_map.json").get(name) for name in _ENDS]
-    return tuple(dict.fromkeys(token for token in (*spoken, *map(_spelling, named)) if token))
+    return tuple(dict.fromkeys(token for token in (*in_templates, *map(_spelling, named)) if token))
 
 
 def _templates(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
@@ -41,5 +41,5 @@ def _special_tokens(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]
 
 
 def _spelling(token: Any) -> str:
-    """Of a token that a configuration names by its text, or by an object with it."""
+    """Text of a token, which a configuration gives as a string or as an object with ``content``."""
     return str(token.get("content") or "") if isinstance(token, dict) else str(token or "")
