@@ -1,4 +1,4 @@
-"""Attacks on the features that a language model reads, and what they find about a defence and its certificate."""
+"""Adversarial attacks on features and answers; checks of a defence and its certificate by attacks."""
 
 from fs_runtime.attacks.certificate_attack import CertificateAttackResult, attack_certificate
 from fs_runtime.attacks.masking import MaskingReport, check_gradient_masking

@@ -1,11 +1,11 @@
-"""Losses on the answer itself, through the language model: what decides whether an attack changed it.
+"""Losses of attacks on the answer, through the language model.
 
-Under greedy decoding an answer is given exactly if each of its tokens, after the ones before it, has the largest logit.
-So one token that loses its lead changes the answer: margin losses look at the one that is nearest to it, cross-entropy
-at all of them.
+Under greedy decoding the model gives an answer exactly if each of its tokens, after those before it, has the largest
+logit. So the answer changes as soon as one token's logit is no longer the largest: margin losses use the token closest
+to that, cross-entropy uses all tokens.
 
-Logits are ``(B, L, V)`` and tokens ``(B, L)``: token i is the one that logits i should be largest at, and places that
-belong to no answer hold ``IGNORED``. Every loss is ``(B,)``.
+Logits are ``(B, L, V)`` and tokens ``(B, L)``: logits i predict token i, and positions outside the answer hold
+``IGNORED``. Every loss is ``(B,)``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class AnswerModel(Protocol):
     """A language model that is asked one fixed question about each image, with one fixed answer to score."""
 
     def __call__(self, embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at the places of the answers' tokens, and these tokens.
+        """Logits at the positions of the answers' tokens, and these tokens.
 
         Args:
             embeddings: ``(B, T', D')`` of the images.
-            rows: ``(B,)`` which question each is asked, with its answer.
+            rows: ``(B,)`` index of each image's question and answer.
 
         Returns:
             ``(B, L, V)`` logits, differentiable in ``embeddings``, and ``(B, L)`` tokens.
@@ -39,19 +39,19 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """Mean cross-entropy of the answer's tokens.
 
     Source: Schlarmann and Hein, "On the Adversarial Robustness of Multi-Modal Foundation Models", ICCV workshops 2023
-    (arXiv 2308.10741), which climbs it by APGD.
+    (arXiv 2308.10741), which maximises it by APGD.
     """
     losses = functional.cross_entropy(logits.mT, tokens, ignore_index=IGNORED, reduction="none")  # (B, L)
     return losses.sum(dim=1) / (tokens != IGNORED).sum(dim=1)
 
 
 def negative_cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Its negative: raising it leads to the answer."""
+    """Negative cross-entropy: raising it makes the answer more likely."""
     return -cross_entropy(logits, tokens)
 
 
 def margin_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """max_{i ≠ y} z_i - z_y of the token where it is largest: positive if another answer is given.
+    """max_{i ≠ y} z_i - z_y at the token where it is largest; positive if the model gives another answer.
 
     Source: Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017 (arXiv 1608.04644), f₆.
     """
@@ -59,9 +59,9 @@ def margin_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def dlr_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Difference of logits ratio, (max_{i ≠ y} z_i - z_y) / (z_π1 - z_π3), of the token where it is largest.
+    """Difference of logits ratio, (max_{i ≠ y} z_i - z_y) / (z_π1 - z_π3), at the token where it is largest.
 
-    It changes neither with a shift nor with a scale of the logits. Source: Croce and Hein, "Reliable Evaluation of
+    It is invariant to shifts and scales of the logits. Source: Croce and Hein, "Reliable Evaluation of
     Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020 (arXiv 2003.01690), equation
     6.
     """

@@ -1,4 +1,4 @@
-"""Two ways to climb an objective inside a threat model, for a batch of images at once: PGD and APGD.
+"""PGD and APGD: gradient ascent within a threat model, for a batch of images at once.
 
 Sources: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018 (arXiv 1706.06083);
 Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
@@ -15,17 +15,17 @@ from torch import Tensor
 from fs_runtime.attacks.threat_model import ThreatModel
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From ``(B, C, H, W)`` images to ``(B,)`` values to be raised and their ``(B, C, H, W)`` gradients."""
+"""Maps ``(B, C, H, W)`` images to ``(B,)`` values to maximise and their ``(B, C, H, W)`` gradients."""
 
 _MOMENTUM = 0.75  # α of the paper: weight of the new step
 _RISING_SHARE = 0.75  # ρ of the paper: the step is halved when fewer steps than this raise the objective
 _FIRST_WINDOW, _WINDOW_DECREASE, _SHORTEST_WINDOW = 0.22, 0.03, 0.06  # of the iterations
-_SMALLEST_FIRST_STEP = 0.1  # in parts of ε
+_SMALLEST_FIRST_STEP = 0.1  # as a fraction of ε
 
 
-def first_step(steps: int) -> float:
-    """First step of :func:`pgd` in parts of ε, at most 1: four or more steps go 2 ε in all, across the ball."""
-    return min(1.0, max(_SMALLEST_FIRST_STEP, 4 / steps))  # as they fall, n steps go (n + 1) / 2 times the first
+def first_step_size(steps: int) -> float:
+    """First step of :func:`pgd` as a fraction of ε, at most 1: four or more steps add up to 2 ε, the ball's width."""
+    return min(1.0, max(_SMALLEST_FIRST_STEP, 4 / steps))  # n falling steps add up to (n + 1) / 2 times the first
 
 
 def pgd(
@@ -39,21 +39,21 @@ def pgd(
     momentum: float,
     keep_best: bool,
 ) -> Tensor:
-    """Projected steps along the steepest direction, of a size that falls linearly to nothing.
+    """Projected gradient ascent along the steepest direction, with a step size that falls linearly to 0.
 
-    The direction is that of a running sum of unit gradients (MI-FGSM, Dong et al., "Boosting Adversarial Attacks with
-    Momentum", CVPR 2018, arXiv 1710.06081, with the norm of the threat model); without momentum of the last alone.
+    With momentum the direction is that of a decaying sum of unit gradients (MI-FGSM, Dong et al., "Boosting Adversarial
+    Attacks with Momentum", CVPR 2018, arXiv 1710.06081, with the norm of the threat model).
 
     Args:
-        objective: What to raise.
+        objective: To maximise.
         start: ``(B, C, H, W)`` points of the ball.
         centre: ``(B, C, H, W)`` the images.
         threat: Ball and box.
         steps: Number of steps.
-        step_size: Of the first step, in parts of ε.
-        momentum: What is kept of the sum at each step, from 0 to below 1.
-        keep_best: Return each image's best point rather than its last. Only where the objective is the same at every
-            call: among noisy values the largest is a lucky one.
+        step_size: Of the first step, as a fraction of ε.
+        momentum: Decay of the sum of gradients, in [0, 1).
+        keep_best: Return each image's best point instead of its last. Use it for deterministic objectives only: the
+            largest of several noisy values is mostly luck.
     """
     best, best_value = start, torch.full((len(start),), -torch.inf, device=start.device)
     x, direction = start, torch.zeros_like(start)
@@ -67,10 +67,10 @@ def pgd(
 
 
 def apgd(objective: Objective, start: Tensor, centre: Tensor, threat: ThreatModel, *, steps: int) -> Tensor:
-    """Auto-PGD: momentum, and a step that starts at 2 ε and is halved, from the best point, where progress stalls.
+    """Auto-PGD: momentum, and a step of 2 ε that is halved, back at the best point, whenever progress stalls.
 
     Args:
-        objective: What to raise. It may be noisy: "best" then means best as observed, as in the paper's attack on
+        objective: To maximise. It may be noisy: "best" then means best as observed, as in the paper's attack on
             randomised defences.
         start: ``(B, C, H, W)`` points of the ball.
         centre: ``(B, C, H, W)`` the images.
@@ -89,15 +89,15 @@ def apgd(objective: Objective, start: Tensor, centre: Tensor, threat: ThreatMode
     windows = _windows(steps)
     since_check, window = 0, next(windows)
     for iteration in range(steps):
-        plain = threat.project(x + each(step, x) * threat.steepest(gradient), centre)
+        plain = threat.project(x + per_image(step, x) * threat.steepest(gradient), centre)
         weight = 1.0 if iteration == 0 else _MOMENTUM
         moved = threat.project(x + weight * (plain - x) + (1 - weight) * (x - previous), centre)
         previous, x = x, moved
         before, (value, gradient) = value, objective(x)
         rises += value > before
         improved = value > best_value
-        best = torch.where(each(improved, x), x, best)
-        best_gradient = torch.where(each(improved, x), gradient, best_gradient)
+        best = torch.where(per_image(improved, x), x, best)
+        best_gradient = torch.where(per_image(improved, x), gradient, best_gradient)
         best_value = torch.maximum(value, best_value)
         since_check += 1
         if since_check < window:
@@ -106,9 +106,9 @@ def apgd(objective: Objective, start: Tensor, centre: Tensor, threat: ThreatMode
         stuck = ~halved_at_check & (best_value == value_at_check)
         halved_at_check = stalled | stuck
         step = torch.where(halved_at_check, step / 2, step)
-        x = torch.where(each(halved_at_check, x), best, x)
-        previous = torch.where(each(halved_at_check, x), best, previous)
-        gradient = torch.where(each(halved_at_check, x), best_gradient, gradient)
+        x = torch.where(per_image(halved_at_check, x), best, x)
+        previous = torch.where(per_image(halved_at_check, x), best, previous)
+        gradient = torch.where(per_image(halved_at_check, x), best_gradient, gradient)
         value = torch.where(halved_at_check, best_value, value)
         value_at_check = best_value
         rises = torch.zeros_like(rises)
@@ -125,9 +125,9 @@ def _windows(steps: int) -> Iterator[int]:
 
 
 def _better(x: Tensor, value: Tensor, best: Tensor, best_value: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(each(value > best_value, x), x, best), torch.maximum(value, best_value)
+    return torch.where(per_image(value > best_value, x), x, best), torch.maximum(value, best_value)
 
 
-def each(values: Tensor, x: Tensor) -> Tensor:
-    """``(B,)`` shaped to go with ``x``, ``(B, C, H, W)`` images or ``(B, N, C, H, W)`` stacks of tiles."""
+def per_image(values: Tensor, x: Tensor) -> Tensor:
+    """``(B,)`` values, reshaped to broadcast over ``x``: ``(B, C, H, W)`` images or ``(B, N, C, H, W)`` tiles."""
     return values.view(-1, *(1,) * (x.dim() - 1))

@@ -1,8 +1,8 @@
-"""An attack on the certificate itself: how far can the smoothed feature really be turned inside the ball?
+"""An attack on the certificate itself: how low can cos(g(x), g(x')) become inside the ball?
 
-For each image and radius, projected gradient steps inside the ℓ2 ball lower cos(g(x), g(x')) on fixed draws. What they
-reach is then estimated on fresh draws and set beside the certified bound (docs/guarantee.md section 3). A similarity
-below the bound by more than sampling error would disprove the certificate, or its code.
+For each image and radius, projected gradient steps inside the ℓ2 ball lower cos(g(x), g(x')) on fixed draws. The
+similarity that they reach is then estimated on fresh draws and compared with the certified bound (docs/guarantee.md
+section 3). A similarity below the bound by more than sampling error would disprove the certificate, or its code.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from fs_runtime.encoders import PreparedImage
 from fs_runtime.smoothing.smoother import Smoother
 
 _GROUPS = 16  # of the jackknife
-_ERRORS = 3.0  # standard errors below the bound that sampling explains
+_ERRORS = 3.0  # standard errors below the bound that count as sampling error
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateAttackResult:
-    """What was certified and what the attack reached, for one image and radius; image granularity.
+    """Certified similarity and the one that the attack reached, for one image and radius; image granularity.
 
     Attributes:
         image: Index of the image.
@@ -48,7 +48,7 @@ class CertificateAttackResult:
         certified: The certified similarity: the spectral bound, as served; 0 for none.
         tight: The bound from ρ alone; 0 for none.
         fcsb: The paper's bound from the same ρ; 0 for none.
-        at_estimate: The spectral bound at plug-in values: what more samples would certify at best. Not certified.
+        at_estimate: The spectral bound at plug-in values, its limit for many samples. Not certified.
         reached: The lowest similarity that the attack found, estimated on fresh draws.
         standard_error: Of ``reached``.
         holds: Whether ``reached`` is at least ``certified`` up to three standard errors.
@@ -90,10 +90,10 @@ def attack_certificate(
         images: Prepared images of one shape.
         sigma: σ, positive.
         radii: ℓ2 radii, in pixels of [0, 1].
-        draws: Noisy copies that the attack averages over: the same ones at every step and at x and x'.
+        draws: Noisy copies that the attack averages over, with the same noise at every step and at x and x'.
         steps: Gradient steps of each restart.
         restarts: Random starts, of which the lowest is kept.
-        samples: Noisy copies behind ρ, and fresh ones behind the similarity that is reported; at least 64.
+        samples: Noisy copies for ρ, and as many fresh ones for the reported similarity; at least 64.
         confidence: 1 - α of the certificate.
         seed: Of all draws.
         batch_size: Most noisy copies in one pass.
@@ -109,19 +109,20 @@ def attack_certificate(
     if samples < 4 * _GROUPS:
         raise ValueError(f"samples must be at least {4 * _GROUPS}; got {samples}")
     x = torch.stack([image.pixels for image in images]).to(smoother.encoder.device)
-    statements = [
-        _statement(smoother, image, sigma, samples, confidence, seed + i, batch_size) for i, image in enumerate(images)
+    bounds_and_estimates = [
+        _bounds_and_estimates(smoother, image, sigma, samples, confidence, seed + i, batch_size)
+        for i, image in enumerate(images)
     ]
     pipeline = FeaturePipeline(
         smoother, sigma, images[0].grid, draws=draws, seed=seed + 1_000_003, fixed=True, batch_size=batch_size
     )
-    attack = Attack("certificate", False, _turn, steps=steps, restarts=restarts)
+    attack = Attack("certificate", False, _negative_cosine, steps=steps, restarts=restarts)
     results = []
     for radius in radii:
         found = run_attack(attack, [pipeline], x, ThreatModel("l2", radius), seed=seed, report=report)
-        for i, ((lower, spread), (estimate, spread_estimate)) in enumerate(statements):
+        for i, ((lower, spread), (estimate, spread_estimate)) in enumerate(bounds_and_estimates):
             reached, error = smoothed_similarity(
-                pipeline.like(fixed=False), x[i], found[i], samples, seed=seed + 2_000_003 + i
+                pipeline.with_options(fixed=False), x[i], found[i], samples, seed=seed + 2_000_003 + i
             )
             certified = float(spectral_similarity(lower, spread, radius, sigma))
             results.append(
@@ -181,14 +182,14 @@ def smoothed_similarity(
     return cosine(None), error
 
 
-def _turn(features: Tensor, reference: Tensor) -> Tensor:
+def _negative_cosine(features: Tensor, reference: Tensor) -> Tensor:
     return -stacked_cosine(features, reference)
 
 
-def _statement(
+def _bounds_and_estimates(
     smoother: Smoother, image: PreparedImage, sigma: float, samples: int, confidence: float, seed: int, batch_size: int
 ) -> tuple[tuple[float, Spread], tuple[float, Spread]]:
-    """ρ and the spread: confidence bounds with half of α each, and estimates."""
+    """Confidence bounds of ρ and of the spread, with half of α each, and plug-in estimates of both."""
     state = smoother.start(image, sigma, seed, spectral=True)
     each = 1 - (1 - confidence) / 2
     norm, spread = NormConfidenceSequence(each), SpreadConfidenceSequence(each)
@@ -196,10 +197,10 @@ def _statement(
         (products,) = smoother.step([(state, min(batch_size, samples - state.count))])
         norm.update(products.image.double().cpu().numpy())
     assert state.sketch is not None  # noqa: S101 (asked for above)
-    seen = state.sketch.largest
-    spread.observe(seen, state.sketch.count)
+    observed = state.sketch.largest
+    spread.observe(observed, state.sketch.count)
     estimate = smoother.finish(state).norm_estimate
-    plug_in = (0.0 if estimate is None else estimate, Spread(min(seen, 1.0), min(seen, 4.0)))
+    plug_in = (0.0 if estimate is None else estimate, Spread(min(observed, 1.0), min(observed, 4.0)))
     return (float(norm.lower), spread.bound()), plug_in
 
 

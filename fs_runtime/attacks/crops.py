@@ -16,12 +16,12 @@ _LARGEST_LOG_RATIO = math.log(4 / 3)  # of width to height
 
 
 def random_boxes(count: int, generator: torch.Generator) -> Tensor:
-    """Crops for ``count`` images as ``(count, 2, 3)`` maps from the crop's coordinates to the image's, in [-1, 1]."""
+    """``(count, 2, 3)`` affine maps from the coordinates of random crops to those of their images, in [-1, 1]."""
     device = generator.device
     area, aspect, across, down = torch.rand((4, count), generator=generator, device=device)
     area = CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * area
     ratio = torch.exp(_LARGEST_LOG_RATIO * (2 * aspect - 1))
-    width = (area * ratio).sqrt().clamp_max(1)  # as a part of the image's side
+    width = (area * ratio).sqrt().clamp_max(1)  # as a fraction of the image's side
     height = (area / ratio).sqrt().clamp_max(1)
     boxes = torch.zeros((count, 2, 3), device=device)
     boxes[:, 0, 0], boxes[:, 1, 1] = width, height
@@ -31,9 +31,9 @@ def random_boxes(count: int, generator: torch.Generator) -> Tensor:
 
 
 def crop(x: Tensor, boxes: Tensor) -> Tensor:
-    """Cuts each ``(B, C, H, W)`` image to its box and enlarges it bilinearly to ``(H, W)``.
+    """Crops each ``(B, C, H, W)`` image to its box and enlarges it bilinearly to ``(H, W)``.
 
-    Of ``(B, N, C, H, W)`` stacks of tiles, each tile is cut to the image's box: the encoder sees tiles one by one.
+    In ``(B, N, C, H, W)`` stacks of tiles, each tile is cropped to its image's box, since tiles are encoded separately.
     """
     if x.dim() == 5:
         return crop(x.flatten(0, 1), boxes.repeat_interleave(x.shape[1], dim=0)).view(x.shape)

@@ -1,4 +1,4 @@
-"""The inner maximisation of adversarial training: where features lie farthest from the clean ones, by some PGD steps.
+"""The inner maximisation of adversarial training: PGD on the distance of features from the clean ones.
 
 Sources: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018 (arXiv 1706.06083);
 the distance is that of Schlarmann, Singh, Croce and Hein, "Robust CLIP", ICML 2024 (arXiv 2402.12336), equation 3;
@@ -12,24 +12,24 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fs_runtime.attacks.ascent import first_step, pgd
+from fs_runtime.attacks.ascent import first_step_size, pgd
 from fs_runtime.attacks.threat_model import ThreatModel
 
 
 def feature_distance(features: Tensor, clean: Tensor) -> Tensor:
-    """``(B,)`` squared distances, means over tokens, of ``(B, T, D)`` features from the clean ones."""
+    """``(B,)`` squared distances of ``(B, T, D)`` features from the clean ones, averaged over tokens."""
     return (features.float() - clean.float()).square().sum(dim=-1).mean(dim=-1)
 
 
 def worst_case(
     features: Callable[[Tensor], Tensor], x: Tensor, clean: Tensor, start: Tensor, threat: ThreatModel, steps: int
 ) -> Tensor:
-    """Images of the ball whose features are as far from the clean ones as PGD finds.
+    """Images in the ball that PGD finds by maximising the distance of their features from the clean ones.
 
     Args:
-        features: From ``(B, C, H, W)`` images to ``(B, T, D)`` features; the same at every call.
+        features: Maps ``(B, C, H, W)`` images to ``(B, T, D)`` features; deterministic.
         x: ``(B, C, H, W)`` clean images.
-        clean: ``(B, T, D)`` what the distance is measured from.
+        clean: ``(B, T, D)`` clean features.
         start: ``(B, C, H, W)`` points of the ball.
         threat: The ball.
         steps: Of PGD.
@@ -43,23 +43,23 @@ def worst_case(
         value = feature_distance(features(leaf), clean)
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
-    return pgd(objective, start, x, threat, steps=steps, step_size=first_step(steps), momentum=0, keep_best=False)
+    return pgd(objective, start, x, threat, steps=steps, step_size=first_step_size(steps), momentum=0, keep_best=False)
 
 
 def replays(x: Tensor, start: Tensor, threat: ThreatModel, count: int) -> Iterator[Tensor]:
-    """Images of the ball to train on, each a step of ε further up the loss of the one before.
+    """Yields images to train on; each is the one before after another ascent step of size ε on the loss.
 
-    The step follows the gradient that the caller's backward pass left in the image, the same pass that the weights are
-    updated by, so it costs nothing.
+    The step uses the image's gradient from the caller's backward pass, which the update of the weights needs anyway, so
+    it costs no further pass.
 
     Args:
         x: ``(B, C, H, W)`` clean images.
-        start: ``(B, C, H, W)`` points of the ball, the first to be trained on.
+        start: ``(B, C, H, W)`` points of the ball, yielded first.
         threat: The ball.
-        count: How many images each becomes.
+        count: Number of images to yield for each image of ``x``.
 
     Yields:
-        ``(B, C, H, W)`` images, which gather a gradient if another one follows.
+        ``(B, C, H, W)`` images, which require gradients, except for the last.
     """
     point = start
     for left in reversed(range(count)):

@@ -1,8 +1,8 @@
-"""The attacks by name: what each raises, along which path, and with which steps, and one way to run them all.
+"""The table of attacks, each with its objective, optimiser and steps, and a function that runs any of them.
 
-Every attack sees the model's parts and their gradients. Some compare token features: where a paper matches one pooled
-vector of a surrogate encoder, the mean cosine over tokens stands in. The others go on through the language model, to
-the loss of an answer's tokens.
+Every attack is white-box: it uses the model's parts and their gradients. Some attacks compare token features; where a
+paper matches one pooled vector of a surrogate encoder, they use the mean cosine over tokens. The others differentiate
+through the language model the loss of an answer's tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from fs_runtime.attacks import answer_loss
 from fs_runtime.attacks.answer_loss import AnswerModel
-from fs_runtime.attacks.ascent import Objective, apgd, each, first_step, pgd
+from fs_runtime.attacks.ascent import Objective, apgd, first_step_size, per_image, pgd
 from fs_runtime.attacks.crops import crop, random_boxes
 from fs_runtime.attacks.optimal_transport import cluster_centres, transport_cost
 from fs_runtime.attacks.pipeline import FeaturePipeline, Score
 from fs_runtime.attacks.similarity import token_cosine
 from fs_runtime.attacks.threat_model import ThreatModel
 
-_REFERENCE_DRAWS = 64  # behind the features that an attack moves towards, or away from
-_JUDGING_DRAWS = 32  # behind the choice between restarts
-_MOMENTUM = 0.9  # of targeted attacks: with falling steps they converge further so than with the papers' equal steps
+_REFERENCE_DRAWS = 64  # for the features that an attack moves towards, or away from
+_JUDGING_DRAWS = 32  # for the choice between restarts
+_MOMENTUM = 0.9  # of targeted attacks; with falling steps they converge better than with the papers' constant steps
 _FOA_CLUSTERS, _FOA_WEIGHT = 5, 0.2  # K and λ of a public implementation
 
 
@@ -35,14 +35,15 @@ class Attack:
 
     Attributes:
         name: As in ``ATTACKS``.
-        targeted: Whether it moves towards a target image's features, or away from the image's own.
-        score: What it raises, of token features or of an answer's logits and tokens.
-        reads: Which of the two.
-        path: ``pgd`` or ``apgd``.
+        targeted: Whether it moves towards a target (features or answer) instead of away from the image's own.
+        score: The objective to maximise, a function of token features or of an answer's logits and tokens.
+        reads: Which of the two ``score`` takes.
+        path: Optimiser, ``pgd`` or ``apgd``.
         steps: Gradient steps of each restart.
         momentum: Of PGD.
-        restarts: Starts, of which the best is kept: random ones, but for the first of a targeted attack, the image.
-        crops: Compare a fresh random crop of image and target at every step too, with half of the weight.
+        restarts: Number of starts; the best result is kept. They are random, but a targeted attack starts at the image
+            first.
+        crops: Also compare a fresh random crop of image and target at every step, with half of the weight.
     """
 
     name: str
@@ -61,12 +62,12 @@ def pgd_attack(steps: int = 40, restarts: int = 1) -> Attack:
 
     Source: Madry et al., arXiv 1706.06083.
     """
-    return Attack("pgd", False, _away, steps=steps, restarts=restarts)
+    return Attack("pgd", False, _negative_cosine, steps=steps, restarts=restarts)
 
 
 def apgd_attack(steps: int = 40, restarts: int = 1) -> Attack:
     """APGD away from the image's own features. Source: Croce and Hein, arXiv 2003.01690, Algorithm 1."""
-    return Attack("apgd", False, _away, path="apgd", steps=steps, restarts=restarts)
+    return Attack("apgd", False, _negative_cosine, path="apgd", steps=steps, restarts=restarts)
 
 
 def attack_vlm(steps: int = 100, restarts: int = 1) -> Attack:
@@ -81,8 +82,8 @@ def attack_vlm(steps: int = 100, restarts: int = 1) -> Attack:
 def m_attack(steps: int = 300, restarts: int = 1) -> Attack:
     """M-Attack: matches random local crops of the image to the target's, over all encoders given, weighted equally.
 
-    Image and target are cut to the same box, as tokens are compared place by place, and the whole images are compared
-    beside the crops: a small encoder sees a crop so differently that crops alone hardly move what it sees of the whole.
+    Image and target are cropped to the same box, since tokens are compared position by position. The whole images are
+    compared as well: a small encoder's features of a crop differ so much that crops alone hardly change the whole's.
 
     Source: Li et al., "A Frustratingly Simple Yet Highly Effective Attack Baseline", arXiv 2503.10635: 300 signed steps
     of 1/255 at ε = 16/255.
@@ -94,7 +95,7 @@ def foa_attack(steps: int = 300, restarts: int = 1) -> Attack:
     """FOA-Attack: M-Attack's crops, with the transport cost between clusters of local tokens beside the cosine.
 
     Source: Jia et al., "Adversarial Attacks against Closed-Source MLLMs via Feature Optimal Alignment",
-    arXiv 2505.21494. Encoders are weighted equally, where the paper adapts the weights.
+    arXiv 2505.21494. Encoders are weighted equally; the paper adapts the weights.
     """
     return Attack("foa", True, foa_score, steps=steps, momentum=_MOMENTUM, restarts=restarts, crops=True)
 
@@ -118,7 +119,7 @@ def apgd_cw_attack(steps: int = 100, restarts: int = 1) -> Attack:
 
 
 def apgd_ce_targeted_attack(steps: int = 100, restarts: int = 1) -> Attack:
-    """APGD down the cross-entropy of the target's answer, of all tokens at once: margins of the weakest one do worse.
+    """APGD that lowers the cross-entropy of the target answer over all its tokens; margins of one token work worse.
 
     Source: as ``apgd-ce``.
     """
@@ -158,13 +159,13 @@ def run_attack(
 
     Args:
         attack: Which one.
-        pipelines: The models under attack; values and gradients are averaged over them. With σ = 0 the undefended
-            model. With σ > 0 the attack is adaptive, and the pipeline says how many fresh draws a step averages.
+        pipelines: The models under attack; values and gradients are averaged over them. σ = 0 is the undefended model.
+            With σ > 0 the attack is adaptive, and each step averages the pipeline's number of fresh draws.
         images: ``(B, C, H, W)`` in [0, 1].
         threat: Ball and box.
-        targets: ``(B, C, H, W)`` images whose features are the goal of a targeted attack on features.
-        answers: The language model with a question and an answer for each image, for an attack on answers: the right
-            answer, or, for a targeted attack, the one that is to be given.
+        targets: ``(B, C, H, W)`` images whose features a targeted attack on features moves towards.
+        answers: For an attack on answers: the language model with a question and an answer for each image, the right
+            answer or, for a targeted attack, the wanted one.
         seed: Of random starts and crops.
         report: Called after every gradient.
 
@@ -172,7 +173,7 @@ def run_attack(
         ``(B, C, H, W)`` attacked images, within the ball and the box.
 
     Raises:
-        ValueError: No pipeline is given, an attack on answers has none, or a targeted one on features has no targets.
+        ValueError: There is no pipeline, an attack on answers has no answers, or a targeted one on features no targets.
     """
     if not pipelines:
         raise ValueError("an attack needs at least one pipeline")
@@ -186,13 +187,13 @@ def run_attack(
             raise ValueError(f"{attack.name} is targeted: give targets, one image for each image")
         goal = images if targets is None or not attack.targeted else targets
         score = attack.score
-        references = [_steady(pipeline, _REFERENCE_DRAWS, seed).features(goal) for pipeline in pipelines]
+        references = [_with_fixed_draws(pipeline, _REFERENCE_DRAWS, seed).features(goal) for pipeline in pipelines]
     generator = torch.Generator(images.device).manual_seed(seed)
     objective = _objective(score, attack.crops, pipelines, references, goal, generator, report)
-    judges = [_steady(pipeline, _JUDGING_DRAWS, seed + 1) for pipeline in pipelines]
+    judges = [_with_fixed_draws(pipeline, _JUDGING_DRAWS, seed + 1) for pipeline in pipelines]
     best, best_value = images, torch.full((len(images),), -torch.inf, device=images.device)
     for restart in range(attack.restarts):
-        # The cosine with the image's own features has no gradient at the image; towards a target it is the best start.
+        # The cosine with the image's own features has no gradient at the image. Towards a target it starts best there.
         start = images if attack.targeted and restart == 0 else threat.random_start(images, generator)
         if attack.path == "apgd":
             found = apgd(objective, start, images, threat, steps=attack.steps)
@@ -204,23 +205,23 @@ def run_attack(
                 images,
                 threat,
                 steps=attack.steps,
-                step_size=first_step(attack.steps),
+                step_size=first_step_size(attack.steps),
                 momentum=attack.momentum,
                 keep_best=not noisy,
             )
         if attack.restarts == 1:
             return found
-        value = attained(score, judges, references, found)
-        best = torch.where(each(value > best_value, best), found, best)
+        value = mean_scores(score, judges, references, found)
+        best = torch.where(per_image(value > best_value, best), found, best)
         best_value = torch.maximum(value, best_value)
     return best
 
 
 def answer_score(attack: Attack, answers: AnswerModel | None) -> Score:
-    """What an attack on answers raises, from embeddings and the numbers of the questions.
+    """The objective of an attack on answers, as a function of embeddings and question numbers.
 
     Raises:
-        ValueError: There are no answers.
+        ValueError: ``answers`` is None.
     """
     if answers is None:
         raise ValueError(f"{attack.name} attacks answers: give the language model with questions and answers")
@@ -231,10 +232,10 @@ def answer_score(attack: Attack, answers: AnswerModel | None) -> Score:
     return score
 
 
-def attained(
+def mean_scores(
     score: Score, pipelines: Sequence[FeaturePipeline], references: Sequence[Tensor], images: Tensor
 ) -> Tensor:
-    """``(B,)`` scores of images, averaged over the pipelines; no gradients."""
+    """``(B,)`` scores of images, averaged over the pipelines, without gradients."""
     values = [
         score(pipeline.features(images), reference) for pipeline, reference in zip(pipelines, references, strict=True)
     ]
@@ -248,13 +249,13 @@ def foa_score(features: Tensor, reference: Tensor) -> Tensor:
     return token_cosine(features, reference) + _FOA_WEIGHT * (1 - cost)
 
 
-def _away(features: Tensor, reference: Tensor) -> Tensor:
+def _negative_cosine(features: Tensor, reference: Tensor) -> Tensor:
     return -token_cosine(features, reference)
 
 
-def _steady(pipeline: FeaturePipeline, draws: int, seed: int) -> FeaturePipeline:
-    """A pipeline whose values can be compared: one with fixed draws as it is, else one with fixed draws of its own."""
-    return pipeline if pipeline.fixed else pipeline.like(draws=draws, seed=seed, fixed=True)
+def _with_fixed_draws(pipeline: FeaturePipeline, draws: int, seed: int) -> FeaturePipeline:
+    """The pipeline with fixed draws, so that its values can be compared; unchanged if its draws are fixed already."""
+    return pipeline if pipeline.fixed else pipeline.with_options(draws=draws, seed=seed, fixed=True)
 
 
 def _objective(

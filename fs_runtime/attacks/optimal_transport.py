@@ -1,4 +1,4 @@
-"""Clusters of local tokens and the entropic optimal transport between them, for whole batches.
+"""Clusters of local tokens, and entropic optimal transport between them, in batches.
 
 Source: Jia et al., "Adversarial Attacks against Closed-Source MLLMs via Feature Optimal Alignment" (FOA-Attack, arXiv
 2505.21494); Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.
@@ -15,10 +15,9 @@ _LLOYD_STEPS = 10
 
 
 def cluster_centres(tokens: Tensor, clusters: int) -> Tensor:
-    """Centres of k-means clusters of each image's tokens; differentiable in the tokens, not in who belongs where.
+    """Centres of k-means clusters of each image's tokens; differentiable in the tokens, not in the assignment.
 
-    Starts from tokens that lie far apart (the first one, then always the farthest from those chosen), so that equal
-    tokens give equal clusters.
+    Starts from the first token and then repeatedly the one farthest from those chosen, so the result is deterministic.
 
     Args:
         tokens: ``(B, T, D)``.
@@ -42,7 +41,7 @@ def cluster_centres(tokens: Tensor, clusters: int) -> Tensor:
 def sinkhorn_plan(cost: Tensor, regularisation: float = 0.1, iterations: int = 100) -> Tensor:
     """Transport plan between uniform weights that minimises ⟨plan, cost⟩ - ``regularisation`` · entropy.
 
-    In logarithms, so that a small regularisation does not underflow.
+    Computed in logarithms, so that a small regularisation does not underflow.
 
     Args:
         cost: ``(B, M, N)``.
@@ -75,7 +74,7 @@ def transport_cost(first: Tensor, second: Tensor, regularisation: float = 0.1) -
     """
     first, second = (torch.nn.functional.normalize(side, dim=-1) for side in (first, second))
     cost = 1 - first @ second.mT  # (B, M, N)
-    # The gradient of the optimal value is the plan (envelope theorem): no need to go through the sweeps.
+    # The gradient of the optimal value is the plan (envelope theorem): no need to differentiate the sweeps.
     plan = sinkhorn_plan(cost.detach(), regularisation)
     return (plan * cost).sum(dim=(1, 2))
 

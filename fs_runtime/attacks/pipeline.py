@@ -1,4 +1,4 @@
-"""The smoothed feature as a differentiable function of the image: what a white-box attacker climbs.
+"""The smoothed feature as a differentiable function of the image, for white-box attacks.
 
 Source: expectation over transformation (EOT), Athalye, Engstrom, Ilyas and Kwok, "Synthesizing Robust Adversarial
 Examples", ICML 2018 (arXiv 1707.07397), with Gaussian noise as the transformation.
@@ -18,19 +18,19 @@ from fs_runtime.encoders.base import Grid
 from fs_runtime.smoothing.smoother import Smoother
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""From what a pipeline makes of B images, and what that is compared with, to ``(B,)`` values to be raised.
+"""Maps a pipeline's output for B images, and a reference to compare it with, to ``(B,)`` values to maximise.
 
-Of a :class:`FeaturePipeline` both are ``(B, T, D)`` features."""
+With a :class:`FeaturePipeline` both arguments are ``(B, T, D)`` features."""
 
 
 class FeaturePipeline:
-    """Mean of the unit token features over noisy copies: f(x + σ·noise), averaged as the server does.
+    """Mean of the unit token features f(x + σ·noise) over noisy copies, as the server computes it.
 
-    Gradients go through purifier, encoder and mapper. Batches are cut so that at most ``batch_size`` noisy copies are
-    alive at once; the copies of one image always stay together, since its value depends on all of them.
+    Gradients go through purifier, encoder and mapper. Batches are split so that at most ``batch_size`` noisy copies are
+    in memory at once; the copies of one image always stay together, since its value depends on all of them.
 
     Args:
-        smoother: The parts.
+        smoother: The networks.
         sigma: Standard deviation σ of the noise; 0 is the undefended model, which needs a single draw.
         grid: Of the tokens.
         draws: Noisy copies of each image for one evaluation.
@@ -71,8 +71,8 @@ class FeaturePipeline:
         """Whether two evaluations at one image differ."""
         return self.sigma > 0 and not self.fixed
 
-    def like(self, **changes: Any) -> FeaturePipeline:
-        """The same pipeline with other ``draws``, ``seed`` or ``fixed``."""
+    def with_options(self, **changes: Any) -> FeaturePipeline:
+        """A copy with other ``draws``, ``seed`` or ``fixed``."""
         return type(self)(self.smoother, self.sigma, self.grid, **(self._options() | changes))
 
     def embedded(self) -> EmbeddingPipeline:
@@ -93,8 +93,8 @@ class FeaturePipeline:
 
         Args:
             x: ``(B, C, H, W)`` images.
-            reference: ``(B, …)`` what the score compares with: ``(B, T, D)`` features.
-            score: What is to be raised.
+            reference: ``(B, …)`` the score's second argument: ``(B, T, D)`` features.
+            score: To maximise.
 
         Returns:
             ``(B,)`` values and ``(B, C, H, W)`` gradients, each image's own.
@@ -109,7 +109,7 @@ class FeaturePipeline:
         return torch.cat(values), torch.cat(gradients)
 
     def unit_features(self, x: Tensor) -> Tensor:
-        """``(B, T, D)`` unit features of ``(B, C, H, W)`` copies that carry their noise already; differentiable."""
+        """``(B, T, D)`` unit features of ``(B, C, H, W)`` copies that include their noise; differentiable."""
         return functional.normalize(self._raw_features(x), dim=-1)
 
     def _raw_features(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class FeaturePipeline:
         return self._averaged(unit)
 
     def _copies(self, x: Tensor) -> Tensor:
-        """``(B·draws, C, H, W)`` noisy copies, those of one image side by side."""
+        """``(B·draws, C, H, W)`` noisy copies, those of one image next to each other."""
         if self.sigma == 0:
             return x
         copies = x.repeat_interleave(self.draws, dim=0)
@@ -140,10 +140,10 @@ class FeaturePipeline:
 
 
 class EmbeddingPipeline(FeaturePipeline):
-    """The embeddings that the language model reads, made of the noisy copies as the server makes them.
+    """The embeddings that the language model reads, computed from noisy copies as the server does.
 
-    The direction of the mean unit feature times the mean length, through the projector. What
-    :meth:`FeaturePipeline.features` returns, and a score's first argument, are ``(B, T', D')`` embeddings then.
+    They are the direction of the mean unit feature times the mean length, passed through the projector. ``features``
+    and a score's first argument are then ``(B, T', D')`` embeddings.
     """
 
     @override

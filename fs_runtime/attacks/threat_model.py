@@ -1,4 +1,4 @@
-"""What an attacker may do to an image: move it within a ball of ℓ∞ or ℓ2, inside the box of pixel values."""
+"""The threat model: an ℓ∞ or ℓ2 ball around an image, within the box of pixel values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NORMS = ("linf", "l2")
 
 @dataclass(frozen=True, slots=True)
 class ThreatModel:
-    """A ball around each image, cut with the box [0, 1].
+    """A ball around each image, intersected with the box [0, 1].
 
     Attributes:
         norm: ``linf`` or ``l2``.
@@ -37,7 +37,7 @@ class ThreatModel:
 
     @classmethod
     def of_size(cls, norm: Norm, size: float, shape: Sequence[int]) -> ThreatModel:
-        """The ball whose largest elements are as long as those of the ℓ∞ ball of radius ``size``.
+        """The ball of a norm that reaches as far as the corners of the ℓ∞ ball of radius ``size``.
 
         Args:
             norm: ``linf`` or ``l2``.
@@ -50,8 +50,8 @@ class ThreatModel:
     def project(self, x: Tensor, centre: Tensor) -> Tensor:
         """Moves ``(B, C, H, W)`` images into the ball around ``centre`` and into the box.
 
-        Exact for ℓ∞. For ℓ2 the nearest point of the ball is cut to the box, which brings it nearer to ``centre``, as
-        ``centre`` lies in the box: the result is in both, though not always the nearest such point.
+        Exact for ℓ∞. For ℓ2 the nearest point of the ball is clipped to the box. That brings it closer to ``centre``,
+        which lies in the box, so the result is in both, but not always the nearest such point.
         """
         shift = x - centre
         if self.norm == "linf":
@@ -67,7 +67,7 @@ class ThreatModel:
         return gradient / _lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
     def random_start(self, centre: Tensor, generator: torch.Generator) -> Tensor:
-        """A point of the ball around each image, uniform before the box cuts it: ``(B, C, H, W)``."""
+        """A random point of the ball around each image, uniform before clipping to the box: ``(B, C, H, W)``."""
         if self.norm == "linf":
             shift = torch.rand(centre.shape, generator=generator, device=centre.device) * 2 - 1
         else:

@@ -1,4 +1,4 @@
-"""A language model in this process, fed with image embeddings: for small models, tests and machines without vLLM."""
+"""Language models in this process that read image embeddings: for small models, tests and machines without vLLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 def load_embedded_model(
     model: str, *, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
 ) -> EmbeddedModel:
-    """Loads the language part of a checkpoint; its vision part stays on disk.
+    """Loads the language model of a checkpoint; its vision part stays on disk.
 
     Args:
         model: Local folder or hub id.

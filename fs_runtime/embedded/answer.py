@@ -1,4 +1,4 @@
-"""An answer as it is made: how its tokens are drawn, and how their text leaves in pieces."""
+"""Generation of an answer: sampling options, sampling of tokens, and streaming of the text in pieces."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
-# Below it the likeliest token is taken, as in vLLM (its `_SAMPLING_EPS`): of two tokens whose logits differ by 1e-3 the
-# second has a probability of e^-100 there, and quotients of logits that leave the range of float32 are no numbers.
+# Below it decoding is greedy, as in vLLM (its `_SAMPLING_EPS`). At this temperature a token whose logit is 1e-3 below
+# the largest has a probability of e^-100, and logits divided by much less would overflow float32.
 MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How to draw the answer.
+    """Options for the generation of an answer.
 
     Attributes:
         max_new_tokens: Most tokens of the answer.
-        temperature: Below :data:`MIN_TEMPERATURE` the likeliest token is taken each time.
-        top_p: Smallest set of tokens with this probability is drawn from.
+        temperature: Below :data:`MIN_TEMPERATURE` decoding is greedy.
+        top_p: Tokens are drawn from the smallest set with this probability.
         stop: Texts that end the answer; they are not part of it.
-        seed: Of the draws, from -2^63 to 2^64 - 1; None takes a fresh one.
+        seed: Of the sampling, from -2^63 to 2^64 - 1; None for a fresh one.
     """
 
     max_new_tokens: int
@@ -35,7 +35,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the answer.
+    """A piece of a streamed answer.
 
     Attributes:
         text: New text, perhaps empty.
@@ -48,8 +48,8 @@ class Piece:
     finish_reason: FinishReason | None = None
 
 
-class StopText:
-    """Turns the growing decoded text into pieces, and holds back what may become a stop text or half a character."""
+class StopTextFilter:
+    """Splits the growing text into pieces, and holds back what may be the start of a stop text or half a character."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = [text for text in stop if text]
@@ -58,7 +58,7 @@ class StopText:
         self.stopped = False
 
     def feed(self, text: str) -> str:
-        """Takes all text so far and returns what may leave; sets ``stopped`` at a stop text."""
+        """Takes all text so far and returns the new text that may be sent; sets ``stopped`` at a stop text."""
         self._text = text
         ends = [index for index in (text.find(stop) for stop in self._stop) if index >= 0]
         if ends:
@@ -68,8 +68,8 @@ class StopText:
         safe = min(safe, len(text.rstrip("\ufffd")))  # bytes of a character that is not complete
         return self._take(safe)
 
-    def rest(self) -> str:
-        """What was held back."""
+    def flush(self) -> str:
+        """The text that was held back."""
         return self._take(len(self._text))
 
     def _take(self, end: int) -> str:
@@ -79,12 +79,12 @@ class StopText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+    """Length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def draw(logits: Tensor, options: Generation, generator: torch.Generator) -> int:
-    """One token: the likeliest, or drawn from the nucleus (Holtzman et al. 2020)."""
+def sample_token(logits: Tensor, options: Generation, generator: torch.Generator) -> int:
+    """One token: the likeliest, or one drawn by nucleus sampling (Holtzman et al. 2020)."""
     if options.temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
     probabilities = torch.softmax(logits / options.temperature, dim=-1)

@@ -1,4 +1,4 @@
-"""Gemma 3's language model: the tokens of an image see one another both ways."""
+"""Gemma 3's language model: the tokens of an image attend to one another in both directions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Gemma3Model(EmbeddedModel):
 
     @property
     @override
-    def _mark(self) -> str:
+    def _placeholder(self) -> str:
         return self._spell(self._config.boi_token_index)
 
     @override
-    def _written(self, image: Payload) -> str:
-        return f"\n\n{self._mark}{super()._written(image)}{self._spell(self._config.eoi_token_index)}\n\n"
+    def _image_text(self, image: Payload) -> str:
+        return f"\n\n{self._placeholder}{super()._image_text(image)}{self._spell(self._config.eoi_token_index)}\n\n"
 
     @override
     def _inputs(self, ids: list[int], embeddings: Tensor, images: Sequence[Payload]) -> dict[str, Any]:

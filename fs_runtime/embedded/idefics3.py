@@ -1,4 +1,4 @@
-"""Idefics3's and SmolVLM's language model: the prompt says where each tile of an image lies."""
+"""Idefics3's and SmolVLM's language model: the prompt names the row and column of each tile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Idefics3Model(EmbeddedModel):
     """See :class:`EmbeddedModel`."""
 
     @override
-    def _written(self, image: Payload) -> str:
+    def _image_text(self, image: Payload) -> str:
         down, across = (int(count) for count in image["tiles"])
         tiles = down * across
         fence = "<fake_token_around_image>"
-        tokens = self._spelled * (len(image["image_embeds"]) // (tiles + int(tiles > 1)))
+        tokens = self._image_token_text * (len(image["image_embeds"]) // (tiles + int(tiles > 1)))
         whole = f"{fence}<global-img>{tokens}{fence}"
         if tiles == 1:
             return whole

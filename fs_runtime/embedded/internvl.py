@@ -1,4 +1,4 @@
-"""InternVL's language model: an image stands between two tokens."""
+"""InternVL's language model: an image is enclosed in two tokens."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class InternVLModel(EmbeddedModel):
     """See :class:`EmbeddedModel`."""
 
     @override
-    def _written(self, image: Payload) -> str:
-        return f"<img>{super()._written(image)}</img>"
+    def _image_text(self, image: Payload) -> str:
+        return f"<img>{super()._image_text(image)}</img>"

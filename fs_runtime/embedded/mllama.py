@@ -16,7 +16,7 @@ from fs_runtime.embedded.model import EmbeddedModel, Payload, Prompt
 
 
 class MllamaModel(EmbeddedModel):
-    """See :class:`EmbeddedModel`. The image token stays a token of the prompt; the embeddings are read beside it."""
+    """See :class:`EmbeddedModel`. The prompt keeps the image token; cross-attention reads the embeddings."""
 
     @override
     def _language_part(self, text: Any) -> nn.Module:
@@ -24,8 +24,8 @@ class MllamaModel(EmbeddedModel):
         return language
 
     @override
-    def _written(self, image: Payload) -> str:
-        return self._spelled
+    def _image_text(self, image: Payload) -> str:
+        return self._image_token_text
 
     @override
     def _embeddings(self, ids: list[int], images: Sequence[Payload]) -> Tensor:
@@ -40,11 +40,11 @@ class MllamaModel(EmbeddedModel):
         reads = torch.zeros(len(ids), 1 + len(states), dtype=torch.bool, device=self._device)
         first = 1
         for (start, end), image in zip(get_cross_attention_token_mask(ids, self._image_token), images, strict=True):
-            behind = first + len(image["image_embeds"])
-            reads[start : None if end == -1 else end, first:behind] = True
-            first = behind
-        # A token before all images reads none: only a state of zeros, whose value is zero. transformers lets such
-        # tokens read everything, black tiles included; Meta's own code multiplies their outcome by 0.
+            stop = first + len(image["image_embeds"])
+            reads[start : None if end == -1 else end, first:stop] = True
+            first = stop
+        # A token before all images attends to an added state of zeros only, whose value is zero. transformers lets such
+        # tokens attend to everything, black tiles included; Meta's own code multiplies their output by 0.
         some = reads.any(-1, keepdim=True)
         reads[:, :1] = ~some
         mask = torch.zeros_like(reads, dtype=embeddings.dtype).masked_fill(~reads, torch.finfo(embeddings.dtype).min)
@@ -56,6 +56,6 @@ class MllamaModel(EmbeddedModel):
 
     @override
     def _next_inputs(self, prompt: Prompt, made: int) -> dict[str, Any]:
-        """The states are in the cache; each further token reads what the prompt's last one does."""
+        """The cache holds the states; a new token attends to those that the prompt's last token attends to."""
         names = ("cross_attention_mask", "full_text_row_masked_out_mask")
         return {name: prompt.inputs[name][:, :, -1:] for name in names if name in prompt.inputs}

@@ -1,4 +1,4 @@
-"""The language part of a checkpoint, fed with token embeddings; families override how they write and read images."""
+"""The language model of a checkpoint, run on token embeddings; subclasses define how a family's prompt has images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from fs_runtime.embedded.answer import FinishReason, Generation, Piece, StopText, draw
+from fs_runtime.embedded.answer import FinishReason, Generation, Piece, StopTextFilter, sample_token
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, load_weights
 
 Payload = dict[str, NDArray[np.generic]]
@@ -41,7 +41,7 @@ class Prompt:
     Attributes:
         embeddings: ``(1, L, hidden)``.
         length: L.
-        inputs: What the model is told beside the embeddings, by the names of its ``forward``.
+        inputs: Further arguments of the model's ``forward``, by name.
     """
 
     embeddings: Tensor
@@ -50,7 +50,7 @@ class Prompt:
 
 
 class EmbeddedModel:
-    """The language part of a LLaVA-like checkpoint; its vision part is not loaded.
+    """The language model of a LLaVA-like checkpoint; its vision part is not loaded.
 
     Args:
         model: Local folder or hub id.
@@ -85,7 +85,7 @@ class EmbeddedModel:
             raise CheckpointError(f"{model} has no chat template")
         token = getattr(self._config, "image_token_id", None)
         self._image_token = int(self._config.image_token_index if token is None else token)
-        self._spelled = self._spell(self._image_token)
+        self._image_token_text = self._spell(self._image_token)
         self._ends = _end_tokens(checkpoint, self._tokenizer)
         self.context_length = int(text.max_position_embeddings)
 
@@ -97,49 +97,49 @@ class EmbeddedModel:
         return language
 
     @property
-    def _mark(self) -> str:
-        """What the chat template writes for an image."""
-        return self._spelled
+    def _placeholder(self) -> str:
+        """Text that the chat template writes for an image."""
+        return self._image_token_text
 
-    def _written(self, image: Payload) -> str:
-        """What takes the mark's place in the prompt: an image token for each row of the image's embeddings."""
-        return self._spelled * len(image["image_embeds"])
+    def _image_text(self, image: Payload) -> str:
+        """Text that replaces the placeholder: an image token for each row of the image's embeddings."""
+        return self._image_token_text * len(image["image_embeds"])
 
     def _inputs(self, ids: list[int], embeddings: Tensor, images: Sequence[Payload]) -> dict[str, Any]:
-        """What the model is told beside the prompt's ``(1, L, hidden)`` embeddings."""
+        """Further arguments of ``forward`` for the prompt, beside its ``(1, L, hidden)`` embeddings."""
         return {}
 
     def _next_inputs(self, prompt: Prompt, made: int) -> dict[str, Any]:
-        """What it is told beside the token that was made last, the ``made``-th."""
+        """Further arguments of ``forward`` for the newest token; ``made`` tokens are generated so far."""
         return {}
 
     @torch.inference_mode()
     def prompt(self, messages: list[dict[str, Any]], images: Sequence[Payload]) -> Prompt:
-        """Renders the conversation and puts the images' embeddings where the image tokens are.
+        """Renders the conversation and inserts the images' embeddings at the image tokens.
 
         Args:
             messages: OpenAI messages whose contents are lists of ``{"type": "text"}`` and ``{"type": "image"}``.
             images: Payloads of :meth:`VisionEncoder.payload`, in order of appearance.
 
         Raises:
-            PromptError: The chat template refuses the conversation, or the number of image tokens is off.
-            ContextLengthError: It has as many tokens as the context, or more.
+            PromptError: The chat template refuses the conversation, or the number of image tokens is wrong.
+            ContextLengthError: The prompt leaves no room in the context for an answer.
         """
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates may raise anything
             raise PromptError(f"the model's chat template refuses the conversation: {error}") from error
-        between = str(text).split(self._mark)
+        between = str(text).split(self._placeholder)
         if len(between) - 1 != len(images):
             raise PromptError(f"the prompt has {len(between) - 1} image tokens for {len(images)} images")
         text = between[0] + "".join(
-            self._written(image) + rest for image, rest in zip(images, between[1:], strict=True)
+            self._image_text(image) + rest for image, rest in zip(images, between[1:], strict=True)
         )
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         begin = self._tokenizer.bos_token_id
         if begin is not None and self._tokenizer("")["input_ids"][:1] == [begin] and ids[:1] != [begin]:
             ids = [begin, *ids]
-        if len(ids) >= self.context_length:  # before embeddings are made, which take thousands of bytes for each
+        if len(ids) >= self.context_length:  # before the embeddings are made, with thousands of bytes per token
             raise ContextLengthError(
                 f"the conversation has {len(ids)} tokens, the model reads {self.context_length - 1}: "
                 "send fewer images or less text"
@@ -148,7 +148,7 @@ class EmbeddedModel:
         return Prompt(embeddings, len(ids), self._inputs(ids, embeddings, images))
 
     def _embeddings(self, ids: list[int], images: Sequence[Payload]) -> Tensor:
-        """``(1, L, hidden)`` embeddings of the tokens, those of the images where the image tokens are."""
+        """``(1, L, hidden)`` embeddings of the tokens, with the images' embeddings at the image tokens."""
         tokens = self._ids(ids)
         places = tokens == self._image_token
         sequence: Tensor = self._embed(tokens.masked_fill(places, 0))  # an image token may lie outside the vocabulary
@@ -161,16 +161,16 @@ class EmbeddedModel:
 
     @torch.inference_mode()
     def generate(self, prompt: Prompt, options: Generation, cancelled: threading.Event) -> Iterator[Piece]:
-        """Draws the answer piece by piece.
+        """Generates the answer piece by piece.
 
         Args:
             prompt: From :meth:`prompt`.
-            options: How to draw.
-            cancelled: Set by the caller to stop; the answer then ends without a last piece.
+            options: Of the generation.
+            cancelled: The caller sets it to stop; the answer then ends without a last piece.
         """
         generator = torch.Generator(self._device)
         generator.manual_seed(options.seed if options.seed is not None else time.time_ns())
-        text = StopText(options.stop)
+        text = StopTextFilter(options.stop)
         tokens: list[int] = []
         inputs: dict[str, Any] = {"inputs_embeds": prompt.embeddings, **prompt.inputs}
         reason: FinishReason = "length"
@@ -179,7 +179,7 @@ class EmbeddedModel:
             if cancelled.is_set():
                 return
             out = self._model(**inputs, use_cache=True, logits_to_keep=1)
-            token = draw(out.logits[0, -1].float(), options, generator)
+            token = sample_token(out.logits[0, -1].float(), options, generator)
             if token in self._ends:
                 reason = "stop"
                 break
@@ -192,7 +192,7 @@ class EmbeddedModel:
                 break
             if new:
                 yield Piece(new, len(tokens))
-        yield Piece(text.rest(), len(tokens), reason)
+        yield Piece(text.flush(), len(tokens), reason)
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.long, device=self._device)
@@ -212,9 +212,9 @@ def _weight_name(key: str) -> str | None:
 
 
 def _restore_buffers(model: nn.Module, device: torch.device) -> None:
-    """Gives buffers their values: they are not stored, and the meta device left them without.
+    """Sets the buffers, which checkpoints do not store and which have no values on the meta device.
 
-    They are the rotary frequencies, whose precision must stay float32, and Gemma's scale of word embeddings.
+    They are the rotary frequencies, which must stay float32, and Gemma's scale of word embeddings.
     """
     for name, module in list(model.named_modules()):
         if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):

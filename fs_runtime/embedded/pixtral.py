@@ -1,4 +1,4 @@
-"""Pixtral's language model: a token ends each row of an image's tokens, and another one the image."""
+"""Pixtral's language model: a token ends each row of an image's tokens, and another token ends the image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ class PixtralModel(EmbeddedModel):
     """See :class:`EmbeddedModel`."""
 
     @override
-    def _written(self, image: Payload) -> str:
+    def _image_text(self, image: Payload) -> str:
         rows, columns = (int(count) for count in image["grid"])
-        return "[IMG_BREAK]".join([self._spelled * columns] * rows) + "[IMG_END]"
+        return "[IMG_BREAK]".join([self._image_token_text * columns] * rows) + "[IMG_END]"

@@ -1,5 +1,5 @@
-"""Qwen-VL's language models: an image's tokens have places in two dimensions, and Qwen3-VL adds features of theirs to
-its first layers (DeepStack)."""
+"""Qwen-VL's language models: an image's tokens have two-dimensional positions, and Qwen3-VL adds features to its first
+layers (DeepStack)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing_extensions import override
 from fs_runtime.embedded.model import EmbeddedModel, Payload, Prompt
 
 
-class _WithHead(nn.Module):
-    """A text model and its head: transformers has them in one class only together with the vision part."""
+class _TextModelWithHead(nn.Module):
+    """A text model with its head: transformers has a class with both only together with the vision part."""
 
     def __init__(self, text: Any) -> None:
         super().__init__()
@@ -27,11 +27,11 @@ class _WithHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """As transformers' models have it."""
+        """As in transformers' models."""
         return self.lm_head.weight.dtype
 
     def get_input_embeddings(self) -> nn.Module:
-        """As transformers' models have it."""
+        """As in transformers' models."""
         embed: nn.Module = self.model.get_input_embeddings()
         return embed
 
@@ -46,7 +46,7 @@ class QwenModel(EmbeddedModel):
 
     @override
     def _language_part(self, text: Any) -> nn.Module:
-        return _WithHead(text)
+        return _TextModelWithHead(text)
 
     @override
     def _embeddings(self, ids: list[int], images: Sequence[Payload]) -> Tensor:
@@ -60,8 +60,8 @@ class QwenModel(EmbeddedModel):
         image = np.array(ids) == self._image_token
         side = int(self._config.vision_config.spatial_merge_size)
         grids = [tuple(int(count) // side for count in image["image_grid_thw"][1:]) for image in images]
-        places = torch.from_numpy(rotary_places(image, grids)).to(self._device)
-        inputs: dict[str, Any] = {"position_ids": places.unsqueeze(1)}  # (3, 1, L)
+        positions = torch.from_numpy(rotary_positions(image, grids)).to(self._device)
+        inputs: dict[str, Any] = {"position_ids": positions.unsqueeze(1)}  # (3, 1, L)
         levels = torch.cat([self._rows(payload["image_embeds"]) for payload in images])
         further = torch.split(levels, self._config.text_config.hidden_size, dim=1)[1:]
         if further:
@@ -71,36 +71,36 @@ class QwenModel(EmbeddedModel):
 
     @override
     def _next_inputs(self, prompt: Prompt, made: int) -> dict[str, Any]:
-        places = prompt.inputs.get("position_ids")
-        if places is None:
+        positions = prompt.inputs.get("position_ids")
+        if positions is None:
             return {}
-        return {"position_ids": (places.max() + made).expand(3, 1, 1)}
+        return {"position_ids": (positions.max() + made).expand(3, 1, 1)}
 
 
-def rotary_places(image: NDArray[np.bool_], grids: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
-    """Places of a prompt's tokens in time, height and width (M-RoPE, arXiv 2409.12191, section 2.1).
+def rotary_positions(image: NDArray[np.bool_], grids: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
+    """Positions of a prompt's tokens in time, height and width (M-RoPE, arXiv 2409.12191, section 2.1).
 
-    A text token's three places are equal and follow the largest before. An image's tokens share their time, and their
-    rows and columns count from it.
+    A text token's three positions are equal: one more than the largest before it. An image's tokens share their time
+    position, from which their rows and columns are counted.
 
     Args:
-        image: ``(L,)`` which tokens are an image's.
+        image: ``(L,)`` whether each token belongs to an image.
         grids: Rows and columns of each image's tokens.
 
     Returns:
         ``(3, L)``.
     """
-    places = np.empty((3, len(image)), np.int64)
-    token, place = 0, 0
+    positions = np.empty((3, len(image)), np.int64)
+    token, position = 0, 0
     remaining = iter(grids)
     while token < len(image):
         if image[token]:
             rows, columns = next(remaining)
             count = rows * columns
             row, column = np.indices((rows, columns)).reshape(2, -1)
-            places[:, token : token + count] = place + np.stack([np.zeros_like(row), row, column])
-            token, place = token + count, place + max(rows, columns)
+            positions[:, token : token + count] = position + np.stack([np.zeros_like(row), row, column])
+            token, position = token + count, position + max(rows, columns)
         else:
-            places[:, token] = place
-            token, place = token + 1, place + 1
-    return places
+            positions[:, token] = position
+            token, position = token + 1, position + 1
+    return positions

@@ -101,7 +101,7 @@ def test_an_adaptive_attack_raises_the_loss_under_fresh_noise(answerer, defended
     threat = ThreatModel.of_size("linf", 8 / 255, images.shape[1:])
     scorer = answerer.scorer(QUESTIONS, answers, defended.embedded().features(images).shape[1])
     found = run_attack(ATTACKS["apgd-ce"](steps=6), [defended], images, threat, answers=scorer, seed=3)
-    judge = defended.like(draws=64, seed=77, fixed=True).embedded()
+    judge = defended.with_options(draws=64, seed=77, fixed=True).embedded()
     before, after = (cross_entropy(*scorer(judge.features(x), torch.arange(3))) for x in (images, found))
     assert (after > before + 0.1).all()
 

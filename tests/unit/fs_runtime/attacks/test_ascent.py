@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fs_runtime.attacks import ThreatModel
-from fs_runtime.attacks.ascent import _windows, apgd, first_step, pgd
+from fs_runtime.attacks.ascent import _windows, apgd, first_step_size, pgd
 
 CENTRE = torch.full((4, 1, 2, 2), 0.5)
 
@@ -70,7 +70,7 @@ def test_momentum_by_hand():
 
 
 def test_the_first_step_lets_few_steps_go_as_far_as_many():
-    assert [first_step(steps) for steps in (1, 4, 5, 16, 40, 300)] == [1, 1, 0.8, 0.25, 0.1, 0.1]
+    assert [first_step_size(steps) for steps in (1, 4, 5, 16, 40, 300)] == [1, 1, 0.8, 0.25, 0.1, 0.1]
 
 
 def test_windows_follow_the_paper():

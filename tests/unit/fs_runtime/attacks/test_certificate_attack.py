@@ -49,7 +49,7 @@ def test_estimate_agrees_with_the_plain_one(smoother, prepared):
     pipeline = FeaturePipeline(smoother, 0.1, prepared[0].grid, draws=256, batch_size=64)
     x, other = prepared[0].pixels, prepared[1].pixels
     estimate, error = smoothed_similarity(pipeline, x, other, 256, seed=3)
-    first, second = (pipeline.like(seed=seed).features(image[None]) for seed, image in ((10, x), (11, other)))
+    first, second = (pipeline.with_options(seed=seed).features(image[None]) for seed, image in ((10, x), (11, other)))
     plain = torch.nn.functional.cosine_similarity(first.flatten(1), second.flatten(1))
     assert estimate == pytest.approx(float(plain), abs=0.01)
     assert 0 < error < 0.01

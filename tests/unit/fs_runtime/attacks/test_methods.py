@@ -5,7 +5,7 @@ import torch
 
 from fs_runtime.attacks import ATTACKS, ThreatModel, run_attack
 from fs_runtime.attacks.crops import CROP_AREA, crop, random_boxes
-from fs_runtime.attacks.methods import attained
+from fs_runtime.attacks.methods import mean_scores
 
 SIZE = 8 / 255
 
@@ -21,7 +21,7 @@ def test_attacks_undefended(name, norm, undefended, images, targets):
     assert float(found.max()) <= 1
     goal = targets if attack.targeted else images
     references = [undefended.features(goal)]
-    before, after = (attained(attack.score, [undefended], references, x) for x in (images, found))
+    before, after = (mean_scores(attack.score, [undefended], references, x) for x in (images, found))
     assert (after > before + 0.02).all()
 
 
@@ -29,10 +29,10 @@ def test_attacks_undefended(name, norm, undefended, images, targets):
 def test_adaptive_attack_beats_the_one_made_on_the_undefended_model(name, undefended, defended, images, targets):
     threat = ThreatModel.of_size("l2", SIZE, images.shape[1:])
     attack = ATTACKS[name](steps=10)
-    judge = defended.like(draws=64, fixed=True, seed=9)
+    judge = defended.with_options(draws=64, fixed=True, seed=9)
     references = [judge.features(targets if attack.targeted else images)]
     fixed, adaptive = (
-        attained(attack.score, [judge], references, run_attack(attack, [p], images, threat, targets=targets)).mean()
+        mean_scores(attack.score, [judge], references, run_attack(attack, [p], images, threat, targets=targets)).mean()
         for p in (undefended, defended)
     )
     assert adaptive > fixed
@@ -47,7 +47,7 @@ def test_every_step_of_an_adaptive_attack_draws_fresh_noise(smoother, defended, 
             seen.append(x.detach().clone())
             return super().features(x, sigma, grid, noisy=noisy)
 
-    pipeline = defended.like()
+    pipeline = defended.with_options()
     pipeline.smoother = Watched(smoother.encoder)
     reference = defended.features(images)
     for _ in range(3):
@@ -61,7 +61,7 @@ def test_restarts_keep_the_best(undefended, images):
     threat = ThreatModel.of_size("linf", SIZE, images.shape[1:])
     references = [undefended.features(images)]
     one, three = (
-        attained(attack.score, [undefended], references, run_attack(attack, [undefended], images, threat, seed=4))
+        mean_scores(attack.score, [undefended], references, run_attack(attack, [undefended], images, threat, seed=4))
         for attack in (ATTACKS["pgd"](steps=4, restarts=n) for n in (1, 3))
     )
     assert (three >= one).all()
@@ -70,12 +70,12 @@ def test_restarts_keep_the_best(undefended, images):
 
 def test_several_encoders_are_averaged(undefended, defended, images, targets):
     threat = ThreatModel.of_size("l2", SIZE, images.shape[1:])
-    both = [undefended, defended.like(fixed=True)]
+    both = [undefended, defended.with_options(fixed=True)]
     attack = ATTACKS["m-attack"](steps=6)
     references = [pipeline.features(targets) for pipeline in both]
     found = run_attack(attack, both, images, threat, targets=targets)
     for pipeline, reference in zip(both, references, strict=True):
-        before, after = (attained(attack.score, [pipeline], [reference], x) for x in (images, found))
+        before, after = (mean_scores(attack.score, [pipeline], [reference], x) for x in (images, found))
         assert (after > before).all()
 
 

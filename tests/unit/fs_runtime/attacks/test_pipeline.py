@@ -30,7 +30,7 @@ def test_fresh_and_fixed_draws(defended, images):
     assert not torch.equal(*fresh)
     gradients = [defended.value_and_gradient(images, fresh[0], lower)[1] for _ in range(2)]
     assert not torch.equal(*gradients)
-    fixed = defended.like(fixed=True)
+    fixed = defended.with_options(fixed=True)
     assert torch.equal(fixed.features(images), fixed.features(images))
     assert not fixed.stochastic
 
@@ -57,7 +57,7 @@ def test_memory_is_bounded_and_the_cut_changes_nothing(smoother, prepared, image
 
 
 def test_gradient_by_differences(defended, images):
-    pipeline = defended.like(fixed=True)
+    pipeline = defended.with_options(fixed=True)
     reference = pipeline.features(images.flip(0))
     _, gradient = pipeline.value_and_gradient(images, reference, lower)
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from fs_runtime.embedded import ContextLengthError, EmbeddedModel, Generation, PromptError
-from fs_runtime.embedded.answer import MIN_TEMPERATURE, StopText, draw
+from fs_runtime.embedded.answer import MIN_TEMPERATURE, StopTextFilter, sample_token
 from fs_runtime.encoders import VisionEncoder
 
 
@@ -79,7 +79,7 @@ def test_the_smallest_temperatures_take_the_likeliest_token(temperature: float, 
     logits = torch.tensor([-1.0, 0.999, 1.0, 0.5]) * scale
     generator = torch.Generator().manual_seed(0)
     options = Generation(1, temperature=temperature, top_p=0.9)
-    assert {draw(logits, options, generator) for _ in range(20)} == {2}
+    assert {sample_token(logits, options, generator) for _ in range(20)} == {2}
 
 
 def test_rotary_frequencies_keep_their_precision(tiny_llava: Path) -> None:
@@ -111,16 +111,16 @@ def test_cancelling_stops(model: EmbeddedModel) -> None:
     ],
 )
 def test_stop_texts(text: str, stop: tuple[str, ...], expected: str, chunk: int) -> None:
-    found = StopText(stop)
+    found = StopTextFilter(stop)
     pieces = []
     for end in range(chunk, len(text) + chunk, chunk):
         pieces.append(found.feed(text[:end]))
         if found.stopped:
             break
-    assert "".join(pieces) + found.rest() == expected
+    assert "".join(pieces) + found.flush() == expected
 
 
 def test_half_a_character_is_held_back() -> None:
-    found = StopText(())
+    found = StopTextFilter(())
     assert found.feed("a\ufffd") == "a"
     assert found.feed("aé") == "é"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fs_runtime.attacks import FeaturePipeline, ThreatModel, run_attack
-from fs_runtime.attacks.methods import ATTACKS, attained
+from fs_runtime.attacks.methods import ATTACKS, mean_scores
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.encoders.robust_tower import RobustEncoderError, load_robust_encoder
 from fs_runtime.smoothing.smoother import Smoother
@@ -68,7 +68,7 @@ def test_training_makes_features_harder_to_move(encoder: VisionEncoder, tmp_path
     for one in (encoder, robust):
         pipeline = FeaturePipeline(Smoother(one), 0.0, grid)
         found = run_attack(ATTACKS["pgd"](steps=10), [pipeline], x, threat)
-        moved.append(float(attained(ATTACKS["pgd"]().score, [pipeline], [pipeline.features(x)], found).mean()))
+        moved.append(float(mean_scores(ATTACKS["pgd"]().score, [pipeline], [pipeline.features(x)], found).mean()))
     assert moved[1] < moved[0] - 0.2 * abs(1 + moved[0])  # a score of -1 is a feature that did not move
 
 
