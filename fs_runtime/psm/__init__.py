@@ -1,4 +1,4 @@
-"""Purifier and smoothness mapper: what the smoothing pass expects of them."""
+"""Interfaces of purifier and smoothness mapper, as the smoothing pass uses them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Mapper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PsmFacts:
-    """What is said of a purifier and its mapper to those who use them.
+    """Facts about a purifier and its mapper that answers report.
 
     Attributes:
-        name: As its card has it, or else its folder: a label. The fingerprints say which weights they are.
-        encoder: ``this``: trained for the encoder that it is used with. ``any``: a purifier for pictures, whatever
-            encoder reads them.
-        sigma_low: Smallest noise level that it was trained for, in pixels of [0, 1].
-        sigma_high: Largest one.
+        name: A label: the name in the card, or else that of the folder. Fingerprints identify the weights.
+        encoder: ``this`` if it was trained for the encoder that it is used with; ``any`` for a purifier that fits every
+            encoder.
+        sigma_low: Smallest noise level of its training, in pixels of [0, 1].
+        sigma_high: Largest noise level of its training.
     """
 
     name: str
@@ -47,5 +47,5 @@ class PsmFacts:
     sigma_high: float
 
     def trained_for(self, sigma: float) -> bool:
-        """Whether a noise level lies in the range. Outside, certificates hold all the same, and answers may suffer."""
+        """Whether a noise level lies in the range. Outside it, certificates still hold, but answers may get worse."""
         return self.sigma_low <= sigma <= self.sigma_high

@@ -1,4 +1,4 @@
-"""Noise levels as vectors, and feature-wise modulation by them (FiLM): what purifier and mapper share."""
+"""Embedding of noise levels, and feature-wise modulation by them (FiLM), for purifiers and mapper."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-# Noise levels below this are all alike to the networks; it keeps the logarithm finite at σ = 0.
+# Smaller noise levels are treated as this one, which keeps the logarithm finite at σ = 0.
 _SMALLEST_SIGMA = 1e-3
 _FREQUENCIES = 16
 
@@ -15,8 +15,8 @@ _FREQUENCIES = 16
 class NoiseLevelEmbedding(nn.Module):
     """``(B,)`` noise levels σ to ``(B, width)`` vectors: sines and cosines of log σ, then two linear layers.
 
-    The logarithm as in Karras et al. 2022 (arXiv 2206.00364, table 1, c_noise). The angles are computed in float32,
-    whatever the layers' arithmetic.
+    The logarithm is that of Karras et al. 2022 (arXiv 2206.00364, table 1, c_noise). The angles are computed in
+    float32, whatever the layers' dtype.
     """
 
     frequencies: Tensor

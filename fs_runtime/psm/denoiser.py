@@ -1,4 +1,4 @@
-"""What the convolutional purifiers share: scaling by the noise level, and images of any size."""
+"""Base class of the convolutional purifiers: scaling by the noise level, and images of any size."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ _CENTRE = 0.5  # of pixels in [0, 1]
 class Denoiser(PsmNetwork):
     """``P(x, σ) = c_skip x + c_out F(c_in x, σ)`` with the scaling of Karras et al. 2022 (arXiv 2206.00364, table 1).
 
-    At σ = 0 it is the identity. F's last layer starts at zero, so an untrained purifier shrinks an image towards grey
-    by as much as is best when nothing is known but its variance. The arithmetic of F is that of its weights, and the
-    scaling is float32.
+    At σ = 0 it is the identity. F's last layer starts at zero, so an untrained purifier shrinks an image towards grey;
+    this is optimal if only the image's variance is known. F runs in the dtype of its weights, the scaling in float32.
 
     Args:
         channels: C of the images.
@@ -46,7 +45,7 @@ class Denoiser(PsmNetwork):
 
     @abc.abstractmethod
     def _levels(self, h: Tensor, condition: Tensor) -> Tensor:
-        """What F does between its first and its last convolution: ``(B, width, H / patch, W / patch)`` to the same."""
+        """The part of F between its first and its last convolution; keeps ``(B, width, H / patch, W / patch)``."""
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Purifies ``(B, C, H, W)`` pixels with ``(B,)`` noise levels; the result has the dtype of ``x``."""

@@ -1,4 +1,4 @@
-"""A pretrained diffusion model as purifier: one denoising step at the timestep whose noise is the image's."""
+"""A pretrained diffusion model as purifier: one denoising step at the timestep that matches the image's noise level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.system.files import TrainingError
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
-# Those whose model reads √ᾱ y + √(1 − ᾱ) ε and is told a whole timestep, with ᾱ from the betas of their configuration.
+# Schedulers whose model reads √ᾱ y + √(1 − ᾱ) ε and an integer timestep, with ᾱ from the betas of the configuration.
 _SCHEDULERS = (
     "DDPMScheduler",
     "DDIMScheduler",
@@ -30,13 +30,13 @@ _SCHEDULERS = (
 class DiffusionPurifier(PsmNetwork):
     """One-step denoising with a diffusers ``UNet2DModel`` (Carlini et al. 2023, arXiv 2206.10550, algorithm 1).
 
-    Such a model knows images y = 2 x − 1 in [−1, 1] with noise √ᾱ y + √(1 − ᾱ) ε. A noisy image x + σ ε becomes
-    y + 2σ ε, so the timestep is the one with √((1 − ᾱ) / ᾱ) = 2σ, and the image is scaled by √ᾱ = 1 / √(1 + 4σ²).
-    Between two timesteps the nearer one in log noise is told to the network; the scaling is exact. Noise beyond the
-    schedule's ends gets the end's timestep. Draws nothing, so it is a fixed function.
+    Such a model is trained on images y = 2 x − 1 in [−1, 1] with noise, √ᾱ y + √(1 − ᾱ) ε. A noisy image x + σ ε
+    becomes y + 2σ ε, so the timestep is the one with √((1 − ᾱ) / ᾱ) = 2σ, and the image is scaled by
+    √ᾱ = 1 / √(1 + 4σ²). The network gets the nearest timestep in log noise, which for very large or small noise is the
+    schedule's first or last; the scaling is exact. It draws no random numbers, so it is a fixed function.
 
     Args:
-        unet: A ``UNet2DModel``, or what is called like one.
+        unet: A ``UNet2DModel``, or a module with the same call signature.
         description: ``unet``: its configuration; ``prediction``: what it predicts; ``timesteps``: their number.
         alphas_cumprod: ``(timesteps,)`` ᾱ of the schedule, falling.
     """
@@ -47,7 +47,7 @@ class DiffusionPurifier(PsmNetwork):
     def __init__(self, unet: nn.Module, description: dict[str, Any], alphas_cumprod: Tensor) -> None:
         super().__init__()
         if description["prediction"] not in _PREDICTIONS:
-            raise ValueError(f"a model that predicts {description['prediction']!r} is not known; {_PREDICTIONS} are")
+            raise ValueError(f"unknown prediction {description['prediction']!r}; known are {', '.join(_PREDICTIONS)}")
         self.unet = unet
         self._description = description
         alphas = alphas_cumprod.double()
@@ -61,8 +61,7 @@ class DiffusionPurifier(PsmNetwork):
             source: Folder or hub id.
 
         Raises:
-            TrainingError: diffusers is not installed, ``source`` has no such model, or one that cannot denoise in one
-                step as it is done here.
+            TrainingError: diffusers is not installed, ``source`` has no such model, or its model cannot be used here.
         """
         try:
             import diffusers
@@ -71,9 +70,10 @@ class DiffusionPurifier(PsmNetwork):
         pipeline = not Path(source).is_dir() or (Path(source) / "unet").is_dir()
         parts = {"unet": "unet", "scheduler": "scheduler"} if pipeline else {"unet": None, "scheduler": None}
         try:
-            said = diffusers.DDPMScheduler.load_config(source, subfolder=parts["scheduler"])
-            _check(said.get("_class_name") in _SCHEDULERS, source, f"its scheduler is {said.get('_class_name')}")
-            scheduler = getattr(diffusers, said["_class_name"]).from_pretrained(source, subfolder=parts["scheduler"])
+            scheduler_config = diffusers.DDPMScheduler.load_config(source, subfolder=parts["scheduler"])
+            name = scheduler_config.get("_class_name")
+            _check(name in _SCHEDULERS, source, f"its scheduler is {name}")
+            scheduler = getattr(diffusers, name).from_pretrained(source, subfolder=parts["scheduler"])
             unet = diffusers.UNet2DModel.from_pretrained(source, subfolder=parts["unet"])  # type: ignore[no-untyped-call]
         except TrainingError:
             raise
@@ -86,8 +86,8 @@ class DiffusionPurifier(PsmNetwork):
         _check(config["in_channels"] == 3, source, f"it reads {config['in_channels']} channels")
         _check(config["out_channels"] in (3, 6), source, f"it predicts {config['out_channels']} channels")
         classes = (config["class_embed_type"], config["num_class_embeds"])
-        _check(classes == (None, None), source, "it wants to be told a class")
-        _check(config["time_embedding_type"] != "fourier", source, "it is told a noise level instead of a timestep")
+        _check(classes == (None, None), source, "it needs a class label")
+        _check(config["time_embedding_type"] != "fourier", source, "it takes a noise level instead of a timestep")
         _check(not config["center_input_sample"], source, "it reads images in [0, 1]")
         description = {
             "unet": config,
@@ -123,7 +123,7 @@ class DiffusionPurifier(PsmNetwork):
         scale = (1 + noise.square()).rsqrt()  # √ᾱ
         parameter = next(self.unet.parameters())
         predicted = self.unet((y * scale).to(parameter.dtype), self.timesteps(sigma)).sample.float()
-        predicted = predicted[:, : y.shape[1]]  # some models predict a variance, too
+        predicted = predicted[:, : y.shape[1]]  # some models predict a variance as well
         prediction = self._description["prediction"]
         if prediction == "epsilon":
             clean = y - noise * predicted
@@ -138,6 +138,6 @@ class DiffusionPurifier(PsmNetwork):
 def _check(fits: bool, source: str, why: str) -> None:
     if not fits:
         raise TrainingError(
-            f"the diffusion model {source} cannot be a purifier: {why}. What can is a model of RGB images in [-1, 1] "
-            f"without classes whose scheduler is one of {', '.join(_SCHEDULERS)}"
+            f"the diffusion model {source} cannot be a purifier: {why}. A purifier needs a model of RGB images in "
+            f"[-1, 1] without classes whose scheduler is one of {', '.join(_SCHEDULERS)}"
         )

@@ -1,4 +1,4 @@
-"""The Smoothness Mapper: a residual network over the encoder's tokens, told the noise level (arXiv 2601.16200)."""
+"""The Smoothness Mapper: a residual network over the encoder's tokens and the noise level (arXiv 2601.16200)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class MapperConfig:
 
     Attributes:
         features: D, width of the encoder's tokens.
-        width: Channels inside, a multiple of ``heads``.
-        blocks: Blocks one after another.
+        width: Hidden width, a multiple of ``heads``.
+        blocks: Number of blocks.
         heads: Attention heads.
         condition: Width of the noise level's embedding.
     """
@@ -40,8 +40,8 @@ class MapperConfig:
 class SmoothnessMapper(PsmNetwork):
     """``M(z, σ) = z + s ⊙ R((z − m) / s, σ)`` with the clean features' mean m and standard deviation s per channel.
 
-    The last layer of R starts at zero, so an untrained mapper is the identity. Any token grid; tokens before the grid
-    (a class token) take part in everything but the convolution.
+    The last layer of R starts at zero, so an untrained mapper is the identity. It accepts any token grid. The
+    convolution skips tokens before the grid (a class token).
     """
 
     kind = "mapper"
@@ -72,17 +72,17 @@ class SmoothnessMapper(PsmNetwork):
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Takes m and s from ``(B, T, D)`` clean features."""
+        """Sets m and s to the statistics of ``(B, T, D)`` clean features."""
         std, mean = torch.std_mean(features.float(), dim=(0, 1))
         self.mean.copy_(mean)
-        # A channel that hardly moves must not blow up what noise does to it.
+        # A lower bound, so that noise in a nearly constant channel is not amplified.
         self.std.copy_(std.clamp_min(1e-2 * float(std.mean())))
 
     def forward(self, features: Tensor, sigma: Tensor, grid: tuple[int, int]) -> Tensor:
         """Maps ``(B, T, D)`` token features with ``(B,)`` noise levels to ``(B, T, D)`` of the same dtype.
 
         Raises:
-            ValueError: There are fewer tokens than the grid has places.
+            ValueError: There are fewer tokens than grid positions.
         """
         if features.shape[1] < grid[0] * grid[1]:
             raise ValueError(f"{features.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")

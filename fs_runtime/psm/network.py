@@ -1,4 +1,4 @@
-"""What every network of a PSM says about itself, so that it can be stored, told apart and built again."""
+"""Base class of the networks of a PSM, which describe themselves so that they can be stored and rebuilt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class PsmNetwork(nn.Module, abc.ABC):
 
     Attributes:
         kind: Name of the architecture in a PSM's card.
-        fingerprint: SHA-256 over configuration and weights, as ``sha256:<hex>``; empty until it is loaded.
+        fingerprint: SHA-256 over configuration and weights, as ``sha256:<hex>``; empty unless loaded from disk.
     """
 
     kind: ClassVar[str]
@@ -21,7 +21,7 @@ class PsmNetwork(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The configuration as JSON can hold it."""
+        """The configuration as JSON values."""
 
     @classmethod
     @abc.abstractmethod
@@ -29,6 +29,6 @@ class PsmNetwork(nn.Module, abc.ABC):
         """A network with this configuration and fresh weights.
 
         Raises:
-            TypeError: The configuration has a field that is not known, or lacks one.
-            ValueError: A value makes no sense.
+            TypeError: The configuration has an unknown field, or lacks one.
+            ValueError: A value is invalid.
         """

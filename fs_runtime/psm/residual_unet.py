@@ -1,7 +1,7 @@
-"""The purifier for photographs: a U-Net of plain convolutions that is told the noise level.
+"""The purifier for photographs: a U-Net of plain convolutions, conditioned on the noise level.
 
-Every convolution is followed by nothing but a rectifier, as in DRUNet (Zhang et al. 2021, arXiv 2008.13751): statistics
-over a picture would make what it does to one part depend on the rest, and cost as much as the convolutions on a CPU.
+Like DRUNet (Zhang et al. 2021, arXiv 2008.13751) it has rectifiers but no normalisation layers. Statistics over a
+picture would make the output at one place depend on the whole picture, and cost as much as the convolutions on a CPU.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class ResidualUNetConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
-# At 336 x 336 a twenty-fourth and a tenth of the cost of CLIP ViT-L/14-336 (0.36 TFLOP). Of equal widths, so that the
-# large one can be grown from the small one.
+# At 336 x 336 they cost 1/24 and 1/10 of CLIP ViT-L/14-336 (0.36 TFLOP). Their widths are equal, so that the small
+# one can grow into the large one.
 SIZES = {
     "small": ResidualUNetConfig(),
     "large": ResidualUNetConfig(blocks=(6, 6, 4, 3)),
@@ -58,7 +58,7 @@ SIZES = {
 class ResidualUNetPurifier(Denoiser):
     """Denoiser of images of any size.
 
-    F sees some hundred pixels around each, so what a tile or a crop shows is purified as in the whole.
+    F's receptive field is about a hundred pixels, so a tile or a crop is purified like that part of the whole image.
     """
 
     kind = "residual-unet"
@@ -88,19 +88,19 @@ class ResidualUNetPurifier(Denoiser):
         return cls(ResidualUNetConfig(**description))
 
     def grown(self, config: ResidualUNetConfig) -> Self:
-        """The same function in a network with more blocks: those that are new are the identity until they are trained.
+        """The same function in a network with more blocks; the new blocks are the identity until they are trained.
 
         Args:
             config: Differs from this network's in its blocks only, and has no level with fewer.
 
         Raises:
-            ValueError: It is another network, not a deeper one.
+            ValueError: ``config`` is not a deeper version of this network.
         """
         mine = self.config
         if replace(config, blocks=mine.blocks) != mine or any(map(lt, config.blocks, mine.blocks)):
             raise ValueError(f"a purifier with {mine} cannot grow into one with {config}")
         deeper = type(self)(config)
-        deeper.load_state_dict(self.state_dict(), strict=False)  # blocks keep their places; the new ones follow
+        deeper.load_state_dict(self.state_dict(), strict=False)  # existing blocks keep their indices
         for levels in ("down", "up"):
             for level, of_mine in zip(getattr(deeper, levels), getattr(self, levels), strict=True):
                 for block in level.blocks[len(of_mine.blocks) :]:
@@ -137,7 +137,7 @@ class _Level(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """``h + W₂ max(W₁ h, 0)``. Starts as little more than the identity, so that deep networks learn from the start."""
+    """``h + W₂ max(W₁ h, 0)``. Starts close to the identity, so that deep networks train well from the start."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A PSM on disk: a folder with the weights of purifier and mapper, and a card that says what they are for."""
+"""A PSM on disk: a folder with the weights of purifier and mapper, and a card that describes them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Psm:
 
     Attributes:
         purifier: Denoiser before the encoder.
-        mapper: Residual network after the encoder; None where the purifier is for any encoder.
-        sigma: Noise level it was trained to be used at.
-        facts: What is said of it to users.
+        mapper: Residual network after the encoder; None if the purifier is for any encoder.
+        sigma: Noise level that it was trained to serve at.
+        facts: About it, for answers.
         card: Contents of its ``card.json``.
     """
 
@@ -63,11 +63,11 @@ def save_psm(
     """Writes ``purifier.safetensors``, ``mapper.safetensors`` and ``card.json``.
 
     Args:
-        folder: Where to; made if need be.
+        folder: Created if it is missing.
         purifier: The first network.
         mapper: The second.
-        encoder: What they were trained for.
-        facts: What else the card says; ``sigma`` with the ``served`` noise level and the range ``trained`` is needed.
+        encoder: The encoder that they were trained for.
+        facts: Further entries of the card; needs ``sigma`` with the ``served`` noise level and the range ``trained``.
 
     Returns:
         The card.
@@ -83,12 +83,12 @@ def save_psm(
 def save_purifier(folder: Path, purifier: PsmNetwork, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes ``purifier.safetensors`` and ``card.json`` of a purifier that is for any encoder.
 
-    The weights are rounded to float16, which halves the file and moves pixels by less than 8 bits tell apart.
+    The weights are rounded to float16, which halves the file and changes pixels by less than one 8-bit step.
 
     Args:
-        folder: Where to; made if need be.
+        folder: Created if it is missing.
         purifier: The network.
-        facts: What else the card says; ``sigma`` with the ``served`` noise level and the range ``trained`` is needed.
+        facts: Further entries of the card; needs ``sigma`` with the ``served`` noise level and the range ``trained``.
 
     Returns:
         The card: its ``encoder`` is ``"any"`` and its ``mapper`` null.
@@ -124,7 +124,7 @@ def load_psm(folder: str | Path, encoder: VisionEncoder, dtype: torch.dtype | No
                 "with `fs-serve train psm`, or go without: --psm none"
             )
         if for_any and card["mapper"] is not None:
-            raise PsmError(f"{folder / CARD} is for any encoder, and yet has a mapper, which fits one; copy it again")
+            raise PsmError(f"{folder / CARD} is for any encoder but has a mapper, which fits only one; copy it again")
         sigma, low, high = _noise_levels(folder, card["sigma"])
         facts = PsmFacts(str(card.get("name", folder.resolve().name)), "any" if for_any else "this", low, high)
         purifier = _load_part(folder, "purifier", card["purifier"])
@@ -133,7 +133,7 @@ def load_psm(folder: str | Path, encoder: VisionEncoder, dtype: torch.dtype | No
         raise PsmError(f"{folder / CARD} lacks or distorts {error}; copy the PSM again") from error
     for module in (purifier, mapper):
         if module is not None:
-            _settle(module, encoder.device, dtype or encoder.dtype)
+            _prepare_for_inference(module, encoder.device, dtype or encoder.dtype)
     return Psm(purifier, mapper, sigma, facts, card)
 
 
@@ -154,18 +154,18 @@ def load_purifier(
         purifier = _load_part(folder, "purifier", card["purifier"])
     except (KeyError, TypeError) as error:
         raise PsmError(f"{folder / CARD} lacks or distorts {error}; copy the PSM again") from error
-    return _settle(purifier, device, dtype), card
+    return _prepare_for_inference(purifier, device, dtype), card
 
 
-def _settle(module: PsmNetwork, device: str | torch.device, dtype: torch.dtype) -> PsmNetwork:
-    """Puts a network where it is to be used."""
+def _prepare_for_inference(module: PsmNetwork, device: str | torch.device, dtype: torch.dtype) -> PsmNetwork:
+    """Moves a network to device and dtype, in evaluation mode and without gradients."""
     for parameter in module.parameters():  # buffers keep float32: they scale features
         parameter.data = parameter.data.to(dtype)
     return module.to(device).eval().requires_grad_(False)
 
 
 def _save_part(folder: Path, part: _Part, module: PsmNetwork, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """Writes a network's weights, as ``dtype`` where that holds them exactly; returns what the card says about it."""
+    """Writes a network's weights, converted to ``dtype`` if it is given; returns the network's entry for the card."""
     config = module.describe()
     weights = {
         name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
@@ -200,7 +200,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
 
 def _noise_levels(folder: Path, levels: dict[str, Any]) -> tuple[float, float, float]:
-    """The noise level to serve at, and the least and greatest of training."""
+    """The noise level to serve at, and the smallest and largest of training."""
     served, trained = levels["served"], levels["trained"]
     numbers = [served, *trained] if isinstance(trained, list) else []
     known = len(numbers) == 3 and all(isinstance(number, int | float) for number in numbers)

@@ -1,4 +1,4 @@
-"""The compact purifier: a small U-Net that is told the noise level (arXiv 2601.16200, the ablation's light one)."""
+"""The compact purifier: a small U-Net conditioned on the noise level (arXiv 2601.16200, the ablation's light one)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class UNetPurifier(Denoiser):
 
 
 class _UNetBlock(nn.Module):
-    """Two convolutions with a way around them, modulated by the noise level."""
+    """Two convolutions with a skip connection, modulated by the noise level."""
 
     def __init__(self, inputs: int, outputs: int, condition: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The state of a training run on disk, from which it goes on exactly where it was."""
+"""Checkpoints of a training run, from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor
 from fs_runtime.system.files import TrainingError, write_file
 
 CHECKPOINT = "checkpoint.pt"
-_DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file, over those before
+_DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file; the digest of all bytes before them
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingCheckpoint:
-    """State after a step.
+    """State of a training run after a step.
 
     Attributes:
         stage: Name of the stage, ``purifier`` for example.
-        step: Steps of this stage that are done.
-        score: Newest score on the held-out pictures.
-        networks: Weights by name: this stage's network, those finished before, and what else the run keeps.
+        step: Completed steps of this stage.
+        score: Latest score on the held-out pictures.
+        networks: Weights by name: those of this stage's network and of finished stages, and others that the run needs.
         optimizer: State of this stage's optimiser.
     """
 
@@ -39,7 +39,7 @@ class TrainingCheckpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: TrainingCheckpoint, identity: dict[str, Any]) -> None:
-    """Writes a checkpoint in one move; ``identity`` tells runs apart.
+    """Writes a checkpoint atomically; ``identity`` identifies the run.
 
     Raises:
         TrainingError: The disk is full or cannot be written.

@@ -21,7 +21,7 @@ from fs_runtime.system.files import TrainingError
 
 REFERENCE = "reference"
 REFERENCE_COUNT = 8000
-SMALLEST_SIDE = 16  # pixels; less shows nothing worth learning from
+SMALLEST_SIDE = 16  # pixels; smaller pictures are useless for training
 SQUARE = 448  # pixels a side, for encoders of any resolution
 _SUFFIXES = frozenset(Image.registered_extensions())
 _DIGIT_SHARE = 0.25
@@ -72,13 +72,13 @@ class FolderPictures:
 
 
 def find_pictures(source: str) -> tuple[Pictures, tuple[Skipped, ...]]:
-    """Finds the pictures that ``--images`` means.
+    """Finds the pictures that ``--images`` selects.
 
     Args:
         source: A folder, which is searched with all its subfolders, or ``reference``.
 
     Raises:
-        TrainingError: The folder does not exist or holds no picture that can be used.
+        TrainingError: The folder does not exist or has no usable picture.
     """
     if source == REFERENCE:
         return reference_pictures(REFERENCE_COUNT), ()
@@ -87,18 +87,18 @@ def find_pictures(source: str) -> tuple[Pictures, tuple[Skipped, ...]]:
 
 
 def folder_pictures(folder: Path) -> FolderPictures:
-    """Finds and tries all pictures of a folder: each is decoded once, so that training does not meet a bad one.
+    """Finds all pictures of a folder and decodes each once, so that training meets no damaged one.
 
     Raises:
-        TrainingError: The folder does not exist or holds no picture that can be used.
+        TrainingError: The folder does not exist or has no usable picture.
     """
     if not folder.is_dir():
         raise TrainingError(f"--images {folder} is not a folder; give one with pictures, or 'reference'")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     with ThreadPoolExecutor() as pool:
-        tried = list(zip(paths, pool.map(_try, paths), strict=True))
-    usable = {path: found for path, found in tried if isinstance(found, bytes)}
-    skipped = tuple(Skipped(path, found) for path, found in tried if isinstance(found, str))
+        checked = list(zip(paths, pool.map(_digest_or_fault, paths), strict=True))
+    usable = {path: found for path, found in checked if isinstance(found, bytes)}
+    skipped = tuple(Skipped(path, found) for path, found in checked if isinstance(found, str))
     if not usable:
         listed = "; ".join(f"{fault.path.name}: {fault.reason}" for fault in skipped[:3])
         why = f"all {len(skipped)} were left out ({listed})" if skipped else "it has no file that looks like one"
@@ -107,7 +107,7 @@ def folder_pictures(folder: Path) -> FolderPictures:
 
 
 def digest(pictures: Pictures) -> str:
-    """SHA-256, in hex, over pictures and their order: of a folder's files as they were found, else of the pixels."""
+    """SHA-256, in hex, over pictures in order: over the files of a folder, otherwise over the pixels."""
     if isinstance(pictures, FolderPictures):
         return hashlib.sha256(b"".join(pictures.digests)).hexdigest()
     whole = hashlib.sha256()
@@ -119,7 +119,7 @@ def digest(pictures: Pictures) -> str:
 
 
 def reference_pictures(count: int, seed: int = _SEED) -> list[NDArray[np.uint8]]:
-    """Draws scenes and handwritten digits as the reference model reads them, the same ones for the same seed.
+    """Draws scenes and handwritten digits of the reference model; the same seed gives the same pictures.
 
     Raises:
         TrainingError: scikit-learn, which brings the digits, is not installed.
@@ -146,9 +146,9 @@ def reference_pictures(count: int, seed: int = _SEED) -> list[NDArray[np.uint8]]
 class PreparedPictures(Dataset[Tensor]):
     """Pictures as the encoder reads them: ``(C, H, W)`` float32 in [0, 1].
 
-    Of a picture that is cut into tiles one tile is taken: purifier and mapper see tiles one by one. For an encoder
-    whose resolution follows the picture's, pictures are cut to their middle square and made one size, so that all of a
-    batch share a grid.
+    If a picture is cut into tiles, one tile is used, since purifier and mapper process tiles separately. For an encoder
+    of variable resolution, pictures are cropped to their middle square and resized to one size, so that a batch shares
+    a grid.
 
     Attributes:
         grid: Rows and columns of the token grid of each.
@@ -181,14 +181,14 @@ class PreparedPictures(Dataset[Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Numbers of the pictures to train on, and of those kept out to measure with."""
+    """Indices of the pictures to train on, and of the held-out ones."""
 
     training: NDArray[np.int64]
     held_out: NDArray[np.int64]
 
 
 def split(count: int, batch_size: int) -> Split:
-    """Keeps a tenth of the pictures out, at most 64; the same ones of the same pictures in every run.
+    """Holds out a tenth of the pictures, at most 64; the same ones in every run.
 
     Raises:
         TrainingError: Too few are left for one batch.
@@ -206,10 +206,10 @@ def split(count: int, batch_size: int) -> Split:
 def batches(
     training: NDArray[np.int64], batch_size: int, stream: Sequence[int], start: int, stop: int
 ) -> Iterator[list[int]]:
-    """Picture numbers of the batches ``start`` to ``stop`` of an endless shuffled stream.
+    """Picture indices of the batches ``start`` to ``stop`` of an endless shuffled stream.
 
-    Every epoch has an order of its own, made from ``stream`` and the epoch's number alone, so that a resumed run
-    sees what the interrupted one would have seen.
+    The order of an epoch depends on ``stream`` and the epoch's number alone, so a resumed run gets the same batches as
+    an uninterrupted one.
     """
     per_epoch = len(training) // batch_size
     epoch, order = -1, training
@@ -221,13 +221,13 @@ def batches(
         yield [int(number) for number in order[first : first + batch_size]]
 
 
-def _try(path: Path) -> bytes | str:
-    """SHA-256 of a picture's file, or why it cannot be used."""
+def _digest_or_fault(path: Path) -> bytes | str:
+    """SHA-256 of a picture's file, or the reason why it cannot be used."""
     try:
         height, width = read_picture(path).shape[:2]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").digest()
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders may raise anything
         return f"cannot be read ({type(error).__name__})"
     if min(height, width) < SMALLEST_SIDE:
         return f"too small ({width} x {height}; at least {SMALLEST_SIDE} pixels a side)"

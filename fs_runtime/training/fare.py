@@ -5,8 +5,8 @@ Robust Large Vision-Language Models", ICML 2024 (arXiv 2402.12336), equation 3:
 
     L(φ, x) = max_{‖z − x‖∞ ≤ ε} ‖φ(z) − φ_orig(x)‖²
 
-Neither labels nor the language model are needed, and the result takes the original's place before the projector. The
-paper takes the distance of CLIP's class token; here it is the mean over the tokens that the projector reads.
+It needs neither labels nor the language model, and the result replaces the original tower before the projector. The
+paper uses the distance of CLIP's class token; here it is the mean over the tokens that the projector reads.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _JUDGING_STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class RobustEncoderSettings:
-    """What to train against, and how. A run resumes only with the settings it began with.
+    """Settings of FARE. A run resumes only with the settings it began with.
 
     Attributes:
         epsilon: Radius ε of the ℓ∞ ball, in pixels of [0, 1].
-        attack_steps: PGD steps that look for the worst image at every training step; the paper's are 10.
+        attack_steps: PGD steps of the inner maximisation in each training step; 10 in the paper.
         optimisation: Of the tower.
         batch_size: Pictures of one step, over all processes.
         seed: Of order and starting points.
@@ -65,11 +65,11 @@ class RobustEncoderSettings:
 
 
 class _Student(nn.Module):
-    """The tower in training as one module: pixels in, token features out."""
+    """The tower in training, as one module from pixels to token features."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
         super().__init__()
-        assert encoder.tower is not None  # noqa: S101 (with_tower has asked)
+        assert encoder.tower is not None  # noqa: S101 (checked by with_tower)
         self.tower = encoder.tower
         self._encode = encoder.encode
 
@@ -89,27 +89,27 @@ def train_robust_encoder(
     checkpoint_every: int = 100,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Trains a copy of the encoder's tower and writes it to ``output``; goes on from a checkpoint that lies there.
+    """Trains a copy of the encoder's tower and writes it to ``output``; resumes from a checkpoint there.
 
-    The score of its progress is the mean cosine, over tokens, between the clean features of the original tower and the
-    trained tower's features of held-out pictures under a PGD attack of ten steps.
+    The score is the mean cosine, over tokens of held-out pictures, between the original tower's clean features and the
+    trained tower's features under a PGD attack of ten steps.
 
     Args:
-        encoder: The original, which stays as it is. On the accelerator's device.
-        pictures: To train on; a tenth, at most 64, is kept out to measure with.
+        encoder: The original, which does not change. On the accelerator's device.
+        pictures: To train on; a tenth, at most 64, is held out.
         output: Folder for the tower, its checkpoint and its logs.
         settings: How to train.
-        facts: What the card is to say beside what is known here: ``encoder.model``, ``data``.
-        accelerator: For several processes; by default one is made.
+        facts: Further entries of the card: ``encoder.model``, ``data``.
+        accelerator: For several processes; created by default.
         workers: Processes that read pictures.
-        checkpoint_every: Steps from one checkpoint, and score, to the next.
-        report: Told about each step, on the main process only.
+        checkpoint_every: Steps between checkpoints, and between scores.
+        report: Called after each step, on the main process only.
 
     Returns:
         The card.
 
     Raises:
-        TrainingError: The family's tower cannot be exchanged, there are too few pictures, the disk is full, a
+        TrainingError: The family's tower cannot be replaced, there are too few pictures, the disk is full, a
             checkpoint is of another run, or the loss is not finite.
     """
     if encoder.tower is None:
@@ -140,7 +140,7 @@ def train_robust_encoder(
         with torch.no_grad():
             clean = encoder.encode(x)
         shift = settings.epsilon * (2 * loop.draw(torch.rand, generator, tuple(x.shape[1:])) - 1)
-        # The search goes around the wrapper of several processes, which counts passes.
+        # PGD bypasses the distributed wrapper, which counts forward passes.
         attacked = worst_case(student, x, clean, threat.project(x + shift, x), threat, settings.attack_steps)
         yield feature_distance(network(attacked), clean).mean() / unit
 

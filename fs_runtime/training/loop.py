@@ -1,7 +1,7 @@
-"""The loop that trains a network in one run: batches, optimiser, schedule, checkpoints, and going on after a kill.
+"""The training loop: batches, optimiser, learning-rate schedule, checkpoints and resuming.
 
-Everything that is random in a step (pictures, noise levels, noise) follows from the seed, the stage and the step's
-number, so a run that was killed goes on from its last checkpoint as if nothing had happened.
+All randomness of a step (pictures, noise levels, noise) depends on the seed, the stage and the step's number alone, so
+a resumed run ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from fs_runtime.training.score import HeldOut
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
-    """How one network is trained: AdamW, linear warm-up, then a cosine down to nothing.
+    """How one network is trained: AdamW, linear warm-up, then a cosine decay to 0.
 
     Attributes:
-        epochs: Times that every picture is seen.
+        epochs: Passes over the pictures.
         learning_rate: Its peak.
         weight_decay: Of AdamW.
 
     Raises:
-        TrainingError: One of them is negative, or no finite number.
+        TrainingError: A value is negative or not finite.
     """
 
     epochs: float
@@ -51,21 +51,21 @@ class StageSettings:
 
 
 class TrainingLoop:
-    """Trains networks one after another, a stage for each, on batches of pictures as an encoder reads them.
+    """Trains networks one after another, each in its own stage, on batches of preprocessed pictures.
 
     Args:
-        encoder: Whose preprocessing and device are used.
-        pictures: To train on; a tenth, at most 64, is kept out to measure with.
+        encoder: Provides preprocessing and device.
+        pictures: To train on; a tenth, at most 64, is held out.
         output: Folder for the checkpoint.
         stages: Names of all stages, in order.
-        identity: What tells this run from others, as JSON values; a checkpoint of another run is refused. Entries may
-            be added until :meth:`resume`.
+        identity: Identifies the run, as JSON values; a checkpoint of another run is refused. Entries may be added until
+            :meth:`resume`.
         batch_size: Pictures of one step, over all processes.
         seed: Of order and noise.
         accelerator: For several processes and mixed precision.
         workers: Processes that read pictures.
-        checkpoint_every: Steps from one checkpoint, and score, to the next.
-        report: Told about each step, on the main process only.
+        checkpoint_every: Steps between checkpoints, and between scores.
+        report: Called after each step, on the main process only.
 
     Raises:
         TrainingError: Too few pictures, or a batch that does not divide over the processes.
@@ -106,7 +106,7 @@ class TrainingLoop:
         self.identity = {"encoder": encoder.fingerprint, **data, **identity}
 
     def resume(self, networks: Mapping[str, nn.Module]) -> TrainingCheckpoint | None:
-        """Reads the checkpoint, if there is one, and puts its weights into the networks, one for each stage.
+        """Reads the checkpoint, if there is one, and loads its weights into the networks, one for each stage.
 
         Raises:
             TrainingError: The checkpoint belongs to another run, or cannot be read.
@@ -130,19 +130,19 @@ class TrainingLoop:
 
         Args:
             stage: Its name.
-            networks: By stage; all but this one's are frozen.
-            settings: How.
-            losses_of: The losses of the network, as the accelerator wrapped it, on this process's ``(B, C, H, W)``
-                pixels, with a generator for what is random in this step. The weights are updated after each of them,
-                before the next one is asked for.
-            score_of: Measures the held-out pictures.
-            resumed: The checkpoint to go on from, of this stage.
+            networks: By stage; all but this stage's are frozen.
+            settings: Of the optimisation.
+            losses_of: Yields losses, given the network as the accelerator wrapped it, this process's ``(B, C, H, W)``
+                pixels, and a generator for the randomness of the step. The weights are updated after each loss, before
+                the next one is computed.
+            score_of: Scores the network on the held-out pictures.
+            resumed: The checkpoint of this stage to resume from.
 
         Raises:
             TrainingError: A full disk, or a loss that is not finite.
         """
         per_epoch = len(self._split.training) // self._batch_size
-        steps = round(settings.epochs * per_epoch)  # none leaves the network as it is
+        steps = round(settings.epochs * per_epoch)  # 0 leaves the network unchanged
         network = networks[stage].train()
         for other in networks.values():
             other.requires_grad_(other is network)
@@ -156,7 +156,7 @@ class TrainingLoop:
             start, score = resumed.step, resumed.score
         for step, x in zip(range(start, steps), self._load(stage, start, steps), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * warm_cosine(step, steps)
+                group["lr"] = settings.learning_rate * warmup_cosine(step, steps)
             losses = iter(losses_of(wrapped, x, self._generator(stage, step)))
             while True:
                 with self._accelerator.autocast():
@@ -175,7 +175,7 @@ class TrainingLoop:
                 score = score_of()
                 before = self._stages[: self._stages.index(stage) + 1]
                 weights = {name: networks[name].state_dict() for name in before}
-                self._keep(TrainingCheckpoint(stage, done, score, weights, optimizer.state_dict()))
+                self._save(TrainingCheckpoint(stage, done, score, weights, optimizer.state_dict()))
             if self._accelerator.is_main_process:
                 self._report(Progress(stage, done, steps, float(loss.detach()), score))
         network.eval().requires_grad_(False)
@@ -183,7 +183,7 @@ class TrainingLoop:
     def draw(self, sample: Callable[..., Tensor], generator: torch.Generator, shape: tuple[int, ...] = ()) -> Tensor:
         """``(B, *shape)`` random values for this process's pictures.
 
-        All processes draw the whole batch's, and each takes its part, so that their number does not matter.
+        Each process draws the values of the whole batch and takes its part, so the number of processes does not matter.
 
         Args:
             sample: ``torch.rand`` or ``torch.randn``.
@@ -194,7 +194,7 @@ class TrainingLoop:
         return values[self._mine]
 
     def average(self, x: Tensor) -> Tensor:
-        """Mean of a tensor over all processes, with gradients. All processes must ask for the same means in order."""
+        """Mean of a tensor over all processes, with gradients. All processes must call it in the same order."""
         if self._accelerator.num_processes == 1:
             return x
         mean: Tensor = _ProcessMean.apply(x)  # type: ignore[no-untyped-call]
@@ -214,14 +214,14 @@ class TrainingLoop:
         for x in DataLoader(self._prepared, batch_sampler=mine, num_workers=self._workers, pin_memory=pin):
             yield x.to(self._encoder.device, non_blocking=True)
 
-    def _keep(self, checkpoint: TrainingCheckpoint) -> None:
+    def _save(self, checkpoint: TrainingCheckpoint) -> None:
         if self._accelerator.is_main_process:
             write_checkpoint(self._path, checkpoint, self.identity)
         self._accelerator.wait_for_everyone()
 
 
 class _ProcessMean(torch.autograd.Function):
-    """Mean over all processes. Its adjoint is itself: each process's loss depends on a share of every other's value."""
+    """Mean over all processes. It is its own adjoint, since each process's loss depends on every process's value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -238,8 +238,8 @@ def _mean_over_processes(x: Tensor) -> Tensor:
     return total / distributed.get_world_size()
 
 
-def warm_cosine(step: int, steps: int) -> float:
-    """Part of the peak learning rate: up over the first twentieth (at most 200 steps), then a cosine down."""
+def warmup_cosine(step: int, steps: int) -> float:
+    """Fraction of the peak learning rate: linear warm-up over a twentieth of the steps (at most 200), then a cosine."""
     rise = max(1, min(200, steps // 20))
     if step < rise:
         return (step + 1) / rise

@@ -25,7 +25,7 @@ class LossWeights:
         purifier_distance: λ₂, of l_mse in L_P.
         mapper_statistics: λ₃, of l_stats in L_M.
         mapper_identity: λ₄, of l_id in L_M.
-        attack: λ₅, of the squared distance that attacks raise, in both losses where training is against attacks.
+        attack: λ₅, of the squared distance that attacks maximise, in both losses of adversarial training.
     """
 
     purifier_robustness: float = 10.0
@@ -60,17 +60,17 @@ def robustness_loss(features: Tensor, clean: Tensor) -> Tensor:
 def statistics_loss(features: Tensor, clean: Tensor, average: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """l_stats = Σ_d (μ̂_d − μ_d)² + (σ̂_d − σ_d)², over the batch's tokens; d counts the feature channels.
 
-    It is no sum over pictures, so processes that share a batch need the moments of all of it.
+    It is not a sum over pictures, so processes that share a batch need the moments of the whole batch.
 
     Args:
-        features: This process's.
-        clean: Of the same pictures.
+        features: Of this process's pictures.
+        clean: Clean features of the same pictures.
         average: Mean of a tensor over the processes, with gradients.
     """
     tokens = torch.stack([features.float(), clean.float()]).flatten(1, -2)  # (2, B T, D)
     mean = average(tokens.mean(1))
     variance = average((tokens - mean.unsqueeze(1)).square().mean(1))
-    # The square root has no gradient at 0, where a channel never moves.
+    # The square root has no gradient at 0, the variance of a constant channel.
     std = variance.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
     return (mean[0] - mean[1]).square().sum() + (std[0] - std[1]).square().sum()
 

@@ -33,22 +33,21 @@ STAGES = ("purifier", "mapper")
 
 @dataclass(frozen=True, slots=True)
 class PsmSettings:
-    """What to train, and how. A run resumes only with the settings it began with.
+    """Settings of the training of a PSM. A run resumes only with the settings it began with.
 
     Attributes:
-        sigma: Noise levels. The first is the one to be served at; with several, training draws them uniformly between
-            the smallest and the largest.
+        sigma: Noise levels; the first is the one to serve at. With several, training draws levels uniformly between the
+            smallest and the largest.
         batch_size: Pictures of one step, over all processes.
-        purifier: Of the first stage.
-        mapper: Of the second; 2e-4 and 8 epochs are the paper's.
-        bare: Share of the mapper's pictures that it sees without the purifier, so that it is of use alone, too.
+        purifier: Settings of the first stage.
+        mapper: Settings of the second; 2e-4 and 8 epochs are the paper's.
+        bare: Share of the mapper's pictures that skip the purifier, so that the mapper also works alone.
         weights: Of the losses.
-        mapper_width: Channels inside a fresh mapper.
-        epsilon: Radius of the ℓ∞ ball, in pixels of [0, 1], that both networks are trained against attacks in; 0 is
-            training on clean pictures alone.
-        attack_steps: PGD steps that look for the worst picture of the ball before a batch is trained on.
-        replays: Times in a row that a batch is trained on, with new noise, while the attack goes on by a step from
-            one to the next; only with ``epsilon``.
+        mapper_width: Hidden width of a fresh mapper.
+        epsilon: Radius of the ℓ∞ ball of adversarial training, in pixels of [0, 1]; 0 trains on clean pictures only.
+        attack_steps: PGD steps that attack a batch before it is trained on.
+        replays: Times in a row that a batch is trained on, with new noise and one more attack step each time; needs
+            ``epsilon``.
         seed: Fixes weights, order and noise.
         precision: Arithmetic of the passes; weights and optimiser stay in float32.
     """
@@ -100,20 +99,20 @@ def train_psm(
     checkpoint_every: int = 100,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Trains both networks and writes them to ``output``; goes on from a checkpoint that lies there.
+    """Trains both networks and writes them to ``output``; resumes from a checkpoint there.
 
     Args:
         encoder: Frozen. On the accelerator's device.
-        purifier: Fresh, or pretrained to be tuned.
-        pictures: To train on; a tenth, at most 64, is kept out to measure with.
+        purifier: Fresh, or pretrained, to be fine-tuned.
+        pictures: To train on; a tenth, at most 64, is held out.
         output: Folder for the PSM, its checkpoint and its logs.
         settings: How to train.
-        mapper: A trained one to go on with; None for a fresh one.
-        facts: What the card is to say beside what is known here: ``encoder.model``, ``data``.
-        accelerator: For several processes; by default one is made.
+        mapper: Pretrained, to be fine-tuned; None for a fresh one.
+        facts: Further entries of the card: ``encoder.model``, ``data``.
+        accelerator: For several processes; created by default.
         workers: Processes that read pictures.
-        checkpoint_every: Steps from one checkpoint, and score, to the next.
-        report: Told about each step, on the main process only.
+        checkpoint_every: Steps between checkpoints, and between scores.
+        report: Called after each step, on the main process only.
 
     Returns:
         The card.
@@ -175,7 +174,7 @@ def train_psm(
 
 
 class _PsmRun:
-    """One run: what both stages share."""
+    """The two stages of a run, and the state that they share."""
 
     def __init__(self, encoder: VisionEncoder, settings: PsmSettings, loop: TrainingLoop) -> None:
         self.encoder, self.settings, self.loop = encoder, settings, loop
@@ -198,7 +197,7 @@ class _PsmRun:
         mapper = networks["mapper"] if stage == "mapper" else None
 
         def losses(network: nn.Module, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-            # The search for the worst picture goes around the wrapper of several processes, which counts passes.
+            # PGD bypasses the distributed wrapper, which counts forward passes.
             if mapper is None:
                 return self._purifier_losses(network, purifier, x, generator)
             return self._mapper_losses(network, mapper, purifier, x, generator)
@@ -238,7 +237,7 @@ class _PsmRun:
         for moved in self._replayed(x, worst):
             with torch.set_grad_enabled(moved.requires_grad):
                 features = encode(moved)
-            # One pass for both levels, since several processes average gradients once a pass.
+            # One pass for both noise levels, since the distributed wrapper averages gradients once per pass.
             both = mapper(torch.cat([features, clean]), torch.cat([sigma, torch.zeros_like(sigma)]), grid)
             mapped, mapped_clean = both.float().chunk(2)
             unit = self.feature_unit
@@ -251,7 +250,7 @@ class _PsmRun:
     def _worst(
         self, features: Callable[[Tensor], Tensor], x: Tensor, clean: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The pictures to train on: the worst of the ball for this draw of the noise, as far as PGD finds."""
+        """The pictures to train on: the worst that PGD finds in the ball for this draw of the noise."""
         epsilon, steps = self.settings.epsilon, self.settings.attack_steps
         if not epsilon:
             return x
@@ -261,13 +260,13 @@ class _PsmRun:
         return worst_case(features, x, clean, start, threat, steps) if steps else start
 
     def _replayed(self, x: Tensor, worst: Tensor) -> Iterable[Tensor]:
-        """What comes of the pictures from one replay to the next."""
+        """The pictures of each replay."""
         if self.settings.replays == 1:
             return (worst,)
         return replays(x, worst, ThreatModel("linf", self.settings.epsilon), self.settings.replays)
 
     def _distance(self, features: Tensor, clean: Tensor) -> Tensor:
-        """What the attacks raise, in units of the features' own mean square; left out without attacks."""
+        """The loss that attacks maximise, in units of the features' mean square; 0 without attacks."""
         if not self.settings.epsilon:
             return features.new_zeros(())
         return self.settings.weights.attack * feature_distance(features, clean).mean() / self.feature_unit**2

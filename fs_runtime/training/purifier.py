@@ -1,7 +1,7 @@
-"""Trains a purifier for photographs on pictures of dead leaves, for no encoder in particular.
+"""Trains a purifier for photographs and any encoder, on synthetic pictures (dead leaves).
 
-Everything that is random in a step follows from the seed and the step's number, so a run that was killed goes on from
-its last checkpoint as if nothing had happened.
+All randomness of a step depends on the seed and the step's number alone, so a resumed run ends with the same weights as
+an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.system.files import TrainingError
 from fs_runtime.training.checkpoint import CHECKPOINT, TrainingCheckpoint, read_checkpoint, write_checkpoint
 from fs_runtime.training.dead_leaves import VERSION, LeavesStream, leaves_picture
-from fs_runtime.training.loop import warm_cosine
+from fs_runtime.training.loop import warmup_cosine
 from fs_runtime.training.progress import Progress
 
 _SERVED = 0.25  # the noise level that the paper and the gateway use
 _MEASURED = (0.1, _SERVED, 0.5)  # noise levels of the table in the card
 _HELD_OUT = 24  # pictures
 _SIDE = 224  # pixels a side of those
-_LEAST_ERROR = 1e-6  # mean squared error below which a crop is done: 60 dB
+_LEAST_ERROR = 1e-6  # added to mean squared errors, which limits the PSNR to 60 dB
 _DATA_STD = 0.25  # of pixels, for the unit of the loss
 _STREAMS = {"noise": 2, "held out": 3}
 
 
 @dataclass(frozen=True, slots=True)
 class PurifierSettings:
-    """How a purifier is trained. A run resumes only with the settings it began with.
+    """Settings of the training of a purifier. A run resumes only with the settings it began with.
 
     Attributes:
-        steps: How many, with a linear warm-up and then a cosine down to nothing.
+        steps: Number of steps; the learning rate has a linear warm-up and then a cosine decay to 0.
         batch_size: Crops of one step.
         crop: Pixels per side of a crop.
-        learning_rate: Peak of AdamW's.
-        sigma: Least and greatest noise level. Half of the crops get one drawn log-uniformly from the whole range, half
-            from ``focus``.
-        focus: The levels that matter most.
-        average: Decay of the running mean of the weights, which is what is kept.
+        learning_rate: Peak learning rate of AdamW.
+        sigma: Smallest and largest noise level. Noise levels are log-uniform, for half of the crops on this range and
+            for half on ``focus``.
+        focus: Range of the noise levels that matter most.
+        average: Decay of the running mean of the weights, which is the result.
         seed: Fixes weights, pictures and noise.
         precision: Arithmetic of the passes; weights and optimiser stay in float32.
     """
@@ -83,20 +83,20 @@ def train_purifier(
     checkpoint_every: int = 500,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Trains ``purifier`` and leaves the mean weights in it; goes on from a checkpoint in ``output``.
+    """Trains ``purifier`` and sets it to the mean weights; resumes from a checkpoint in ``output``.
 
-    The loss is each crop's root mean squared error, in units of what is left where nothing is known of a picture but
-    its variance, so that all noise levels count alike. It lies between the squared error, which busy crops would rule,
-    and its logarithm, which flat ones would.
+    The loss is each crop's root mean squared error, divided by that of the best linear shrinkage, so that all noise
+    levels have equal weight. It is a compromise: detailed crops would dominate the squared error, and flat crops its
+    logarithm.
 
     Args:
-        purifier: Fresh, or to be trained on.
+        purifier: Fresh, or pretrained.
         output: Folder of the checkpoint.
         settings: How to train.
-        device: Where to; the CPU by default.
+        device: Where to train; the CPU by default.
         workers: Processes that draw pictures.
-        checkpoint_every: Steps from one checkpoint, and score, to the next.
-        report: Told about each step.
+        checkpoint_every: Steps between checkpoints, and between scores.
+        report: Called after each step.
 
     Returns:
         Facts for the card: data, settings, noise levels, table of PSNR on held-out synthetic pictures, versions.
@@ -126,7 +126,7 @@ def train_purifier(
     held_out = _held_out(settings.seed)
     stream = LeavesStream(settings.seed, settings.batch_size, settings.crop)
     for step, clean in enumerate(stream.batches(start, settings.steps, workers), start=start):
-        rate = settings.learning_rate * warm_cosine(step, settings.steps)
+        rate = settings.learning_rate * warmup_cosine(step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _loss(purifier, clean.to(device, non_blocking=True), settings, step)
@@ -136,7 +136,7 @@ def train_purifier(
             raise TrainingError(f"the gradient is not finite at step {step}; choose a smaller learning rate")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        decay = min(settings.average, (step + 1) / (step + 10))  # the first steps are soon forgotten
+        decay = min(settings.average, (step + 1) / (step + 10))  # small at first, to forget the first steps soon
         torch._foreach_lerp_(list(mean.values()), [p.detach() for p in purifier.parameters()], 1 - decay)
         done = step + 1
         if done % checkpoint_every == 0 or done == settings.steps:
@@ -198,7 +198,7 @@ def _psnr(purifier: nn.Module, pictures: Tensor, sigma: float, seed: int) -> flo
 
 
 def _with(purifier: nn.Module, weights: dict[str, Tensor], measure: Callable[[], float]) -> float:
-    """Measures with other weights and puts the old ones back."""
+    """Measures with other weights, and then restores the old ones."""
     kept = {name: parameter.detach().clone() for name, parameter in purifier.named_parameters()}
     purifier.load_state_dict(weights, strict=False)
     try:

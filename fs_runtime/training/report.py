@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a progress bar, and logs that TensorBoard reads."""
+"""Shows a training run: a progress bar, and logs for TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from fs_runtime.system.files import TrainingError
 from fs_runtime.system.progress_bar import ProgressBar
 from fs_runtime.training.progress import Progress
 
-_FLUSH = 30.0  # seconds from one flush to the next
+_FLUSH = 30.0  # seconds between flushes
 
 
 class RunReport:
-    """Shows each step as it is done. A disk that is full ends the logs, with a warning, and not the training.
+    """Shows each step. A full disk ends the logs, with a warning, but not the training.
 
     Args:
         logs: Folder for the TensorBoard logs.
         console: Where the bar is drawn.
-        shown: False on all processes but the main one, which then write nothing.
+        shown: True on the main process only; the others write nothing.
 
     Raises:
         TrainingError: The folder cannot be made.
@@ -94,7 +94,7 @@ class RunReport:
 
 
 class EventFile:
-    """A file of its own in a folder of logs.
+    """A new file of TensorBoard events in a folder of logs.
 
     Args:
         folder: Of the logs; it exists.
@@ -104,7 +104,7 @@ class EventFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        # TensorBoard reads a folder's files in order of name, so the time comes first.
+        # TensorBoard reads files in order of name, so the time comes first.
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter(str(folder / name))
         self._next_flush = 0.0
@@ -119,7 +119,7 @@ class EventFile:
         self._write(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
 
     def close(self) -> None:
-        """Closes the file. What a full disk does not take is lost, without an error: the logs are not the work."""
+        """Closes the file. If the disk is full, the rest of the log is lost without an error."""
         with contextlib.suppress(OSError):
             self._writer.close()
 

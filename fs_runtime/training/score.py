@@ -1,4 +1,4 @@
-"""The Gaussian robustness score of a defended encoder on held-out pictures, for watching a training run."""
+"""The Gaussian robustness score of a defended encoder on held-out pictures, to monitor training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HeldOut:
     Attributes:
         pixels: ``(N, C, H, W)`` on the host.
         grid: Their token grid.
-        seed: Of the noise: every measurement of a run draws the same.
+        seed: Of the noise, which is the same in all measurements of a run.
     """
 
     pixels: Tensor
@@ -39,7 +39,7 @@ def robustness_score(
 ) -> float:
     """S = E (1 + cos(f(x), M(f(P(x + ε))))) / 2 (arXiv 2601.16200), where f(x) are the bare encoder's features.
 
-    The cosine is that of stacked unit tokens, the mean over the tokens. An average of two draws for each picture.
+    The cosine is that of the stacked unit tokens, which is the mean over tokens. Averages two draws for each picture.
     """
     generator = torch.Generator(encoder.device).manual_seed(held_out.seed)
     total = 0.0

@@ -1,4 +1,4 @@
-"""The purifiers that ship: trained on drawn pictures alone, for photographs, whatever encoder reads them."""
+"""The shipped purifiers: for photographs and any encoder, trained on synthetic pictures alone."""
 
 from __future__ import annotations
 

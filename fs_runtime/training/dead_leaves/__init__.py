@@ -1,8 +1,8 @@
 """Synthetic pictures with the statistics of photographs: *dead leaves*, seen by a camera.
 
-Shapes of all sizes that hide one another (Matheron 1968; Lee, Mumford, Huang 2001) have the edges, scale invariance
-and long-range order of photographs. Networks that learned to remove noise from them remove it from photographs almost
-as well as networks that learned from photographs (Achddou, Gousseau, Ladjal 2021; richer shapes, textures and depth:
+Overlapping shapes of all sizes (Matheron 1968; Lee, Mumford, Huang 2001) have the edges, scale invariance
+and long-range order of photographs. Networks that are trained to denoise them denoise photographs almost
+as well as networks that are trained on photographs (Achddou, Gousseau, Ladjal 2021; richer shapes, textures and depth:
 arXiv 2504.10201). So a purifier needs no data set.
 """
 

@@ -1,4 +1,4 @@
-"""What a camera makes of a scene: light, lens, sensor and file."""
+"""A simple camera: light, lens, sensor and file format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def blur(picture: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def illumination(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
-    """``(side, side, 1)`` factors: light that falls off in some direction."""
+    """``(side, side, 1)`` factors of light that falls off in a random direction and towards the border."""
     strength, angle, bow = rng.exponential(0.15), rng.uniform(0, 2 * np.pi), rng.exponential(0.1)
     position = np.linspace(-1, 1, side, dtype=np.float32)
     ramp = np.cos(angle) * position[None, :] + np.sin(angle) * position[:, None]
@@ -31,8 +31,8 @@ def illumination(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
 
 
 def expose(rng: np.random.Generator, light: NDArray[np.float32], oversampling: int) -> NDArray[np.uint8]:
-    """Linear light ``(S, S, 3)`` to a picture of ``S / oversampling`` pixels a side, 8 bits, gamma-coded."""
-    if rng.random() < _SOFT_SHARE:  # out of focus or moved
+    """Turns linear light ``(S, S, 3)`` into a gamma-coded 8-bit picture with ``S / oversampling`` pixels a side."""
+    if rng.random() < _SOFT_SHARE:  # out of focus, or motion blur
         light = blur(light, float(rng.uniform(0.4, 2.0)) * oversampling)
     side = len(light) // oversampling
     pixels = light.reshape(side, oversampling, side, oversampling, 3).mean(axis=(1, 3))

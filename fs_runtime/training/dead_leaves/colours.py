@@ -1,4 +1,4 @@
-"""Colours as photographs have them: a few per picture, mostly pale, some strong."""
+"""Palettes like those of photographs: a few colours per picture, mostly pale, some strong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 # Columns: luma, blue and red difference (ITU-R BT.601) to R, G, B.
 _TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], dtype=np.float32)
 
-# Colours vary most between orange and blue, as light does between that of the sun and that of the sky.
+# Colours vary most between orange and blue, like the light of sun and sky.
 _AXES = np.array([[-0.75, 0.75], [0.3, 0.3]], dtype=np.float32)
 
 

@@ -10,11 +10,11 @@ from fs_runtime.training.dead_leaves.colours import leaf_colours, sample_palette
 from fs_runtime.training.dead_leaves.shapes import Leaves, paint, sample_bundle, sample_leaves, stacked
 from fs_runtime.training.dead_leaves.textures import Field, sample_fields
 
-VERSION = 2  # of the pictures that a seed gives; cards of purifiers name it
+VERSION = 2  # of the generator, whose pictures depend on it; the cards of purifiers record it
 _OVERSAMPLING = 2
 _FIELDS = 6
-_BUNDLES = 0.8  # of parallel lines in a layer, on average
-_PLAIN_SHARE = 0.35  # of the leaves have no texture
+_BUNDLES = 0.8  # mean number of bundles of parallel lines in a layer
+_PLAIN_SHARE = 0.35  # share of the leaves without texture
 
 
 def leaves_picture(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
@@ -31,7 +31,7 @@ def leaves_picture(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
     smallest = float(np.exp(rng.uniform(np.log(2), np.log(64))))
     light = np.zeros((fine, fine, 3), np.float32)
     for layer in range(layers):
-        # The hindmost layer fills the picture; those before it leave some of it open.
+        # The hindmost layer fills the picture; those in front leave gaps.
         cover = 4.0 if layer == 0 else float(rng.uniform(0.2, 1.0))
         leaves = sample_leaves(rng, fine, cover, min(smallest * (1 if layer == sharp else 2), largest / 2), largest)
         bundles = [sample_bundle(rng, fine, int(rng.integers(2, 16))) for _ in range(rng.poisson(_BUNDLES))]
@@ -53,7 +53,7 @@ def _shade(
     fields: Field,
 ) -> NDArray[np.float32]:
     """Luma and colour differences ``(S, S, 3)`` of the leaf at each pixel: its colour, a gradient and a texture."""
-    count, side = len(leaves.radii) + 1, len(numbers)  # number 0 is what shows between the leaves
+    count, side = len(leaves.radii) + 1, len(numbers)  # number 0 is the background between the leaves
     colour = leaf_colours(rng, palette, count)
     slope = rng.normal(0, 1, (count, 2)) * rng.exponential(0.07, (count, 1))
     radius = np.concatenate([[side], leaves.radii])
@@ -78,7 +78,7 @@ def _shade(
 
 
 def contact_sheet(seed: int, rows: int = 4, columns: int = 6, side: int = 256) -> NDArray[np.uint8]:
-    """Pictures beside one another, to look at: ``(rows · side, columns · side, 3)``."""
+    """A grid of example pictures, to look at: ``(rows · side, columns · side, 3)``."""
     pictures = [leaves_picture(np.random.default_rng((seed, number)), side) for number in range(rows * columns)]
     grid = np.stack(pictures).reshape(rows, columns, side, side, 3)
     return grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 VERTICES = 32  # of every outline; polygons with fewer corners repeat them
-_EXPONENT = 3.0  # of the density of radii: the one that makes pictures look alike at all scales
+_EXPONENT = 3.0  # of the density of radii; this one makes pictures scale-invariant
 _KINDS = ("ellipse", "blob", "polygon", "strip")
 _KIND_WEIGHTS = (0.3, 0.3, 0.25, 0.15)
 _STRAIGHT_SHARE = 0.4  # of the strips
@@ -25,7 +25,7 @@ class Leaves:
         centres: ``(N, 2)`` x and y in pixels.
         radii: ``(N,)`` in pixels.
         outlines: ``(N, VERTICES, 2)`` x and y in pixels.
-        looks: ``(N,)`` number of the leaf, from 0, whose colour and texture each has: mostly its own.
+        looks: ``(N,)`` number, from 0, of the leaf whose colour and texture each leaf has; mostly its own.
     """
 
     centres: NDArray[np.float32]
@@ -40,11 +40,11 @@ def sample_leaves(rng: np.random.Generator, side: int, cover: float, smallest: f
     Args:
         rng: Source of randomness.
         side: Of the picture, pixels.
-        cover: Sum of the leaves' areas by that of the picture.
-        smallest: Least radius, pixels.
-        largest: Greatest radius, pixels.
+        cover: Sum of the leaves' areas divided by the picture's area.
+        smallest: Smallest radius, pixels.
+        largest: Largest radius, pixels.
     """
-    reach = side + 2 * largest  # centres lie outside the picture, too, or its border would be barer than its middle
+    reach = side + 2 * largest  # centres also lie outside the picture, or its border would have fewer leaves
     mean_area = np.pi * 2 * smallest**2 * np.log(largest / smallest)  # of the truncated power law, nearly
     count = max(8, int(cover * reach**2 / mean_area))
     power = 1 - _EXPONENT
@@ -74,7 +74,7 @@ def sample_bundle(rng: np.random.Generator, side: int, count: int) -> Leaves:
 
 
 def stacked(layers: Sequence[Leaves]) -> Leaves:
-    """Leaves of several layers as one, the first hindmost."""
+    """Joins the leaves of several layers; the first layer is hindmost."""
     starts = np.cumsum([0, *(len(leaves.radii) for leaves in layers)])
     return Leaves(
         np.concatenate([leaves.centres for leaves in layers]),
@@ -103,7 +103,7 @@ def _leaves(
 
 
 def _outlines(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """``(count, VERTICES, 2)`` outlines about the origin with the area of a disc of radius 1, more or less."""
+    """``(count, VERTICES, 2)`` outlines around the origin with about the area of a disc of radius 1."""
     kinds = rng.choice(len(_KINDS), count, p=_KIND_WEIGHTS)
     makers = (_ellipses, _blobs, _polygons, _strips)
     outlines = np.empty((count, VERTICES, 2))
@@ -146,7 +146,7 @@ def _polygons(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
 
 
 def _strips(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """Bent bands, such as stems, wires and edges of things."""
+    """Bent bands, like stems, wires and edges of objects."""
     half = VERTICES // 2
     along = np.linspace(-1, 1, half)
     length = np.exp(rng.uniform(np.log(2), np.log(8), (count, 1)))

@@ -1,4 +1,4 @@
-"""An endless, reproducible stream of crops for training, from a pool of pictures that is renewed bit by bit."""
+"""An endless, reproducible stream of training crops, from a pool of pictures that is renewed gradually."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _PICTURES, _CROPS = 0, 1  # streams of randomness
 
 @dataclass(frozen=True, slots=True)
 class LeavesStream:
-    """Where crops come from.
+    """An endless stream of training crops.
 
-    A picture takes longer to draw than a crop takes to learn from. So each is used for several crops; they differ in
-    place and orientation, and lie many steps apart.
+    Drawing a picture takes longer than training on a crop. So each picture gives several crops, which differ in
+    position and orientation and are many steps apart.
 
     Attributes:
         seed: Fixes all pictures and crops.
         batch_size: Crops of one step.
         crop: Pixels per side of a crop.
         side: Pixels per side of a picture.
-        pool: Pictures to choose from at any step.
-        steps_per_picture: Steps from one renewed picture to the next.
+        pool: Number of pictures to choose from at any step.
+        steps_per_picture: Steps after which a picture of the pool is replaced.
     """
 
     seed: int
@@ -48,7 +48,7 @@ class LeavesStream:
     def batches(self, start: int, stop: int, workers: int = 0) -> Iterator[Tensor]:
         """Crops ``(batch_size, 3, crop, crop)``, float32 in [0, 1], of the steps ``start`` to ``stop``.
 
-        They are the same wherever one starts, and however many ``workers`` (processes) draw pictures.
+        They depend neither on ``start`` nor on the number of ``workers`` (processes) that draw pictures.
         """
         if start >= stop:
             return

@@ -1,4 +1,4 @@
-"""What is on the leaves: noise of many scales and directions, stripes and spots."""
+"""Textures of leaves: noise of many scales and directions, stripes and spots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Field = NDArray[np.float32]
 
 
 def sample_fields(rng: np.random.Generator, side: int, count: int) -> Field:
-    """Draws ``(count, side, side)`` fields of mean 0 and standard deviation 1 that repeat at their borders."""
+    """Draws ``(count, side, side)`` periodic fields of mean 0 and standard deviation 1."""
     return np.stack([_field(rng, side) for _ in range(count)])
 
 
@@ -43,7 +43,7 @@ def _stripes(rng: np.random.Generator, side: int, warp: Field) -> Field:
     """A wave in one direction, bent by noise, from soft to square."""
     waves = np.exp(rng.uniform(np.log(4), np.log(side / 5)))
     angle = rng.uniform(0, np.pi)
-    kx, ky = round(waves * np.cos(angle)), round(waves * np.sin(angle))  # whole numbers, so that it repeats
+    kx, ky = round(waves * np.cos(angle)), round(waves * np.sin(angle))  # integers, so that the field is periodic
     position = np.arange(side, dtype=np.float32) * np.float32(2 * np.pi / side)
     phase = kx * position[None, :] + ky * position[:, None] + np.float32(rng.exponential(0.7)) * warp
     return _normalised(np.tanh(np.float32(rng.uniform(0.3, 4)) * np.sin(phase)))
