@@ -1,1 +1,1 @@
-"""Measurements of speed, each against a baseline of the same run, and of what bets cost in samples."""
+"""Benchmarks of speed, each against a baseline of the same run, and of the samples that betting schemes need."""

@@ -1,4 +1,4 @@
-"""How far below ρ each way of betting leaves the bound, on laws with a known mean and on a model's own features."""
+"""Gap between ρ and its lower bound for each betting scheme, on laws with a known mean and on a model's features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 DEFAULT = "leader and reserve (default)"
 _CANDIDATES = 48
-# Each scheme with how many numbers it has to keep for a stream, where need be for each candidate of m.
+# Each scheme, and the numbers that it stores per stream; some store numbers for each candidate of m.
 SCHEMES: Mapping[str, tuple[bets.Scheme, int]] = {
     "offset mixture": (bets.offset_mixture, 7),
     "all in": (bets.all_in, 1),
@@ -43,7 +43,7 @@ class Law:
     """Inner products whose mean is known, or nearly so.
 
     Attributes:
-        name: For people.
+        name: Shown to people.
         samples: ``(n, streams)`` X_i.
         norm: ``(streams,)`` ρ; for features its plug-in estimate from all samples.
     """
@@ -66,13 +66,13 @@ class Deficit:
 
 @dataclass(frozen=True, slots=True)
 class SchemeCost:
-    """What a scheme asks for.
+    """Time and memory of a scheme.
 
     Attributes:
         scheme: Its name.
-        streams: Sequences side by side.
+        streams: Number of parallel sequences.
         seconds: Processor time of one update with 256 samples: the median of five.
-        state_bytes: Kept for each stream between samples; with a grid over m, for its 48 candidates.
+        state_bytes: Memory per stream between samples; with a grid over m, that of its 48 candidates.
     """
 
     scheme: str
@@ -82,7 +82,7 @@ class SchemeCost:
 
 
 def synthetic_laws(samples: int, streams: int, seed: int = 0) -> Iterator[Law]:
-    """Narrow, spread and rarely failing laws, with the directions of a mean that is only being found out left aside."""
+    """Laws with small spread, large spread and rare failures; inner products are drawn directly, without features."""
     rng = np.random.default_rng(seed)
     shape = (samples, streams)
 
@@ -101,7 +101,7 @@ def synthetic_laws(samples: int, streams: int, seed: int = 0) -> Iterator[Law]:
 def feature_laws(
     smoother: Smoother, images: Mapping[str, NDArray[np.uint8]], sigma: float, samples: int
 ) -> tuple[Law, Law]:
-    """Inner products as the engine sees them: of whole images, and of some of their tokens.
+    """Inner products as in the engine: of whole images, and of some of their tokens.
 
     Args:
         smoother: The model, with purifier and mapper if it has them.
@@ -137,14 +137,14 @@ def measure_deficits(
 ) -> list[Deficit]:
     """Runs every scheme on a law.
 
-    The default is the class that certifies. The others are evaluated at candidates of m below ρ, closer and closer to
-    it, with linear interpolation of the capital's logarithm.
+    The default scheme is the class that certifies. The others are evaluated at candidates of m that approach ρ from
+    below, with linear interpolation of the capital's logarithm.
 
     Args:
         law: Samples and ρ.
-        alphas: Each α to be tried.
+        alphas: Values of α.
         counts: Numbers of samples to report at, at most those of the law.
-        progress: Told what is measured.
+        progress: Called with a description of each measurement.
     """
     found = []
     for alpha in alphas:
@@ -167,8 +167,8 @@ def measure_deficits(
 
 
 def _deficit_reached(highest: Array, deficits: Array, threshold: float) -> Array:
-    """``(streams,)``: ρ less the largest m below which all are refused; arrays ``(streams, candidates)``, m rising."""
-    result = deficits[:, 0].copy()  # m = 0: nothing is refused
+    """``(streams,)`` ρ minus the largest m below which all are rejected; arrays ``(streams, candidates)``, m rising."""
+    result = deficits[:, 0].copy()  # m = 0: nothing is rejected
     for stream, (capital, deficit) in enumerate(zip(highest, deficits, strict=True)):
         standing = np.flatnonzero(capital < threshold)
         if not len(standing):

@@ -1,4 +1,4 @@
-"""Samples and time until a wanted similarity is certified: adaptive sampling beside fixed numbers of samples."""
+"""Samples and time to certify a wanted similarity: adaptive sampling against fixed numbers of samples."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fs_runtime.robustness import Fingerprints, certify
 
 @dataclass(frozen=True, slots=True)
 class CertifyRow:
-    """One way of sampling for one wanted similarity, over some images.
+    """Results of one way of sampling for one wanted similarity, over some images.
 
     Attributes:
-        similarity: Wanted, at the radius.
+        similarity: The wanted similarity at the radius.
         way: ``adaptive``, or ``fixed``.
-        max_samples: Samples at most.
-        certified: Part of the images for which it was certified.
-        samples: Drawn for one image, mean.
-        seconds: For one image by itself, mean.
+        max_samples: Limit on the number of samples.
+        certified: Share of the images for which it was certified.
+        samples: Mean number of samples per image.
+        seconds: Mean time per image, one image at a time.
     """
 
     similarity: float
@@ -45,16 +45,16 @@ def benchmark_certify(
     confidence: float,
     progress: Callable[[str], None],
 ) -> list[CertifyRow]:
-    """Certifies each image for each similarity: adaptively with the largest count at most, and with each fixed count.
+    """Certifies each image for each similarity: adaptively up to the largest count, and with each fixed count.
 
     Args:
-        engine: Without a cache, so that every request has draws of its own.
+        engine: Without a cache, so that every request has its own draws.
         images: By name.
-        similarities: Wanted ones.
+        similarities: The wanted similarities.
         counts: Numbers of samples.
         radius: ℓ2 radius on the model's image.
         confidence: 1 - α.
-        progress: Told what is measured.
+        progress: Called with a description of each measurement.
     """
     rows = []
     for similarity in similarities:

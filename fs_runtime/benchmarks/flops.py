@@ -1,4 +1,4 @@
-"""How much arithmetic a network takes, and how much of it the device does at best: the parts of FLOP utilisation."""
+"""FLOPs of a network, and peak FLOP/s of a device: the two parts of FLOP utilisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 def flops(run: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions in ``run``; an addition counts as one.
 
-    Attention is counted as the products it is defined by, whatever kernel computes it afterwards.
+    Attention is counted as its matrix products, whatever kernel computes it.
     """
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
@@ -25,9 +25,9 @@ def flops(run: Callable[[], object]) -> int:
 
 @torch.inference_mode()
 def matmul_peak(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
-    """Floating-point operations a second of the fastest square matrix product: what the device does at best.
+    """Peak FLOP/s of a device: those of its fastest square matrix product.
 
-    The median of ``rounds`` for each of a few sizes, and the largest of those.
+    It is the median of ``rounds`` measurements, maximised over a few sizes.
     """
     best = 0.0
     for side in _SIDES["cuda" if device.type == "cuda" else "cpu"]:

@@ -1,4 +1,4 @@
-"""The smoothing pass in several ways of computing the same networks, one after another, in one run."""
+"""Benchmarks the smoothing pass with several modes of the same networks (compilation, quantization), in one run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fs_runtime.options import CompileMode, Quantization
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """A way of computing the networks.
+class NetworkMode:
+    """A mode in which the networks run.
 
     Attributes:
-        compiled: Mode of ``torch.compile``; None runs them as they are.
+        compiled: Mode of ``torch.compile``; None for eager.
         quantization: Format of the products in the encoder's linear layers; None for that of its dtype.
     """
 
@@ -30,14 +30,14 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredWay:
-    """What came of one.
+class MeasuredMode:
+    """Result of one mode.
 
     Attributes:
-        way: Its name.
-        found: Rates and ratios; None where it failed.
-        of_first_bare: The pass's part of the rate of the bare networks in the first way that worked, the same for all.
-        error: Why it failed.
+        way: Name of the mode.
+        found: Rates and ratios; None if it failed.
+        of_first_bare: Rate of the pass, divided by that of the bare networks in the first mode that worked.
+        error: Why it failed; None if it worked.
     """
 
     way: str
@@ -46,34 +46,36 @@ class MeasuredWay:
     error: str | None = None
 
 
-def benchmark_ways(
-    ways: Sequence[Way], measure: Callable[[Way], SmoothingBenchmark], tell: Callable[[MeasuredWay], None]
-) -> list[MeasuredWay]:
-    """Measures each; one that fails, because the device cannot do it, does not keep the others from being measured.
+def benchmark_modes(
+    modes: Sequence[NetworkMode],
+    measure: Callable[[NetworkMode], SmoothingBenchmark],
+    report: Callable[[MeasuredMode], None],
+) -> list[MeasuredMode]:
+    """Measures each mode; if one fails, for example because the device does not support it, the others still run.
 
     Args:
-        ways: One after another.
-        measure: Loads the networks anew and measures them in one way.
-        tell: Told of each when it is done, so that a run that is cut short leaves something.
+        modes: To measure, one after another.
+        measure: Loads the networks again and measures them in one mode.
+        report: Called with each result at once, so that an interrupted run leaves some.
     """
-    measured: list[MeasuredWay] = []
+    measured: list[MeasuredMode] = []
     bare: float | None = None
-    for way in ways:
+    for mode in modes:
         try:
-            found = measure(way)
+            found = measure(mode)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            measured.append(MeasuredWay(str(way), error=f"{type(error).__name__}: {reason}"))
+            measured.append(MeasuredMode(str(mode), error=f"{type(error).__name__}: {reason}"))
         else:
             bare = bare or found.bare
-            measured.append(MeasuredWay(str(way), found, found.smoothing / bare))
-        tell(measured[-1])
+            measured.append(MeasuredMode(str(mode), found, found.smoothing / bare))
+        report(measured[-1])
         _forget_compiled()
     return measured
 
 
 def _forget_compiled() -> None:
-    """Gives memory back, that of CUDA graphs included, before the next way."""
+    """Frees memory before the next mode, that of CUDA graphs included."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():

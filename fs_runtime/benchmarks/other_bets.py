@@ -1,9 +1,9 @@
-"""Bets of the literature, to compare :class:`NormConfidenceSequence` with; none of them certifies anything here.
+"""Betting schemes of the literature, for comparison with :class:`NormConfidenceSequence`; no certificate uses them.
 
-Each scheme is a function ``(samples, means, alpha)`` that gives the logarithm of its capital against candidates of the
-mean, at every time. ``samples`` ``(n, streams)`` lie in [-1, 1]; ``means`` ``(streams, candidates)`` in [0, 1); the
-result is ``(n, streams, candidates)``. A candidate is refused where the capital was ever at least 1/α. Bets are
-one-sided: λ = β / (1 + m), with β in [0, 1] the part of the capital that is at stake.
+Each scheme is a function ``(samples, means, alpha)`` that returns the logarithm of its capital against candidates of
+the mean, at every time. ``samples`` ``(n, streams)`` lie in [-1, 1]; ``means`` ``(streams, candidates)`` in [0, 1); the
+result is ``(n, streams, candidates)``. A candidate is rejected once the capital reaches 1/α. Bets
+are one-sided: λ = β / (1 + m), with β in [0, 1] the share of the capital that is at stake.
 
 Sources: [WSR] Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS-B 2024;
 [OJ] Orabona and Jun, "Tight concentrations and confidence sequences from the regret of universal portfolio", IEEE
@@ -21,23 +21,23 @@ from fs_runtime.certificate.arguments import Array
 
 Scheme = Callable[[Array, Array, float], Array]
 
-_CAUTION = 0.5  # the part of the capital that [WSR] let their bets stake at most
+_CAUTION = 0.5  # largest share of the capital that the bets of [WSR] stake
 _PORTFOLIO_NODES = 16
 _GRID_NODES = 10
-# b and weights of the mixture over (b + X) / (b + m) that NormConfidenceSequence held before it had a leader.
+# b and weights of the mixture over (b + X) / (b + m), an earlier version of NormConfidenceSequence without a leader.
 _OFFSETS = (1, 1.03125, 1.125, 1.5, 3, 9, 33)
 _OFFSET_WEIGHTS = (0.75, *(0.25 * 0.7 ** np.arange(6) / np.sum(0.7 ** np.arange(6))))
 
 
 def all_in(samples: Array, means: Array, alpha: float) -> Array:
     """β = 1 always: (1 + X) / (1 + m)."""
-    return _grown(1.0, samples, means)
+    return _log_capital(1.0, samples, means)
 
 
 def plug_in(samples: Array, means: Array, alpha: float) -> Array:
     """The empirical-Bernstein bound's plug-in bets, as capital ([WSR] "hedged capital", one-sided, β ≤ 1/2)."""
     rate = _bernstein_rate(samples, alpha)[..., None]
-    return _grown(np.minimum(rate * _unit(means), _CAUTION), samples, means)
+    return _log_capital(np.minimum(rate * _unit(means), _CAUTION), samples, means)
 
 
 def empirical_bernstein(samples: Array, means: Array, alpha: float) -> Array:
@@ -51,12 +51,12 @@ def empirical_bernstein(samples: Array, means: Array, alpha: float) -> Array:
 
 def growth_rate_optimal(samples: Array, means: Array, alpha: float) -> Array:
     """aGRAPA, the bet of largest growth for the mean and variance so far ([WSR] appendix B, β ≤ 1/2)."""
-    return _grown(_agrapa(samples, means, _CAUTION), samples, means)
+    return _log_capital(_agrapa(samples, means, _CAUTION), samples, means)
 
 
 def bold_growth_rate_optimal(samples: Array, means: Array, alpha: float) -> Array:
     """aGRAPA with β ≤ 1."""
-    return _grown(_agrapa(samples, means, 1.0), samples, means)
+    return _log_capital(_agrapa(samples, means, 1.0), samples, means)
 
 
 def online_newton(samples: Array, means: Array, alpha: float) -> Array:
@@ -76,7 +76,7 @@ def online_newton(samples: Array, means: Array, alpha: float) -> Array:
 
 
 def hedged_grid(samples: Array, means: Array, alpha: float) -> Array:
-    """Equal parts of the capital on β = 1/11 … 10/11, each held throughout ("dKelly", [WSR] appendix B)."""
+    """Equal shares of the capital on constant bets β = 1/11 … 10/11 ("dKelly", [WSR] appendix B)."""
     parts = np.arange(1, _GRID_NODES + 1) / (_GRID_NODES + 1)
     return _mixture([(1 / _GRID_NODES, part) for part in parts], samples, means)
 
@@ -98,7 +98,7 @@ def all_in_and_growth_rate_optimal(samples: Array, means: Array, alpha: float) -
 
 
 def offset_mixture(samples: Array, means: Array, alpha: float) -> Array:
-    """Three quarters all in, the rest on six bets λ = 1 / (b + m): no leader, so that the state needs no grid."""
+    """Three quarters all in, the rest on six constant bets λ = 1 / (b + m), whose state needs no grid over m."""
     parts = [(weight, (1 + means) / (b + means)) for weight, b in zip(_OFFSET_WEIGHTS, _OFFSETS, strict=True)]
     return _mixture(parts, samples, means)
 
@@ -107,7 +107,7 @@ DEPENDENT_ON_ALPHA: tuple[Scheme, ...] = (plug_in, empirical_bernstein)  # the o
 
 
 def _unit(values: Array) -> Array:
-    """From [-1, 1] to [0, 1], where the literature lives."""
+    """Maps [-1, 1] to [0, 1], the range in the literature."""
     return (1 + values) / 2
 
 
@@ -122,7 +122,7 @@ def _past_moments(samples: Array) -> tuple[Array, Array]:
 
 
 def _bernstein_rate(samples: Array, alpha: float) -> Array:
-    """λ in [0, 1]'s scale, before it is limited: ``(n, streams)``."""
+    """λ for samples in [0, 1], before the limit: ``(n, streams)``."""
     count = np.arange(1, len(samples) + 1)[:, None]
     variance = _past_moments(samples)[1]
     return np.asarray(np.sqrt(2 * np.log(1 / alpha) / (variance * count * np.log1p(count))))
@@ -135,10 +135,10 @@ def _agrapa(samples: Array, means: Array, most: float) -> Array:
     return np.clip(candidates * edge / (variance[..., None] + edge**2), 0, most)
 
 
-def _grown(part: float | Array, samples: Array, means: Array) -> Array:
-    """Log capital of stakes β ``part``, which are broadcast to ``(n, streams, candidates)``."""
+def _log_capital(stake: float | Array, samples: Array, means: Array) -> Array:
+    """Log capital of the stakes β, which are broadcast to ``(n, streams, candidates)``."""
     with np.errstate(divide="ignore"):  # all is lost at β = 1, X = -1
-        gains: Array = np.log1p(part * ((1 + samples)[..., None] / (1 + means) - 1))
+        gains: Array = np.log1p(stake * ((1 + samples)[..., None] / (1 + means) - 1))
     return np.cumsum(gains, axis=0)
 
 
@@ -146,7 +146,7 @@ def _mixture(parts: Sequence[tuple[float, float | Array]], samples: Array, means
     """Log capital of fixed stakes, as pairs of weight and β."""
     total = np.full((*samples.shape, means.shape[1]), -np.inf)
     for weight, part in parts:
-        np.logaddexp(total, np.log(weight) + _grown(part, samples, means), out=total)
+        np.logaddexp(total, np.log(weight) + _log_capital(part, samples, means), out=total)
     return total
 
 

@@ -61,12 +61,12 @@ class LlavaShape:
 
 @dataclass(frozen=True, slots=True)
 class QwenShape:
-    """Qwen2.5-VL's vision transformer and merger, which read any size: the grid is that of the picture."""
+    """Qwen2.5-VL's vision transformer and merger, which read pictures of any size."""
 
     vision: dict[str, Any]
 
     def config(self) -> PreTrainedConfig:
-        """``config.json``; of the text model only the width matters, which is what the merger gives."""
+        """``config.json``; only the text model's width matters, which is the merger's output width."""
         width = self.vision["out_hidden_size"]
         text = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": width // 128}
         return Qwen2_5_VLConfig(vision_config=self.vision, text_config=text)
@@ -76,7 +76,7 @@ class QwenShape:
         return {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280, "resample": 3}
 
     def weights(self) -> dict[str, Tensor]:
-        """Tower, merger included."""
+        """Tower with merger."""
         tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(self.config().vision_config)  # type: ignore[no-untyped-call]
         return {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}
 
@@ -134,10 +134,10 @@ def write_random_model(shape: str, folder: Path) -> Path:
 
     Args:
         shape: One of ``SHAPES``.
-        folder: Where to write; made if need be.
+        folder: Created if it is missing.
 
     Raises:
-        ValueError: The shape is not known.
+        ValueError: The shape is unknown.
     """
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}; choose from {', '.join(SHAPES)}")

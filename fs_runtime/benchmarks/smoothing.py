@@ -1,4 +1,4 @@
-"""How fast the smoothing pass is, beside the bare networks, a plain loop and the device's peak, in one run."""
+"""Speed of the smoothing pass, compared with the bare networks, a plain loop and the device's peak, in one run."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _SIGMA = 0.25
 class SmoothingBenchmark:
     """Rates in samples per second, and ratios; each is the median over the rounds.
 
-    A ratio is taken within a round, where both rates meet the machine in about the same state.
+    A ratio is taken within a round, in which the machine is in about the same state for both rates.
 
     Attributes:
         device: Where it ran.
         dtype: Arithmetic of pass and bare networks.
-        parts: The networks: the encoder, with purifier and mapper where there are such.
-        compiled: Mode of ``torch.compile`` that made pass and bare networks; None where they ran as they are.
+        parts: The networks: the encoder, and purifier and mapper if there are any.
+        compiled: Mode of ``torch.compile`` for pass and bare networks; None for eager.
         quantization: Format of the products in the encoder's linear layers; None for that of ``dtype``.
         warm_up_seconds: Time of the first batches of each size, in which networks are compiled.
-        batch_size: The bare networks' best one; the pass uses it too.
+        batch_size: The best one for the bare networks; the pass uses it too.
         bare_rates: Rate of the bare networks by batch size.
         bare: Bare networks at their best batch size: the ceiling.
         smoothing: The pass: noise, networks, unit features, sums and inner products.
-        plain_loop: One sample at a time in float32, its feature copied to the host: what a first script does.
-        of_bare: The pass's part of the bare networks' rate.
+        plain_loop: A simple script: one sample at a time in float32, its feature copied to the host.
+        of_bare: Rate of the pass, divided by that of the bare networks.
         over_plain_loop: How many times faster the pass is than the plain loop.
         sample_flops: Floating-point operations that the networks need for one sample.
-        peak_flops: Those that the device does in a second, in its fastest matrix product of this arithmetic.
-        flop_utilisation: The part of that peak which the pass makes use of.
+        peak_flops: Floating-point operations per second of the device's fastest matrix product in this dtype.
+        flop_utilisation: Share of that peak that the pass uses.
         grid: Rows and columns of the encoder's tokens.
-        image_seconds: Time of one image by itself, from its pixels to the mean, by its number of samples.
+        image_seconds: Time of a single image, from its pixels to the mean, by its number of samples.
     """
 
     device: str
@@ -79,19 +79,19 @@ def benchmark_smoothing(
     compile_mode: CompileMode | None = None,
     progress: Callable[[str], None],
 ) -> SmoothingBenchmark:
-    """Measures the pass.
+    """Measures the smoothing pass.
 
     Args:
-        smoother: What is measured.
+        smoother: To measure.
         plain: The same networks in float32 on the same device, for the plain loop.
         batch_sizes: Candidates for the best batch.
         samples: Samples in each measurement, rounded up to whole batches.
-        image_samples: Numbers of samples with which one image is timed by itself.
-        side: Sides of the picture, in pixels; encoders that read any size make their grid of it.
-        rounds: Measurements of each; they take turns, so that a slow moment of the machine meets all alike.
+        image_samples: Numbers of samples for the timing of a single image.
+        side: Sides of the picture, in pixels; they determine the grid of encoders that read any size.
+        rounds: Measurements of each; they alternate, so that a slow phase of the machine affects all alike.
         compile_mode: Of ``torch.compile``, for this picture's shape and batches of the largest size, its half, quarter
-            and eighth; None measures the networks as they are.
-        progress: Told what is measured.
+            and eighth; None for eager.
+        progress: Called with a description of each measurement.
     """
     encoder = smoother.encoder
     image = encoder.prepare(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
@@ -169,7 +169,7 @@ def benchmark_smoothing(
     image_seconds = {}
     for count in image_samples:
         progress(f"one image, {count} samples")
-        smooth(best, count)  # warm-up: the last batch may have a size of its own
+        smooth(best, count)  # warm-up: the last batch may have another size
         image_seconds[count] = count / statistics.median(rate(lambda n=count: smooth(best, n)) for _ in range(rounds))  # type: ignore[misc]
 
     def ratio(name: str) -> float:

@@ -1,1 +1,1 @@
-"""The commands that need no gateway. Each module loads its libraries inside the command, so that help is quick."""
+"""The commands that need no gateway. Each command imports its libraries when it runs, so that help is quick."""

@@ -1,4 +1,4 @@
-"""Plots of one certificate; matplotlib comes with the extra ``plots``."""
+"""Plots of one certificate; the extra ``plots`` installs matplotlib."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def plot_certificate(certificate: ImageRobustness, view: NDArray[np.float32] | None, path: Path) -> list[Path]:
-    """Similarity against radius, and the tokens' certified similarity over the picture.
+    """Plots similarity against radius, and the tokens' certified similarity over the picture.
 
     Args:
-        certificate: With ``curve``, and with ``token_map`` for the second part.
-        view: ``(C, H, W)`` the picture as the encoder reads it, resized and cropped; None where it reads several tiles,
-            over which one map cannot be laid: there is no second part then.
-        path: Where to; the suffix is replaced by ``.png`` and ``.svg``.
+        certificate: With ``curve``, and with ``token_map`` for the second plot.
+        view: ``(C, H, W)`` the picture as the encoder reads it, resized and cropped. None if the encoder reads several
+            tiles, which one map cannot cover: then there is no second plot.
+        path: Output; its suffix is replaced by ``.png`` and ``.svg``.
 
     Returns:
         The files written.
@@ -77,11 +77,11 @@ def _draw_tokens(axes: Axes, certificate: ImageRobustness, view: NDArray[np.floa
     if tokens is None:
         return
     columns = max(map(len, tokens.similarity))
-    similarity = [row for row in tokens.similarity if len(row) == columns]  # a class token has no place in the picture
+    similarity = [row for row in tokens.similarity if len(row) == columns]  # without a class token
     rows = len(similarity)
     extent = (0.0, float(columns), float(rows), 0.0)
     axes.imshow(view.mean(0), cmap="gray", extent=extent, interpolation="bilinear")
-    lowest = float(np.floor(10 * np.min(similarity)) / 10)  # the colours tell the tokens of one picture apart
+    lowest = float(np.floor(10 * np.min(similarity)) / 10)  # so that colours distinguish the tokens
     shown = axes.imshow(similarity, cmap="viridis", extent=extent, alpha=0.6, vmin=min(lowest, 0.9), vmax=1)
     axes.set(xticks=[], yticks=[], title=f"certified similarity by token, r = {certificate.radius.model:.4g}")
     axes.figure.colorbar(shown, ax=axes, shrink=0.85)
@@ -92,5 +92,5 @@ def _times(factor: float) -> Callable[[Any], Any]:
 
 
 def _gaps(values: list[float]) -> list[float]:
-    """No certificate is a gap, not a point at 0."""
+    """Replaces 0, no certificate, by NaN, which plots as a gap."""
     return [value if value > 0 else float("nan") for value in values]

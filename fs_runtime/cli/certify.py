@@ -1,4 +1,4 @@
-"""``fs-serve certify``: one picture's certificate as a table, as JSON, and as plots."""
+"""``fs-serve certify``: prints one picture's certificate as a table or as JSON, and plots it."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def certify(
 
 
 def _print(certificate: ImageRobustness, name: str, min_similarity: float | None) -> None:
-    from fs_runtime.certificate.bounds import BOUNDS  # not above: it loads scipy, and help should be quick
+    from fs_runtime.certificate.bounds import BOUNDS  # imported here, since it loads scipy and help should be quick
 
     console = Console()
     what = "the mean over tokens" if certificate.granularity == "image" else "the worst token"
@@ -194,10 +194,10 @@ def _number(value: float | None) -> str:
 
 
 def signing_key_of(receipt: Path | None, key: Path | None) -> SigningKey | None:
-    """The key that the options ``--receipt`` and ``--key`` name; read before the work, so that a wrong one costs none.
+    """The key of the options ``--receipt`` and ``--key``; read first, so that a wrong key fails before any work.
 
     Raises:
-        typer.BadParameter: The key cannot be read or signs nothing, or the receipt has no folder to be written to.
+        typer.BadParameter: The key cannot be read, there is no receipt to sign, or the receipt's folder does not exist.
     """
     if receipt is not None and not receipt.parent.is_dir():
         raise typer.BadParameter(f"the folder {receipt.parent} does not exist", param_hint="--receipt")

@@ -1,4 +1,4 @@
-"""``fs-serve keygen``: a key that signs receipts."""
+"""``fs-serve keygen``: makes a key that signs receipts."""
 
 from __future__ import annotations
 

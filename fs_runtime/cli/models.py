@@ -1,4 +1,4 @@
-"""The ``fs-serve models`` command."""
+"""``fs-serve models``: lists the supported model families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and checks of what they say: ranges alone let what is not a number through."""
+"""Options that several commands share, and checks of their values; typer's ranges alone let NaN through."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MaxPixelsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 
-LARGEST_SEED = 2**62  # generators take 64 bits, and each part of a measurement adds something to its seed
+LARGEST_SEED = 2**62  # generators take 64 bits, and the parts of a measurement add numbers to the seed
 
 
 def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The known words that an option lists, separated by commas.
+    """The words of a comma-separated option, all of them known.
 
     Raises:
-        typer.BadParameter: Another word is among them.
+        typer.BadParameter: A word is unknown.
     """
     chosen = tuple(part.strip() for part in text.split(","))
     unknown = [part for part in chosen if part not in known]
@@ -45,11 +45,11 @@ def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return chosen
 
 
-def numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    """Positive finite numbers separated by commas, of the kind that an option takes.
+def positive_numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """The numbers of a comma-separated option, all of them positive and finite.
 
     Raises:
-        typer.BadParameter: Something else was given.
+        typer.BadParameter: The text has anything else.
     """
     try:
         values = tuple(kind(part) for part in text.split(","))
@@ -59,7 +59,7 @@ def numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Numb
 
 
 def positive(option: str, value: Number) -> Number:
-    """The value of an option that is a positive finite number.
+    """The value of an option, after checking that it is positive and finite.
 
     Raises:
         typer.BadParameter: It is not.
@@ -70,17 +70,17 @@ def positive(option: str, value: Number) -> Number:
 
 
 def check_folder(option: str, file: Path | None) -> None:
-    """Checks before a measurement that what it finds can be written.
+    """Checks before a measurement that the folder of an output file exists.
 
     Raises:
-        typer.BadParameter: The file that the option names lies in a folder that does not exist.
+        typer.BadParameter: It does not.
     """
     if file is not None and not file.parent.is_dir():
         raise typer.BadParameter(f"{option}: the folder {file.parent} does not exist")
 
 
 def check_plots() -> None:
-    """Checks before a measurement that plots of it can be drawn.
+    """Checks before a measurement that matplotlib is installed.
 
     Raises:
         typer.BadParameter: matplotlib is not installed.
@@ -94,7 +94,7 @@ def check_plots() -> None:
 
 
 def probability(option: str, value: float) -> float:
-    """The value of an option that lies strictly between 0 and 1.
+    """The value of an option, after checking that it lies strictly between 0 and 1.
 
     Raises:
         typer.BadParameter: It does not.
@@ -105,15 +105,15 @@ def probability(option: str, value: float) -> float:
 
 
 def checkpoint_of(model: str) -> str:
-    """Folder or hub id that a ``--model`` option means."""
+    """Folder or hub id that a ``--model`` option selects."""
     return str(reference_model_path()) if model == "reference" else model
 
 
-def numbers_of(text: str, kind: type[Number], option: str, example: str) -> list[Number]:
-    """The numbers of a list like ``16,32``; an empty text has none.
+def number_list(text: str, kind: type[Number], option: str, example: str) -> list[Number]:
+    """Parses a list like ``16,32``; an empty text gives an empty list.
 
     Raises:
-        typer.BadParameter: It is no such list; the message names the option and gives the example.
+        typer.BadParameter: It is not such a list; the message names the option and gives the example.
     """
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
@@ -123,7 +123,7 @@ def numbers_of(text: str, kind: type[Number], option: str, example: str) -> list
 
 
 def robust_encoder_folder(option: str, model: str) -> Path | None:
-    """What ``--robust-encoder`` means for a model."""
+    """Folder that ``--robust-encoder`` selects for a model; None for none."""
     if option == "auto":
         return reference_robust_encoder_path() if model == "reference" else None
     return None if option == "none" else Path(option)

@@ -1,4 +1,4 @@
-"""``fs-serve verify``: a receipt's signature, image, weights and numbers, checked again."""
+"""``fs-serve verify``: checks a receipt's signature, image, weights and numbers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def verify(
                 "of cuda needs a machine with an NVIDIA GPU"
             )
         precision = parsed.arithmetic.dtype if dtype == "auto" else dtype
-        # At the resolution that the receipt speaks of; one above the checkpoint's own does not come about.
+        # The receipt's cap on the resolution; a cap above the checkpoint's own has no effect.
         cap = parsed.preprocessing.steps.get("max_pixels")
         max_pixels = cap if isinstance(cap, int) and cap > 0 else 0
         return load_smoother(
@@ -102,7 +102,7 @@ def _similarity(value: float | None) -> str:
 
 
 def _report(found: Verification, receipt: Receipt | None, as_json: bool) -> None:
-    """Prints the outcome and leaves with its exit status."""
+    """Prints the result and exits with its status."""
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
         raise typer.Exit(EXIT_STATUS[found.verdict])
@@ -112,7 +112,7 @@ def _report(found: Verification, receipt: Receipt | None, as_json: bool) -> None
         table.add_row("key", found.key_id or "none")
         table.add_row("made", f"{receipt.created}, request {receipt.request_id or 'none'}")
         table.add_row("draws", f"{receipt.draws.samples}, σ = {receipt.draws.sigma:g}, seed {receipt.draws.seed}")
-        if found.verdict == "reproduced":  # before that, nothing is known of what the certificate holds
+        if found.verdict == "reproduced":  # before that, the certificate's contents are not checked
             certificate = receipt.certificate
             table.add_row("ρ, lower bound", at_least(certificate["norm"]["lower"]))
             table.add_row("certified similarity", _similarity(certificate["smoothed"]["best"]))

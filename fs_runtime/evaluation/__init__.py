@@ -1,1 +1,1 @@
-"""What a defence is worth: accuracy and attack success, certified similarity and cost, with their uncertainty."""
+"""Evaluation of defences: accuracy and attack success, certified similarity and cost, with their uncertainty."""

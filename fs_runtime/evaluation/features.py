@@ -18,24 +18,24 @@ from fs_runtime.smoothing.feature_statistics import STAGES, FeatureStatistics, F
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.sums import SmoothingState
 
-_NO_FLOOR = Floor(0.0, 0.0)  # until it is measured
+_NO_FLOOR = Floor(0.0, 0.0)  # placeholder before the measurement
 
 
-def survey(
+def measure_feature_statistics(
     smoother: Smoother,
     images: Sequence[NDArray[np.uint8]],
     sigma: float,
     samples: int,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> FeatureStatistics:
-    """Smooths every image at both stages, as they are and centred.
+    """Measures mean features and floors, by smoothing every image at both stages, centred and not.
 
     Args:
-        smoother: Encoder with purifier and mapper; its statistics are replaced by the result.
+        smoother: Encoder with purifier and mapper; the result replaces its statistics.
         images: At least two, each ``(H, W, 3)`` uint8 RGB.
         sigma: σ > 0 in pixels of [0, 1].
         samples: Noise samples for each image.
-        progress: Called with the number of smoothed images, of ``4 len(images)``.
+        progress: Called with the number of smoothed images; in the end it is ``4 len(images)``.
 
     Raises:
         ValueError: There are fewer than two images, or no two have the same token grid.
@@ -76,7 +76,7 @@ def survey(
 
 
 def _floor(states: Sequence[SmoothingState], images: Sequence[PreparedImage]) -> Floor:
-    """Cosines of all pairs of images with one token grid."""
+    """Mean and 95% quantile of the cosines of all pairs of images with equal token grids."""
     cosines = []
     for grid in {image.grid for image in images}:
         means = [state.feature_sum for state, image in zip(states, images, strict=True) if image.grid == grid]

@@ -1,4 +1,4 @@
-"""matplotlib, which comes with the extra ``plots``, and axes that are saved as PNG and SVG."""
+"""Imports matplotlib, which the extra ``plots`` installs, and saves axes as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def require_matplotlib() -> type[Figure]:
 
 @contextmanager
 def plot_to(path: Path, size: tuple[float, float] = (6.5, 4.2)) -> Iterator[Axes]:
-    """Axes to draw on; in the end they are saved with ``.png`` and ``.svg`` appended to ``path``.
+    """Axes to draw on, which are saved at the end with ``.png`` and ``.svg`` appended to ``path``.
 
     Raises:
         PlottingError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""``fs-serve bench bets``: how near to ρ each way of betting comes, and what it costs, as tables and as JSON."""
+"""``fs-serve bench bets``: tightness of the bound of ρ, and cost, of each betting scheme; as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fs_runtime.cli.options import (
     ModelOption,
     PsmOption,
     checkpoint_of,
-    numbers_of,
+    number_list,
 )
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def bench_bets(
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """How far below the true norm each way of betting stays: the price of a certificate in samples."""
+    """Gap between the true norm and its lower bound for each betting scheme: the price of a certificate in samples."""
     from fs_runtime.benchmarks.bets import feature_laws, measure_costs, measure_deficits, synthetic_laws
     from fs_runtime.loading.engine import load_smoother
     from fs_runtime.preprocessing.pictures import read_picture
     from fs_runtime.reference import example_images
 
-    tried = numbers_of(alphas, float, "--alphas", "0.05,0.001")
-    levels = numbers_of(sigmas, float, "--sigmas", "0.05,0.25")
+    tried = number_list(alphas, float, "--alphas", "0.05,0.001")
+    levels = number_list(sigmas, float, "--sigmas", "0.05,0.25")
     if not all(0 < alpha < 1 for alpha in tried):
         raise typer.BadParameter("alphas lie strictly between 0 and 1, for example 0.05,0.001")
     if not all(sigma > 0 for sigma in levels):
@@ -69,7 +69,7 @@ def bench_bets(
 
 
 def deficit_tables(deficits: Sequence[Deficit]) -> Iterator[Table]:
-    """For each law and α the deficits by number of samples; at the end all of them, relative to the best scheme's."""
+    """A table of the deficits for each law and α, by number of samples; then a summary relative to the best scheme."""
     found = {(row.law, row.alpha, row.scheme, row.samples): row.deficit for row in deficits}
     laws, alphas, schemes, counts = (list(dict.fromkeys(part)) for part in zip(*found, strict=True))
     for law in laws:
@@ -95,7 +95,7 @@ def deficit_tables(deficits: Sequence[Deficit]) -> Iterator[Table]:
 
 
 def cost_table(costs: Sequence[SchemeCost]) -> Table:
-    """Time of 256 samples, and memory."""
+    """Table of the schemes' time for 256 samples and of their memory."""
     table = Table("scheme", "streams", "processor time of 256 samples", "bytes kept for each stream")
     for cost in costs:
         table.add_row(cost.scheme, str(cost.streams), f"{1e3 * cost.seconds:.3g} ms", str(cost.state_bytes))

@@ -1,4 +1,4 @@
-"""``fs-serve bench certify``: what a certificate of a wanted similarity costs, as a table, as JSON, and as a plot."""
+"""``fs-serve bench certify``: cost of certifying a wanted similarity, as a table, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fs_runtime.cli.bench.output import OutputOption, ShapeOption, measured_checkpoint, present
-from fs_runtime.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, numbers_of
+from fs_runtime.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, number_list
 from fs_runtime.options import radius_for
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def bench_certify(
     from fs_runtime.preprocessing.pictures import read_picture
     from fs_runtime.reference import example_images
 
-    wanted = numbers_of(similarities, float, "--similarities", "0.5,0.9")
-    counts = numbers_of(samples, int, "--samples", "256,1024")
+    wanted = number_list(similarities, float, "--similarities", "0.5,0.9")
+    counts = number_list(samples, int, "--samples", "256,1024")
     if not counts or not all(0 < value <= 1 for value in wanted) or not all(count >= 1 for count in counts):
         raise typer.BadParameter("similarities lie in (0, 1], and numbers of samples are at least 1")
     with Console(stderr=True).status("loading") as status:

@@ -1,4 +1,4 @@
-"""What the ``bench`` commands share: options, lists of numbers, and how figures go out as table, JSON and plot."""
+"""Shared by the ``bench`` commands: options, and output of the results as table, JSON and plot."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 140
 
 
-def _plots_can_be_made(output: Path | None) -> Path | None:
-    """Asked before anything is measured."""
+def _check_plots_first(output: Path | None) -> Path | None:
+    """Checks before the measurement that plots can be drawn."""
     if output is not None:
         check_plots()
     return output
@@ -33,7 +33,7 @@ def _plots_can_be_made(output: Path | None) -> Path | None:
 OutputOption = Annotated[
     Path | None,
     typer.Option(
-        callback=_plots_can_be_made,
+        callback=_check_plots_first,
         help="Also write the figures and a plot there, with .json, .png and .svg appended.",
     ),
 ]
@@ -44,10 +44,10 @@ ShapeOption = Annotated[
 
 @contextmanager
 def measured_checkpoint(model: str, shape: str | None) -> Iterator[str]:
-    """Folder or hub id of what is measured; that of a shape is gone afterwards.
+    """Folder or hub id of the model to measure; for a shape, a temporary folder.
 
     Raises:
-        typer.BadParameter: The shape is not known.
+        typer.BadParameter: The shape is unknown.
     """
     if shape is None:
         yield checkpoint_of(model)
@@ -70,13 +70,13 @@ def present(
     output: Path | None = None,
     draw: Callable[[Axes], None] | None = None,
 ) -> None:
-    """Prints the figures, and writes them where that is asked.
+    """Prints the results, and writes them to files if wanted.
 
     Args:
-        found: Dataclasses, in lists or dictionaries if need be.
-        tables: For people.
+        found: Dataclasses, maybe in lists or dictionaries.
+        tables: Makes the tables to print.
         as_json: Whether to print JSON instead.
-        output: Where ``.json``, ``.png`` and ``.svg`` are appended; None writes nothing.
+        output: Path to which ``.json``, ``.png`` and ``.svg`` are appended; None writes nothing.
         draw: Draws the plot.
     """
     figures = json.dumps(_plain(found), indent=2)
@@ -89,7 +89,7 @@ def present(
         typer.echo(figures)
         return
     console = Console()
-    if not console.is_terminal:  # a file or a pipe, which rich takes to be 80 columns wide
+    if not console.is_terminal:  # a file or a pipe, for which rich assumes 80 columns
         console = Console(width=_PIPE_WIDTH)
     for table in tables():
         console.print(table)

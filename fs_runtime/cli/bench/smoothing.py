@@ -1,4 +1,4 @@
-"""``fs-serve bench smoothing``: rates of the pass as a table, as JSON, and as a plot."""
+"""``fs-serve bench smoothing``: rates of the smoothing pass as a table, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fs_runtime.cli.bench.output import OutputOption, ShapeOption, measured_checkpoint, present
-from fs_runtime.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, numbers_of
+from fs_runtime.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, PsmOption, number_list
 from fs_runtime.options import COMPILE_MODES, QUANTIZATIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fs_runtime.benchmarks.network_modes import MeasuredWay, Way
+    from fs_runtime.benchmarks.network_modes import MeasuredMode, NetworkMode
     from fs_runtime.benchmarks.smoothing import SmoothingBenchmark
 
 Name = TypeVar("Name", bound=str)
@@ -56,40 +56,40 @@ def bench_smoothing(
     output: OutputOption = None,
 ) -> None:
     """The smoothing pass beside the bare networks at their best batch, a plain loop, and the device's peak."""
-    from fs_runtime.benchmarks.network_modes import Way, benchmark_ways
+    from fs_runtime.benchmarks.network_modes import NetworkMode, benchmark_modes
     from fs_runtime.benchmarks.smoothing import benchmark_smoothing
     from fs_runtime.loading.engine import load_smoother
 
-    sizes = numbers_of(batch_sizes, int, "--batch-sizes", "16,32")
-    counts = numbers_of(image_samples or "", int, "--image-samples", "256,1000")
+    sizes = number_list(batch_sizes, int, "--batch-sizes", "16,32")
+    counts = number_list(image_samples or "", int, "--image-samples", "256,1000")
     if not all(number >= 1 for number in (*sizes, *counts)):
         raise typer.BadParameter("batch sizes and numbers of samples are at least 1")
     formats = _named(quantization, "--quantization", QUANTIZATIONS)
     modes = _named(compile_modes, "--compile", COMPILE_MODES)
-    ways = [Way(mode, form) for form in formats for mode in modes]
+    network_modes = [NetworkMode(compiled, form) for form in formats for compiled in modes]
     with measured_checkpoint(model, shape) as checkpoint, Console(stderr=True).status("measuring") as status:
         plain = load_smoother(checkpoint, psm=psm, device=device, dtype="float32")
         on = str(plain.encoder.device)
         on_gpu = on != "cpu"
 
-        def measure(way: Way) -> SmoothingBenchmark:
+        def measure(mode: NetworkMode) -> SmoothingBenchmark:
             return benchmark_smoothing(
-                load_smoother(checkpoint, psm=psm, device=on, dtype=dtype, quantization=way.quantization),
+                load_smoother(checkpoint, psm=psm, device=on, dtype=dtype, quantization=mode.quantization),
                 plain,
                 batch_sizes=sizes or ([32, 64, 128, 256] if on_gpu else [8, 16, 32, 64]),
                 samples=samples,
                 image_samples=[256, 1000] if on_gpu and image_samples is None else counts,
                 side=side,
                 rounds=rounds,
-                compile_mode=way.compiled,
-                progress=lambda done: status.update(f"{way}: {done}"),
+                compile_mode=mode.compiled,
+                progress=lambda done: status.update(f"{mode}: {done}"),
             )
 
-        if len(ways) == 1:
-            found = measure(ways[0])
+        if len(network_modes) == 1:
+            found = measure(network_modes[0])
         else:
-            measured = benchmark_ways(ways, measure, lambda way: typer.echo(_line(way), err=True))
-    if len(ways) == 1:
+            measured = benchmark_modes(network_modes, measure, lambda result: typer.echo(_line(result), err=True))
+    if len(network_modes) == 1:
         title = f"{shape or model}: {_setting(found)}"
         present(
             found,
@@ -101,20 +101,20 @@ def bench_smoothing(
         return
     present(
         measured,
-        lambda: [_ways_table(measured, shape or model)],
+        lambda: [_modes_table(measured, shape or model)],
         as_json=as_json,
         output=output,
-        draw=lambda axes: _draw_ways(measured, shape or model, axes),
+        draw=lambda axes: _draw_modes(measured, shape or model, axes),
     )
-    if any(way.error for way in measured):
+    if any(result.error for result in measured):
         raise typer.Exit(1)
 
 
 def _named(text: str, option: str, names: tuple[Name, ...]) -> list[Name | None]:
-    """The names of a list like ``none,default``, without repeats; None for ``none``.
+    """The names of a list like ``none,default``, without duplicates; None for ``none``.
 
     Raises:
-        typer.BadParameter: One is not known.
+        typer.BadParameter: A name is unknown.
     """
     known: dict[str, Name | None] = {"none": None, **{name: name for name in names}}
     given = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
@@ -129,15 +129,16 @@ def _setting(found: SmoothingBenchmark) -> str:
     return f"{found.parts} on {found.device}, {', '.join(filter(None, how))}, {rows} x {columns} tokens"
 
 
-def _line(way: MeasuredWay) -> str:
-    if way.found is None:
-        return f"{way.way}: failed: {way.error}"
-    return f"{way.way}: {way.found.smoothing:.4g} samples/s, {way.of_first_bare:.3f} of the first bare networks"
+def _line(result: MeasuredMode) -> str:
+    if result.found is None:
+        return f"{result.way}: failed: {result.error}"
+    rate = f"{result.found.smoothing:.4g} samples/s"
+    return f"{result.way}: {rate}, {result.of_first_bare:.3f} of the first bare networks"
 
 
-def _ways_table(measured: list[MeasuredWay], name: str) -> Table:
-    """One row a way; a way that failed says why."""
-    done = [way.found for way in measured if way.found is not None]
+def _modes_table(measured: list[MeasuredMode], name: str) -> Table:
+    """A table with a row for each mode; the row of a failed mode has the reason."""
+    done = [result.found for result in measured if result.found is not None]
     counts = list(done[0].image_seconds) if done else []
     title = name
     if done:
@@ -155,17 +156,17 @@ def _ways_table(measured: list[MeasuredWay], name: str) -> Table:
         "warm-up",
         title=title,
     )
-    for way in measured:
-        found = way.found
+    for result in measured:
+        found = result.found
         if found is None:
-            table.add_row(way.way, f"failed: {way.error}")
+            table.add_row(result.way, f"failed: {result.error}")
             continue
         table.add_row(
-            way.way,
+            result.way,
             str(found.batch_size),
             f"{found.smoothing:.4g}",
             f"{found.over_plain_loop:.2f}",
-            f"{way.of_first_bare:.3f}",
+            f"{result.of_first_bare:.3f}",
             f"{found.of_bare:.3f}",
             f"{found.flop_utilisation:.3f}",
             *(f"{found.image_seconds[count]:.3g} s" for count in counts),
@@ -174,9 +175,9 @@ def _ways_table(measured: list[MeasuredWay], name: str) -> Table:
     return table
 
 
-def _draw_ways(measured: list[MeasuredWay], name: str, axes: Axes) -> None:
-    done = [(way.way, way.found) for way in measured if way.found is not None]
-    names = [way for way, _ in done]
+def _draw_modes(measured: list[MeasuredMode], name: str, axes: Axes) -> None:
+    done = [(result.way, result.found) for result in measured if result.found is not None]
+    names = [mode for mode, _ in done]
     axes.barh(names, [found.bare for _, found in done], color="0.8", label="bare networks")
     axes.barh(names, [found.smoothing for _, found in done], height=0.4, color="#009e73", label="smoothing pass")
     axes.set(xlabel="samples/s", title=name)

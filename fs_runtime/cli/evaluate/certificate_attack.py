@@ -1,4 +1,4 @@
-"""The command that attacks the certificate."""
+"""``fs-serve evaluate certificate-attack``: attacks the certificate itself."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fs_runtime.cli.options import (
     ModelOption,
     PsmOption,
     checkpoint_of,
-    numbers,
     positive,
+    positive_numbers,
     probability,
 )
 
@@ -49,7 +49,7 @@ def certificate_attack(
     from fs_runtime.system.progress_bar import ProgressBar
 
     confidence, sigma = probability("confidence", confidence), positive("sigma", sigma)
-    radii = [sigma * ratio for ratio in numbers("ratios", ratios, float)]
+    radii = [sigma * ratio for ratio in positive_numbers("ratios", ratios, float)]
     smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype="float32")
     rng = np.random.default_rng((seed, 0))
     prepared = [smoother.encoder.prepare(np.asarray(render(sample_scene(rng)))) for _ in range(images)]

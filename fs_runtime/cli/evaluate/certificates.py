@@ -1,4 +1,4 @@
-"""``fs-serve evaluate certificates``: our certificates beside the paper's and others, at equal numbers of samples."""
+"""``fs-serve evaluate certificates``: compares our certificates with others, at equal numbers of samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fs_runtime.cli.options import (
 )
 from fs_runtime.system.progress_bar import ProgressBar
 
-_PICTURES_SEED = (9_000_001, 1)  # training draws its scenes from other seeds
+_PICTURES_SEED = (9_000_001, 1)  # differs from the seeds of training
 
 
 def evaluate_certificates(

@@ -1,4 +1,4 @@
-"""``fs-serve evaluate features``: the floor of the similarities, and the vector to centre with."""
+"""``fs-serve evaluate features``: measures the similarity of different images, and the mean feature."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def evaluate_features(
     as_json: JsonOption = False,
 ) -> None:
     """Measure how similar the features of different images are, and their mean, which `centred` takes off."""
-    from fs_runtime.evaluation.features import survey
+    from fs_runtime.evaluation.features import measure_feature_statistics
     from fs_runtime.loading.engine import load_smoother
     from fs_runtime.smoothing.feature_map import FeatureMap
     from fs_runtime.smoothing.feature_statistics import FILE_NAME, STAGES
@@ -57,7 +57,9 @@ def evaluate_features(
     with ProgressBar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("smoothing", total=4 * len(pictures))
         try:
-            statistics = survey(smoother, pictures, level, samples, lambda done: bar.update(task, completed=done))
+            statistics = measure_feature_statistics(
+                smoother, pictures, level, samples, lambda done: bar.update(task, completed=done)
+            )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     if output is not None:

@@ -1,4 +1,4 @@
-"""The command that looks for masked gradients: attacks that seem weak only since they cannot find their way."""
+"""``fs-serve evaluate masking``: checks that attacks do not fail only because gradients are masked."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ def evaluate_masking(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of pictures, targets, attacks and noise.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Check that whatever strengthens an attack on a defence does not help the defence.
+    """Check that a stronger attack on a defence is not less successful.
 
-    More steps, more draws, a larger ball, and the defence itself instead of the undefended model. Ends with status 1
-    where one of them did: then the attacks' figures say nothing about the defence.
+    Attacks are made stronger by more steps, more draws, a larger ball, and gradients of the defence itself instead of
+    the undefended model. The exit status is 1 if one of them helped the defence: then the attacks' results say nothing
+    about it.
     """
     from rich.console import Console
 
     from fs_runtime.attacks import ATTACKS, FeaturePipeline, check_gradient_masking
     from fs_runtime.encoders.robust_tower import load_robust_encoder
     from fs_runtime.evaluation.robustness.answers import Answerer
+    from fs_runtime.evaluation.robustness.attack_inputs import AttackInputs
     from fs_runtime.evaluation.robustness.defences import defences_for
     from fs_runtime.evaluation.robustness.items import evaluation_items
-    from fs_runtime.evaluation.robustness.problem import AttackProblem
     from fs_runtime.loading.engine import load_smoother, resolve_device
 
     names = choices("attacks", attacks, tuple(ATTACKS))
@@ -78,19 +79,19 @@ def evaluate_masking(
     for name in names:
         console.print(f"{name}: five attacks on {len(items)} images", markup=False)
         attack = dataclasses.replace(ATTACKS[name](), steps=steps)
-        problem = AttackProblem.of(items, attack, norm, size, smoother.encoder, answerer)  # type: ignore[arg-type]
+        inputs = AttackInputs.of(items, attack, norm, size, smoother.encoder, answerer)  # type: ignore[arg-type]
         strong, plain = (
-            FeaturePipeline(defence.smoother, defence.sigma, problem.grid, draws=draws, seed=seed)
+            FeaturePipeline(defence.smoother, defence.sigma, inputs.grid, draws=draws, seed=seed)
             for defence in (defended, undefended)
         )
         report = check_gradient_masking(
             attack,
             strong,
             plain,
-            problem.images,
-            problem.threat,
-            targets=problem.targets,
-            answers=problem.answers,
+            inputs.images,
+            inputs.threat,
+            targets=inputs.targets,
+            answers=inputs.answers,
             seed=seed,
         )
         reports.append(report)

@@ -1,4 +1,4 @@
-"""``fs-serve evaluate purifier``: purifiers beside classical denoisers on photographs, and beside an encoder's cost."""
+"""``fs-serve evaluate purifier``: compares purifiers with classical denoisers, and their cost with an encoder's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fs_runtime.cli.options import DeviceOption, DtypeOption, numbers
+from fs_runtime.cli.options import DeviceOption, DtypeOption, positive_numbers
 
 if TYPE_CHECKING:
     from fs_runtime.psm.network import PsmNetwork
@@ -50,7 +50,7 @@ def evaluate_purifier(
     networks = _load(purifier or ["small"], device, getattr(torch, precision))
     if taken := networks.keys() & DESCRIPTIONS.keys():
         raise typer.BadParameter(f"a purifier cannot be called {taken.pop()!r}; give it another name")
-    levels, sizes = numbers("sigma", sigma, float), numbers("sides", sides, int)
+    levels, sizes = positive_numbers("sigma", sigma, float), positive_numbers("sides", sides, int)
     if min(sizes) < SMALLEST_SIDE:
         raise typer.BadParameter(f"sides must be at least {SMALLEST_SIDE}, the window of the SSIM; got {sides}")
     try:
@@ -88,7 +88,7 @@ def evaluate_purifier(
 
 
 def _load(names: list[str], device: str, dtype: object) -> dict[str, PsmNetwork]:
-    """The purifiers by the names that the tables give them: those of their cards, or else of their folders."""
+    """The purifiers by their names in the tables: those of their cards, or else of their folders."""
     import torch
 
     from fs_runtime.psm.shipped import shipped_purifiers

@@ -1,4 +1,4 @@
-"""``fs-serve evaluate reference``: the reference model on held-out scenes and digits."""
+"""``fs-serve evaluate reference``: measures the reference model on held-out scenes and digits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluate(
 
 
 def resolve_device(device: str) -> str:
-    """The device that ``--device`` means."""
+    """The device that ``--device`` selects."""
     import torch
 
     if device == "auto":
@@ -38,7 +38,7 @@ def resolve_device(device: str) -> str:
 
 
 def measure_reference(folder: Path, questions: int, device: str, as_json: bool, show_mistakes: int) -> bool:
-    """Prints the scores of a reference model. Returns whether they reach what is required."""
+    """Prints the scores of a reference model; returns whether it reaches the required accuracy."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

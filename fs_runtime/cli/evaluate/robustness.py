@@ -1,4 +1,4 @@
-"""The command that measures what attacks do to each defence."""
+"""``fs-serve evaluate robustness``: measures each defence under attacks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fs_runtime.cli.options import (
     check_plots,
     checkpoint_of,
     choices,
-    numbers,
     positive,
+    positive_numbers,
     probability,
     robust_encoder_folder,
 )
 from fs_runtime.options import radius_for
 
-_ROBUST = "robust_encoder"  # setting of the rows that have one: they can be added to the others later
+_ROBUST = "robust_encoder"  # a setting that affects only the rows with one, so they can be added later
 
 
 def robustness(
@@ -70,12 +70,12 @@ def robustness(
     from fs_runtime.system.files import TrainingError, write_file
     from fs_runtime.system.progress_bar import ProgressBar
 
-    sigma = positive("sigma", sigma)  # the row 'none' is measured without noise anyway
+    sigma = positive("sigma", sigma)  # the row 'none' never has noise
     plan = EvaluationPlan(
         attacks=tuple(ATTACKS) if attacks is None else choices("attacks", attacks, tuple(ATTACKS)),
         norms=choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
-        sizes=numbers("sizes", sizes, float),
-        samples=numbers("samples", samples, int),
+        sizes=positive_numbers("sizes", sizes, float),
+        samples=positive_numbers("samples", samples, int),
         radius=positive("radius", radius_for(sigma, radius)),
         steps=steps,
         adaptive_steps=adaptive_steps,
@@ -107,13 +107,13 @@ def robustness(
     try:
         items = evaluation_items(images, defences[0], answerer, seed, asked)
         common = dataclasses.asdict(plan)
-        for name in ("attacks", "norms", "sizes", "samples", "adaptive"):  # more of these extend what is there
+        for name in ("attacks", "norms", "sizes", "samples", "adaptive"):  # a later run may add values of these
             del common[name]
         parts = {"encoder": encoder, "purifier": smoother.purifier, "mapper": smoother.mapper, _ROBUST: robust}
         fingerprints = {name: part.fingerprint if part else None for name, part in parts.items()}
         fingerprints["language_model"] = answerer.fingerprint
         settings = common | {"images": images, "kinds": asked, "sigma": sigma} | fingerprints
-        file = CellFile(output / "cells.jsonl", settings, of_some_rows=(_ROBUST,))
+        file = CellFile(output / "cells.jsonl", settings, row_specific=(_ROBUST,))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     keys = [key for defence in defences for key in plan.cells(defence)]

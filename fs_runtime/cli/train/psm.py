@@ -1,4 +1,4 @@
-"""The ``fs-serve train psm`` command."""
+"""``fs-serve train psm``: trains a purifier and a mapper for one encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(
     images: ImagesOption,
-    output: Annotated[Path, typer.Option(help="Folder for the PSM; a run that was cut short there goes on.")],
+    output: Annotated[Path, typer.Option(help="Folder for the PSM; an interrupted run there resumes.")],
     model: Annotated[
         str, typer.Option("--model", "-m", help="Checkpoint folder, hub id, or 'reference' for the one that ships.")
     ] = "reference",
@@ -151,7 +151,7 @@ def _run(
 
 
 def _purifier(kind: str, seed: int) -> PsmNetwork:
-    """A fresh U-Net, or a trained purifier or diffusion model to be tuned."""
+    """A fresh U-Net, or a trained purifier or diffusion model to be fine-tuned."""
     import torch
 
     from fs_runtime.psm.shipped import shipped_purifiers

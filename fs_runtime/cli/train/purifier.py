@@ -1,4 +1,4 @@
-"""The ``fs-serve train purifier`` command."""
+"""``fs-serve train purifier``: trains a purifier for photographs and any encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the purifier; a run that was cut short there goes on.")
+        Path | None, typer.Option(help="Folder for the purifier; an interrupted run there resumes.")
     ] = None,
     size: Annotated[
         str | None,
@@ -94,27 +94,27 @@ def _run(
     from fs_runtime.training.report import RunReport
 
     console = Console(stderr=True)
-    place = torch.device(resolve_device(device))
+    training_device = torch.device(resolve_device(device))
     torch.manual_seed(settings.seed)
-    purifier, said = _start(size, start_from)
+    purifier, start_facts = _start(size, start_from)
     with RunReport(output / "logs", console, shown=True) as report:
         facts = train_purifier(
             purifier,
             output,
             settings,
-            device=place,
+            device=training_device,
             workers=workers,
             checkpoint_every=checkpoint_every,
             report=report.step,
         )
-    card = save_purifier(output, purifier, {**said, **facts})
+    card = save_purifier(output, purifier, {**start_facts, **facts})
     table = ", ".join(f"{psnr:.2f} dB at σ = {sigma}" for sigma, psnr in card["held_out_psnr"].items())
     console.print(f"PSNR on held-out synthetic pictures: {table}")
     console.print(f"The purifier is in {output}; use it with --psm {output}", markup=False)
 
 
 def _start(size: str | None, start_from: Path | None) -> tuple[PsmNetwork, dict[str, Any]]:
-    """The network that training begins with, and what its card says of that."""
+    """The network that training starts from, and entries of the card about it."""
     from fs_runtime.psm.residual_unet import SIZES, ResidualUNetPurifier
     from fs_runtime.psm.storage import load_purifier
     from fs_runtime.system.files import TrainingError
@@ -123,13 +123,13 @@ def _start(size: str | None, start_from: Path | None) -> tuple[PsmNetwork, dict[
         assert size is not None  # noqa: S101 (the command's default)
         return ResidualUNetPurifier(SIZES[size]), {"name": f"photo-{size}"}
     purifier, card = load_purifier(start_from)
-    said = {"name": card.get("name", "photo"), "started_from": {"purifier": purifier.fingerprint}}
+    facts = {"name": card.get("name", "photo"), "started_from": {"purifier": purifier.fingerprint}}
     if size is None:
-        return purifier, said
+        return purifier, facts
     if not isinstance(purifier, ResidualUNetPurifier):
         raise TrainingError(f"the purifier in {start_from} is no purifier for photographs; leave --size out")
     try:
-        return purifier.grown(SIZES[size]), said | {"name": f"photo-{size}"}
+        return purifier.grown(SIZES[size]), facts | {"name": f"photo-{size}"}
     except ValueError as error:
         raise TrainingError(f"{error}; leave --size out, or start from another") from None
 

@@ -1,4 +1,4 @@
-"""``fs-serve train reference``: the reference model from nothing."""
+"""``fs-serve train reference``: trains the reference model from scratch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +33,7 @@ def train(
     ] = None,
     questions: Annotated[int, typer.Option(min=0, help="Questions of each kind to measure it with; 0 for none.")] = 400,
 ) -> None:
-    """Train the reference model from nothing, save it, and measure it."""
+    """Train the reference model from scratch, save it, and measure it."""
     from dataclasses import replace
 
     from rich.console import Console

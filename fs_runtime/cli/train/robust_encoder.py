@@ -1,4 +1,4 @@
-"""The ``fs-serve train robust-encoder`` command."""
+"""``fs-serve train robust-encoder``: trains a vision tower against attacks (FARE)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fs_runtime.cli.train.run import BatchOption, CheckpointOption, ImagesOption
 
 
 def train(
-    output: Annotated[Path, typer.Option(help="Folder for the tower; a run that was cut short there goes on.")],
+    output: Annotated[Path, typer.Option(help="Folder for the tower; an interrupted run there resumes.")],
     images: ImagesOption,
     model: ModelOption = "reference",
     epsilon: Annotated[float, typer.Option(help="Radius of the l-infinity ball to train against, in 255ths.")] = 8.0,

@@ -1,4 +1,4 @@
-"""What every training command does around the training: packages, device, pictures, encoder, and what it shows."""
+"""Setup that the training commands share: packages, device, pictures, encoder, and progress."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ CheckpointOption = Annotated[int, typer.Option(min=1, help="Steps between checkp
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A run that is about to start.
+class TrainingRun:
+    """Everything that a training run needs.
 
     Attributes:
         encoder: The model's vision part, on the accelerator's device.
         pictures: To train on.
-        facts: What the card is to say about model and data.
+        facts: Entries of the card about model and data.
         accelerator: For several processes and mixed precision.
         workers: Processes that read pictures.
         report: Shows a step.
@@ -55,7 +55,7 @@ class Run:
 
 
 def require_training_packages(*packages: str) -> None:
-    """Ends the command with a hint unless packages of the extra ``train`` are installed; all, if none is named."""
+    """Ends the command with a hint unless ``packages`` of the extra ``train`` are installed; all of them by default."""
     try:
         for package in packages or ("accelerate", "tensorboardX"):
             importlib.import_module(package)
@@ -65,10 +65,10 @@ def require_training_packages(*packages: str) -> None:
 
 
 def mixed_precision(precision: str, device: str) -> Precision:
-    """What a ``--precision`` option means on a device, as accelerate calls it.
+    """accelerate's name for a ``--precision`` option on a device.
 
     Raises:
-        typer.BadParameter: It means nothing.
+        typer.BadParameter: The precision is unknown.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise typer.BadParameter("precision is auto, float32 or bfloat16")
@@ -76,11 +76,11 @@ def mixed_precision(precision: str, device: str) -> Precision:
     return "bf16" if precision == "bfloat16" or (precision == "auto" and on_gpu) else "no"
 
 
-def take_gpu(device: str, processes: int) -> None:
-    """Makes the GPU ``cuda:<index>`` the one that this process computes on; any other device needs nothing.
+def select_gpu(device: str, processes: int) -> None:
+    """Makes the GPU ``cuda:<index>`` the current one; does nothing for other devices.
 
     Raises:
-        TrainingError: There are several processes, and each has a GPU of its own.
+        TrainingError: There are several processes, which need one GPU each.
     """
     import torch
 
@@ -107,20 +107,20 @@ def open_run(
     workers: int | None,
     *,
     frozen: bool = True,
-) -> Iterator[Run]:
-    """Finds the pictures, loads the encoder and opens the progress bar; the bar is closed at the end.
+) -> Iterator[TrainingRun]:
+    """Finds the pictures, loads the encoder, and opens the progress bar until the run ends.
 
     Args:
-        model: As the ``--model`` option has it.
-        images: As the ``--images`` option has it.
-        output: Folder of the run; files that were left out are listed there.
+        model: Value of ``--model``.
+        images: Value of ``--images``.
+        output: Folder of the run; also gets the list of files that were left out.
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         precision: Of the passes.
         workers: Processes that read pictures; None for a number that suits the device.
-        frozen: Whether the encoder is not trained: then its weights, too, have the precision of the passes.
+        frozen: Whether the encoder is not trained; then its weights also have the precision of the passes.
 
     Raises:
-        TrainingError: There is no picture that can be used, or a GPU is named to several processes.
+        TrainingError: There is no usable picture, or one GPU is given for several processes.
         CheckpointError: The model cannot be loaded.
     """
     from accelerate import Accelerator
@@ -134,7 +134,7 @@ def open_run(
     console = Console(stderr=True)
     on_cpu = device.partition(":")[0] == "cpu"
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
-    take_gpu(device, accelerator.num_processes)
+    select_gpu(device, accelerator.num_processes)
     pictures, skipped = find_pictures(images)
     if accelerator.is_main_process:
         console.print(f"{len(pictures)} pictures from {images}", markup=False)
@@ -148,11 +148,11 @@ def open_run(
     if workers is None:
         workers = 0 if on_cpu else min(8, os.cpu_count() or 1)
     with RunReport(output / "logs", console, shown=accelerator.is_main_process) as report:
-        yield Run(encoder, pictures, facts, accelerator, workers, report.step, console)
+        yield TrainingRun(encoder, pictures, facts, accelerator, workers, report.step, console)
 
 
 def _list_skipped(skipped: tuple[Skipped, ...], output: Path, console: Console) -> None:
-    """Says how many files were left out, and writes their names and reasons to ``skipped.txt``."""
+    """Prints how many files were left out, and writes their names and reasons to ``skipped.txt``."""
     from fs_runtime.system.files import write_file
 
     if not skipped:

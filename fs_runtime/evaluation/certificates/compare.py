@@ -1,4 +1,4 @@
-"""Our certificates beside the paper's and others of the literature, at equal numbers of samples."""
+"""Compares our certificates with the paper's and others of the literature, at equal numbers of samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RATIOS = (0.25, 0.5, 1.0, 1.5)  # r / σ
 PAPER = "FCSB, plug-in, no confidence"
 OURS = "best of tight and spectral"
 
-# What each row bounds, by its name.
+# The rows by name, with a description of each.
 BOUNDS = {
     PAPER: "the paper as it computes it: an estimate",
     "FCSB": "the paper's formula with our confidence bound of ρ",
@@ -57,7 +57,7 @@ class Row:
     Attributes:
         psm: Whether purifier and mapper were used.
         bound: A key of :data:`BOUNDS`.
-        samples: n, all samples that the bound needs together.
+        samples: n, the number of all samples that the bound uses.
         ratio: r / σ.
         similarity: Mean over the images; an image without a certificate counts as 0.
         certified: Share of the images that have a certificate.
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """The smallest n tried from which on ours is above the paper's estimate; None if it is not at the largest."""
+    """Smallest tried n from which on our bound exceeds the paper's estimate; None if it does not at the largest n."""
 
     psm: bool
     ratio: float
@@ -82,7 +82,7 @@ class Crossing:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The outcome, and what it was measured on."""
+    """Result of the comparison, with its settings."""
 
     sigma: float
     confidence: float
@@ -102,15 +102,15 @@ def compare_certificates(
 ) -> Comparison:
     """Certifies each picture by every bound.
 
-    Each picture is sampled once, to the largest n; a smaller n takes the first ones.
+    Each picture is sampled once, up to the largest n; a smaller n uses the first samples.
 
     Args:
-        smoothers: Models to compare on, with whether they have purifier and mapper.
-        pictures: ``(H, W, 3)`` RGB pictures; the k-th one's draws have the seed k.
+        smoothers: Models to compare on, each with a flag that says whether it has purifier and mapper.
+        pictures: ``(H, W, 3)`` RGB pictures; k is the seed of the k-th one's draws.
         sigma: σ of the noise.
         confidence: 1 - α of each bound but the paper's.
         counts: Numbers of samples, rising, at least 16.
-        advance: Told how many samples have been drawn since it was last called.
+        advance: Called with the number of samples drawn since the last call.
     """
     alpha = 1 - confidence
     ratios = np.array(RATIOS)
@@ -151,7 +151,7 @@ def stacked_features(
 def certify_samples(
     features: torch.Tensor, counts: Sequence[int], ratios: Array, alpha: float
 ) -> dict[int, dict[str, Array]]:
-    """Every bound of one image from its first n features, for each n of ``counts``: ``(len(ratios),)`` similarities."""
+    """All bounds of one image from its first n features, by n of ``counts`` and by name: ``(len(ratios),)`` each."""
     gram = (features @ features.mT).double().numpy()
     before = np.tril(gram, -1).sum(axis=1)  # ⟨f_i, Σ of those before⟩
     squares = np.cumsum(2 * before + gram.diagonal())  # ‖Σ of the first i‖²
@@ -190,7 +190,7 @@ def certify_samples(
 
 
 def crossings_of(rows: Sequence[Row]) -> list[Crossing]:
-    """Where ours comes to stay above the paper's estimate, for each model and radius."""
+    """Where our bound starts to exceed the paper's estimate, for each model and radius."""
     found = {(row.psm, row.ratio, row.bound, row.samples): row.similarity for row in rows}
     counts = sorted({row.samples for row in rows}, reverse=True)
     crossings = []
@@ -205,7 +205,7 @@ def crossings_of(rows: Sequence[Row]) -> list[Crossing]:
 
 
 def _observe(sketch: SpreadSketch, features: torch.Tensor, total: torch.Tensor, count: int) -> torch.Tensor:
-    """Adds samples to the sketch, up to ``count``; takes and returns the sum of those seen."""
+    """Adds samples up to ``count`` to the sketch; ``total`` is the sum of earlier samples. Returns the new sum."""
     start = sketch.count + 1 if sketch.count else 0
     for first in range(start, count, _BATCH):
         block = features[first : min(first + _BATCH, count)]
@@ -218,7 +218,7 @@ def _observe(sketch: SpreadSketch, features: torch.Tensor, total: torch.Tensor, 
 
 
 def _centre_angles(gram: Array, ratios: Array, alpha: float) -> Array:
-    """Center Smoothing with the first half of the samples for the centre, the second for the distances."""
+    """Center Smoothing: the first half of the samples gives the centre, the second the distances."""
     centre_samples = len(gram) // 2
     weights = choose_centre(gram, centre_samples)
     cosines = np.clip(gram[centre_samples:, :centre_samples] @ weights, -1, 1)
@@ -226,5 +226,5 @@ def _centre_angles(gram: Array, ratios: Array, alpha: float) -> Array:
 
 
 def _cosine(angles: Array) -> Array:
-    """The cosine of each angle; 0.0, no certificate, from a right angle on."""
+    """The cosine of each angle; 0.0, no certificate, for angles of 90 degrees and more."""
     return np.cos(np.minimum(angles, np.pi / 2)).clip(0.0) * (angles < np.pi / 2)

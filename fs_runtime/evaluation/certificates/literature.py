@@ -1,6 +1,6 @@
 """Certificates of the literature, for comparison with ours: Center Smoothing, Lipschitz embeddings, CDF-based bounds.
 
-Each is given its best valid setting, which is stated with it. c = r / σ; a value of 0.0 means "no certificate".
+Each uses its best valid setting, which its docstring states. c = r / σ; a value of 0.0 means "no certificate".
 
 Source: docs/guarantee.md section 9.
 """
@@ -12,16 +12,16 @@ from scipy.special import betainc, betaincinv, ndtr, ndtri
 
 from fs_runtime.certificate.arguments import Array
 
-# Times R is the angle between two centres: see `center_smoothing_angles`.
+# Multiplied by R, they bound the angle between two centres (`center_smoothing_angles`).
 CENTER_SMOOTHING_FACTOR = 3.0
 EXACT_BALL_FACTOR = 2.0
 
 
 def lipschitz_similarities(norm: float, ratios: Array) -> Array:
-    """Lower bounds of cos(g(x), g(x')) from ρ and how fast g can move.
+    """Lower bounds of cos(g(x), g(x')) from ρ and a bound of ‖g(x) - g(x')‖.
 
-    Pautov et al. bound ‖g(x) - g(x')‖ by sqrt(2 / π) c for unit features. We use the value that this is the tangent
-    of, 2 (2 Φ(c / 2) - 1): ⟨v, g(x) - g(x')⟩ is at most the L1 distance of the two Gaussians. A vector within ε of one
+    Pautov et al. bound ‖g(x) - g(x')‖ by sqrt(2 / π) c for unit features. We use the tighter 2 (2 Φ(c / 2) - 1), whose
+    tangent this is: ⟨v, g(x) - g(x')⟩ is at most the L1 distance of the two Gaussians. A vector within ε of one
     of length ρ is at an angle of at most arcsin(ε / ρ) to it.
 
     Args:
@@ -65,7 +65,7 @@ def choose_centre(gram: Array, samples: int) -> Array:
 
     Args:
         gram: Inner products of the unit features, at least the first ``samples`` of them.
-        samples: How many choose.
+        samples: Number of first samples that choose the centre.
     """
     inner = gram[:samples, :samples]
     weights = np.ones(samples) / np.sqrt(max(inner.sum(), np.finfo(float).tiny))
@@ -82,9 +82,9 @@ def center_smoothing_angles(distances: Array, ratios: Array, centre_samples: int
     z, the centre of x, comes from n₀ samples, ``distances`` from m fresh ones. With p₀ such that a ball of mass p₀
     holds more than half of n₀ samples with probability 1 - α/2, the ball of radius R around z has, with probability
     1 - α/2, mass Φ(Φ⁻¹(p₀) + c) at x, and thus p₀ at x'. There z', the centre of n₀ samples of x', has a ball with at
-    least half of them, of at most twice the smallest such radius, and so of at most 2 R. Both balls share a sample:
-    the angle is at most R + 2 R. Multiply the result by :data:`CENTER_SMOOTHING_FACTOR`; with centres of exactly
-    smallest balls, which nobody can compute in high dimension, it would be :data:`EXACT_BALL_FACTOR`.
+    least half of them, of at most twice the smallest such radius, hence of at most 2 R. Both balls share a sample:
+    the angle is at most R + 2 R. Multiply the result by :data:`CENTER_SMOOTHING_FACTOR`; with the centres of
+    exactly smallest balls, which cannot be computed in high dimension, it would be :data:`EXACT_BALL_FACTOR`.
 
     The authors use Hoeffding's inequality for both probabilities and a fixed Δ = 0.05 in p₀ = 1/2 + Δ; binomial
     tails are used here, which need fewer samples.

@@ -1,4 +1,4 @@
-"""The comparison of certificates as tables for people, as Markdown, and as a plot."""
+"""The comparison of certificates as tables, as Markdown, and as a plot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STYLES = {
 
 
 def certificate_tables(comparison: Comparison) -> Iterator[Table]:
-    """A table for each model and radius, and one of where ours comes to stay above the paper's estimate."""
+    """A table for each model and radius, and one of the n from which on ours exceeds the paper's estimate."""
     found = _similarities(comparison)
     models, counts = _models(comparison), _counts(comparison)
     for psm in models:
@@ -73,7 +73,7 @@ def plot_certificates(comparison: Comparison, path: Path) -> list[Path]:
 
     Args:
         comparison: What to draw.
-        path: Where to; the suffix is replaced by ``.png`` and ``.svg``.
+        path: Output; its suffix is replaced by ``.png`` and ``.svg``.
 
     Returns:
         The files written.

@@ -1,1 +1,1 @@
-"""How well purifiers denoise photographs, beside classical denoisers."""
+"""How well purifiers denoise photographs, compared with classical denoisers."""

@@ -1,4 +1,4 @@
-"""What a purifier costs beside the encoder that it stands in front of."""
+"""Cost of purifiers, compared with the encoder behind them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SIGMA = 0.25
 
 @dataclass(frozen=True, slots=True)
 class NetworkCost:
-    """What one image costs one network, alone on the device.
+    """Cost of one network for one image, measured alone on the device.
 
     Attributes:
         name: Of the network.
-        parameters: Its number of weights; None for the encoder.
+        parameters: Number of its weights; None for the encoder.
         flops: Floating-point operations of matrix products and convolutions for one image as the encoder reads it.
-        flops_share: The same as a part of the encoder's.
+        flops_share: The same as a fraction of the encoder's.
         seconds: For one image, in batches: the median over the rounds.
-        seconds_share: The median of the parts of the encoder's time in the same round.
+        seconds_share: Time as a fraction of the encoder's in the same round: the median over the rounds.
     """
 
     name: str
@@ -46,7 +46,7 @@ class NetworkCost:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """All networks, and what they were measured on."""
+    """Costs of all networks, with the settings of the measurement."""
 
     device: str
     dtype: str
@@ -57,7 +57,7 @@ class Costs:
 
 
 def random_encoder(device: str, dtype: str) -> VisionEncoder:
-    """An encoder in the shape of LLaVA-1.5's: its weights are random, which does not change what it costs."""
+    """An encoder in the shape of LLaVA-1.5's with random weights, which do not change its cost."""
     with tempfile.TemporaryDirectory() as folder:
         return load_encoder(str(write_random_model(ENCODER_SHAPE, Path(folder))), device=device, dtype=dtype)
 
@@ -71,14 +71,14 @@ def measure_costs(
     rounds: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Costs:
-    """Times encoder and purifiers in turn, so that a slow moment of the machine meets all alike.
+    """Times encoder and purifiers in turn, so that a slow phase of the machine affects all alike.
 
     Args:
         encoder: One that reads images of one size, such as :func:`random_encoder`.
-        purifiers: By name, on the encoder's device and with its arithmetic.
+        purifiers: By name, on the encoder's device and in its dtype.
         batch_size: Images at once.
         rounds: Measurements of each.
-        progress: Told what is measured.
+        progress: Called with a description of each measurement.
     """
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     x = encoder.prepare(picture).pixels.to(encoder.device).expand(batch_size, -1, -1, -1).contiguous()
@@ -88,7 +88,7 @@ def measure_costs(
         runs[name] = lambda n, network=purifier: network(x[:n], sigma[:n])  # type: ignore[misc]
     counted = {name: flops(lambda r=run: r(1)) for name, run in runs.items()}  # type: ignore[misc]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(-1, rounds):  # the first is for warming up
+    for turn in range(-1, rounds):  # round -1 is a warm-up
         for name, run in runs.items():
             progress(f"{name}, round {max(turn, 0) + 1} of {rounds}")
             began = _now(encoder.device)

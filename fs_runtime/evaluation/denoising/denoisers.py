@@ -1,4 +1,4 @@
-"""Denoisers side by side: purifiers, and what is known to work without training."""
+"""The denoisers to compare: purifiers, and classical ones that need no training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BM3D = "BM3D"
 WAVELET = "wavelet"
 NON_LOCAL_MEANS = "non-local means"
 
-# What the tables say about each.
+# Descriptions in the tables.
 DESCRIPTIONS = {
     NOISY: "nothing is done",
     BM3D: "colour BM3D (Mäkinen, Azzari, Foi 2020; package bm3d), opponent colours, profile np, σ given",
@@ -34,8 +34,8 @@ class NamedDenoiser:
 
     Attributes:
         name: In tables.
-        version: What its results depend on: a package's version, or the digest of weights and their arithmetic.
-        run: Maps a ``(H, W, 3)`` noisy image and its σ to an image of the same shape, which may leave [0, 1].
+        version: Identifies its results: a package's version, or fingerprint, dtype and device of a network.
+        run: Maps a ``(H, W, 3)`` noisy image and its σ to an image of the same shape, with values maybe outside [0, 1].
     """
 
     name: str
@@ -82,7 +82,7 @@ def baselines() -> tuple[list[NamedDenoiser], list[str]]:
 
 
 def purifier_denoiser(name: str, purifier: PsmNetwork) -> NamedDenoiser:
-    """A purifier on its device, one image at a time.
+    """A purifier as a denoiser: on its device, one image at a time.
 
     Args:
         name: In tables.

@@ -1,4 +1,4 @@
-"""Measures how well denoisers take Gaussian noise out of pictures, and keeps what is measured."""
+"""Measures how well denoisers remove Gaussian noise from pictures, and stores the scores."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Case:
     Attributes:
         picture: Its name.
         digest: Of its pixels before resize and crop.
-        side: Pixels a side after them.
+        side: Pixels a side after resize and crop.
         sigma: σ of the noise in pixels of [0, 1].
-        draw: Number of the draw; the draw is the same at every σ but for its size.
+        draw: Number of the draw; at every σ the same draw is scaled.
     """
 
     picture: str
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class DenoisingScore:
-    """How well one denoiser did on one noisy picture; its output was clipped to [0, 1] before.
+    """Score of one denoiser on one noisy picture, with its output clipped to [0, 1].
 
     Attributes:
         case: The noisy picture.
@@ -64,10 +64,10 @@ class DenoisingScore:
 
 
 class ScoreFile:
-    """Scores on disk, one JSON line each; a line that a kill cut off is dropped.
+    """Scores on disk, one JSON line each; an incomplete last line is dropped.
 
     Args:
-        folder: Of the evaluation; made if need be. The outputs for the first draw lie there, too, as pictures.
+        folder: Of the evaluation; created if it is missing. It also has the outputs for the first draw, as pictures.
 
     Raises:
         ValueError: The file holds a line that is not a score.
@@ -89,12 +89,12 @@ class ScoreFile:
             self._path.write_text(complete, encoding="utf-8")
 
     def find(self, case: Case, denoiser: NamedDenoiser) -> DenoisingScore | None:
-        """The score of a denoiser of this version, if it is known."""
+        """The stored score of a denoiser of this version; None if there is none."""
         score = self._scores.get((case, denoiser.name, denoiser.version))
         return score if score is None or case.draw or self.output(score).exists() else None
 
     def add(self, score: DenoisingScore, output: FloatImage) -> None:
-        """Keeps a score, and for the first draw the ``(H, W, 3)`` output in [0, 1]."""
+        """Stores a score, and for the first draw the ``(H, W, 3)`` output in [0, 1]."""
         if not score.case.draw:
             path = self.output(score)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class ScoreFile:
         self._remember(score)
 
     def output(self, score: DenoisingScore) -> Path:
-        """Where the output for a first draw lies."""
+        """Path of the output for a first draw."""
         case = score.case
         mark = f"{zlib.crc32(score.version.encode()):08x}"
         folder = f"{score.denoiser.replace(' ', '-')}-{mark}"
@@ -117,7 +117,7 @@ class ScoreFile:
 def cases(
     pictures: Mapping[str, NDArray[np.uint8]], sides: Sequence[int], sigmas: Sequence[float], draws: int
 ) -> list[Case]:
-    """Every noisy picture to be measured."""
+    """All noisy pictures to measure."""
     digests = {name: digest(pixels) for name, pixels in pictures.items()}
     return [
         Case(name, digests[name], side, sigma, draw)
@@ -135,7 +135,7 @@ def clean_image(picture: NDArray[np.uint8], side: int) -> FloatImage:
 
 
 def noisy_image(clean: FloatImage, case: Case) -> FloatImage:
-    """The image with its noise, not clipped. The draw depends on the picture's name, the side and the draw's number."""
+    """The image with noise, not clipped. The noise depends on the picture's name, the side and the draw's number."""
     rng = np.random.default_rng((zlib.crc32(case.picture.encode()), case.side, case.draw))
     return clean + np.float32(case.sigma) * rng.standard_normal(clean.shape, dtype=np.float32)
 
@@ -147,14 +147,14 @@ def measure(
     file: ScoreFile,
     advance: Callable[[str], None] = lambda _: None,
 ) -> list[DenoisingScore]:
-    """Measures what ``file`` does not hold yet.
+    """Measures the scores that ``file`` does not have yet.
 
     Args:
         pictures: ``(H, W, 3)`` RGB by name.
         wanted: From :func:`cases`.
         denoisers: All see the same noisy images.
-        file: Where scores are kept.
-        advance: Told what comes next, once for each case and denoiser.
+        file: Stores the scores.
+        advance: Called with a description before each case and denoiser.
 
     Returns:
         The scores of all cases and denoisers.

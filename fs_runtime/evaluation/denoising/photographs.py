@@ -1,4 +1,4 @@
-"""Colour photographs that come with Python packages, for measurements that need no download."""
+"""Colour photographs from Python packages, for measurements without downloads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _Picture = NDArray[np.uint8]
 
 
 class PhotographsError(ValueError):
-    """The photographs cannot be had; the message says what to install."""
+    """The photographs are not available; the message says what to install."""
 
 
 def photographs() -> dict[str, _Picture]:
     """The colour photographs of scikit-image, scikit-learn and matplotlib, by name, as ``(H, W, 3)`` RGB.
 
-    Of stereo pairs the left picture. Left out are pictures that no person took of a scene (microscopy, the retina, the
-    sky through a telescope), grey ones, and those that their package would have to download.
+    Stereo pairs give their left picture. Left out are scientific images (microscopy, the retina, telescopes), grey
+    pictures, and those that their package would have to download.
 
     Raises:
         PhotographsError: A package that brings some is not installed.
@@ -51,7 +51,7 @@ def named_pictures(folder: Path) -> dict[str, _Picture]:
     """The pictures of a folder and its subfolders, by their path in it, such as ``holidays/beach.png``.
 
     Raises:
-        PhotographsError: There are none that can be read.
+        PhotographsError: There is no readable picture.
     """
     try:
         found = folder_pictures(folder)

@@ -35,7 +35,7 @@ class Summary:
         pictures: How many.
         psnr: Mean PSNR in dB.
         ssim: Mean SSIM.
-        over_bm3d: Mean of the pictures' differences to BM3D in dB; None where that was not measured, and for itself.
+        over_bm3d: Mean of the pictures' differences to BM3D in dB; None for BM3D itself, and if it was not measured.
         ssim_over_bm3d: The same for SSIM.
     """
 
@@ -85,7 +85,7 @@ def _by_picture(scores: Sequence[DenoisingScore], field: str) -> dict[tuple[str,
 
 
 def markdown(scores: Sequence[DenoisingScore], costs: Costs | None) -> str:
-    """Means with their distance to BM3D, every picture by itself, and what the purifiers cost."""
+    """Means with their difference to BM3D, the scores of each picture, and the cost of the purifiers."""
     summaries = summarise(scores)
     names = list(dict.fromkeys(score.denoiser for score in scores))
     sigmas = list(dict.fromkeys(summary.sigma for summary in summaries))
@@ -157,7 +157,7 @@ def _cost_lines(costs: Costs) -> list[str]:
 
 
 def as_csv(scores: Sequence[DenoisingScore]) -> str:
-    """One line for each picture, size, noise level, draw and denoiser."""
+    """The scores as CSV: one line for each picture, size, noise level, draw and denoiser."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [field.name for field in dataclasses.fields(Case)]
@@ -169,7 +169,7 @@ def as_csv(scores: Sequence[DenoisingScore]) -> str:
 
 
 def as_json(scores: Sequence[DenoisingScore], costs: Costs | None) -> str:
-    """Summaries, costs and scores for programs."""
+    """Summaries, costs and scores as JSON."""
     found = {
         "summaries": [dataclasses.asdict(summary) for summary in summarise(scores)],
         "costs": None if costs is None else dataclasses.asdict(costs),
@@ -187,7 +187,7 @@ def side_by_side(
     side: int,
     sigma: float,
 ) -> Image.Image:
-    """A grid: a row for each picture, a column for each denoiser, and last the clean picture; the PSNR in a corner.
+    """A grid of pictures: a row for each picture, a column for each denoiser, then the clean picture; PSNR in a corner.
 
     Args:
         pictures: By name, one row each.

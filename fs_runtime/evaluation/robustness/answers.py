@@ -1,4 +1,4 @@
-"""Answers of the reference model to many questions at once, from image embeddings."""
+"""Answers of the reference model to many questions in batches, from image embeddings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_NEW_TOKENS = 64
 
 
 class Answerer:
-    """The reference model's language part, fed with embeddings.
+    """The reference model's language model, which answers from image embeddings.
 
     Args:
         folder: A reference model.
@@ -37,11 +37,11 @@ class Answerer:
     def fingerprint(self) -> str:
         """SHA-256 over all that answers depend on beside the embeddings, as ``sha256:<hex>``.
 
-        That is the language model's weights, as loaded, the configurations of model and generation, the tokenizer and
-        the chat template. It takes about a second for each GB.
+        It covers the weights of the language model as loaded, the configurations of model and generation, the tokenizer
+        and the chat template. Computing it takes about a second per GB.
         """
         tokenizer = json.loads(self._processor.tokenizer.backend_tokenizer.to_str())
-        for passing in ("padding", "truncation"):  # these tell of the last call
+        for passing in ("padding", "truncation"):  # state of the last call
             del tokenizer[passing]
         read = {
             "config": self._checkpoint.config(),
@@ -60,7 +60,7 @@ class Answerer:
             embeddings: ``(B, T', D')`` embeddings of one image each.
         """
         prompts = [self._prompt(question, embeddings.shape[1]) for question in questions]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths need little padding
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
         answers = [""] * len(prompts)
         for start in range(0, len(order), self._batch_size):
             chosen = order[start : start + self._batch_size]
@@ -70,7 +70,7 @@ class Answerer:
         return answers
 
     def scorer(self, questions: Sequence[str], answers: Sequence[str], tokens: int) -> AnswerScorer:
-        """The model asked these questions, with an answer to score for each.
+        """A scorer for these questions, each with one answer.
 
         Args:
             questions: One for each image.
@@ -104,11 +104,11 @@ class Answerer:
 class AnswerScorer:
     """An :class:`~fs_runtime.attacks.answer_loss.AnswerModel`: one pass over prompt and answer, without generation.
 
-    Each of the answer's tokens is scored after the right ones before it, the end of the answer included. Where every
-    one has the largest logit, greedy generation gives exactly this answer.
+    Each token of the answer, its end token included, is scored after the answer's tokens before it. If each has the
+    largest logit, greedy generation gives exactly this answer.
 
     Args:
-        model: The whole model, of which the language part is used.
+        model: The whole model, whose language model is used.
         tokenizer: Its tokenizer.
         prompts: One for each question, with a token for each of the image's embeddings.
         answers: One for each prompt.
@@ -120,12 +120,12 @@ class AnswerScorer:
         asked = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
         given = [[*ids, end] for ids in tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
         length = max(len(p) + len(a) for p, a in zip(asked, given, strict=True)) - 1
-        self._first = min(map(len, asked)) - 1  # place whose logits are of the earliest answer's first token
+        self._first = min(map(len, asked)) - 1  # position of the logits for the earliest answer's first token
         self._inputs = torch.full((len(asked), length), pad)
         self._wanted = torch.full((len(asked), length), IGNORED)
         for row, (prompt, answer) in enumerate(zip(asked, given, strict=True)):
             stop = len(prompt) + len(answer) - 1
-            # Padding at the end is seen by nothing that counts: attention is causal.
+            # Padding at the end does not matter, since attention is causal.
             self._inputs[row, :stop] = torch.tensor(prompt + answer[:-1])
             self._wanted[row, len(prompt) - 1 : stop] = torch.tensor(answer)
 

@@ -1,4 +1,4 @@
-"""What the images of an attack depend on: with it they are kept, and under other settings they are made anew."""
+"""The settings that attacked images depend on, under which they are cached on disk."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def attack_settings(
     draws: int,
     seed: int,
 ) -> dict[str, Any]:
-    """All that decides about the images, as JSON values; neither n nor how many items there are beside these.
+    """All settings that the attacked images depend on, as JSON values; n and further items are not among them.
 
     Args:
         source: The row that is attacked.
         attack: With its steps and restarts.
         norm: Of the ball.
         size: ε in 255ths.
-        items: Those that are attacked together.
-        answerer: The language part, which matters to attacks on answers.
-        draws: Noisy copies behind each gradient, which matter where there is noise.
+        items: The items that are attacked together.
+        answerer: The language model; used for attacks on answers only.
+        draws: Noisy copies per gradient; used with noise only.
         seed: Of the plan.
     """
     smoother = source.smoother

@@ -1,4 +1,4 @@
-"""The cells of the robustness table, and the file that keeps those that are finished."""
+"""The cells of the robustness table, and the file that stores finished cells."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ NO_ATTACK = "none"
 
 @dataclass(frozen=True, slots=True)
 class CellKey:
-    """Which cell.
+    """Identifies a cell.
 
     Attributes:
         defence: Name of the row.
         attack: Name of the attack, or ``none``.
         norm: Of the attack's ball; None without attack.
-        size: ε in 255ths of the pixel range, the ℓ2 ball being as large as that ℓ∞ ball; 0 without attack.
+        size: ε in 255ths of the pixel range, of the ℓ∞ ball or of the one whose corners the ℓ2 ball reaches; 0 without
+            attack.
         adaptive: Whether the attack was made on this row, noise included, rather than on the undefended model.
         samples: n.
     """
@@ -41,19 +42,19 @@ class CellKey:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What was measured in one cell; every estimate with its 95% interval.
+    """Measurements of one cell; every estimate with its 95% interval.
 
     Attributes:
-        key: Which cell.
+        key: Identifies the cell.
         images: Items asked.
         accuracy: Share of right answers; every item is one that the undefended model answers correctly.
-        changed: Attack success, untargeted: of the items that this row answers correctly without attack, the share
-            that it no longer does. None without attack.
-        reached: Attack success, targeted: share of answers that are the target's. None without a target.
+        changed: Untargeted attack success: share of wrong answers among the items that this row answers correctly
+            without attack. None without attack.
+        reached: Targeted attack success: share of answers that equal the target's. None without a target.
         similarity: Cosine similarity, mean over tokens, of this row's features with and without attack.
         certified: Mean certified similarity (tight, image granularity) at ``radius``; 0 where nothing is certified.
         score: Mean Gaussian robustness score (1 + ρ)/2, a plug-in estimate; None for a single noisy sample.
-        seconds: Of the smoothing pass for one image, in shared batches.
+        seconds: Time of the smoothing pass per image, in shared batches.
         radius: ℓ2 radius of ``certified``, in pixels of [0, 1].
     """
 
@@ -70,21 +71,21 @@ class Cell:
 
 
 class CellFile:
-    """Finished cells, one JSON line each, below a line with the settings they were measured under.
+    """Finished cells, one JSON line each, after a line with the settings of the measurement.
 
-    A line that a kill cut off is dropped. Cells of other settings are refused.
+    An incomplete last line is dropped. Cells of other settings are refused.
 
     Args:
-        path: The file; made with its folder if it is not there.
-        settings: What all cells have in common, as JSON values.
-        of_some_rows: Names of settings that matter to some rows only. Where one is None, here or in the file, those
-            rows are missing there, and the other side's value is taken.
+        path: The file; created with its folder if it is missing.
+        settings: Settings that all cells share, as JSON values.
+        row_specific: Names of settings that affect some rows only. If one is None, here or in the file, those rows are
+            missing there, and the value of the other side is used.
 
     Raises:
         ValueError: The file holds cells of other settings, or a line that is not a cell.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], of_some_rows: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], row_specific: Sequence[str] = ()) -> None:
         self._path = path
         self.cells: dict[CellKey, Cell] = {}
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -98,19 +99,19 @@ class CellFile:
                 cells = [_cell(json.loads(line)) for line in lines]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} does not hold cells of an evaluation ({error}): move it away") from None
-            settings = _joined(path, found, settings, of_some_rows)
+            settings = _joined(path, found, settings, row_specific)
             self.cells = {cell.key: cell for cell in cells}
         contents = "".join((json.dumps({"settings": settings}) + "\n", *lines))
         if contents != text:
             write_file(path, contents.encode())
 
-    def attacked(self, name: str, settings: dict[str, Any]) -> Path:
-        """Where attacked images are kept that were made under such settings: other settings have another place."""
+    def attacked_path(self, name: str, settings: dict[str, Any]) -> Path:
+        """Path of attacked images; it depends on the settings that they are made under."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return self._path.parent / "attacked" / f"{name}-{digest[:16]}.safetensors"
 
     def add(self, cell: Cell) -> None:
-        """Keeps a finished cell; it is on disk when this returns.
+        """Stores a finished cell; it is on disk when this returns.
 
         Raises:
             TrainingError: The disk is full or cannot be written.
@@ -121,16 +122,16 @@ class CellFile:
 
 
 def withheld(cells: Sequence[Cell]) -> set[CellKey]:
-    """Fixed attacks on defended rows whose adaptive attack is not measured: shown alone they would flatter the row."""
+    """Fixed attacks on defended rows without a measured adaptive attack: alone they would overstate the defence."""
     keys = {cell.key for cell in cells}
     fixed = {key for key in keys if key.attack != NO_ATTACK and key.defence != UNDEFENDED and not key.adaptive}
     return {key for key in fixed if dataclasses.replace(key, adaptive=True) not in keys}
 
 
-def _joined(path: Path, found: dict[str, Any], settings: dict[str, Any], of_some_rows: Sequence[str]) -> dict[str, Any]:
-    """Settings of both sides; ValueError if they differ."""
+def _joined(path: Path, found: dict[str, Any], settings: dict[str, Any], row_specific: Sequence[str]) -> dict[str, Any]:
+    """The union of both settings; ValueError if they differ."""
     found, settings = dict(found), dict(settings)
-    for name in of_some_rows:
+    for name in row_specific:
         if found.get(name) is None or settings.get(name) is None:
             found[name] = settings[name] = found.get(name) or settings.get(name)
     differing = sorted(name for name in found | settings if found.get(name) != settings.get(name))

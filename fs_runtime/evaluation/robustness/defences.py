@@ -1,4 +1,4 @@
-"""The rows of the tables: which parts a defence is made of, and how it serves images."""
+"""The rows of the tables: the parts of each defence, and the smoothing of images by it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNDEFENDED = "none"
 
 @dataclass(frozen=True, slots=True)
 class Defence:
-    """One row: a name, the parts, and the noise level; σ = 0 is no smoothing."""
+    """One row: a name, the networks, and the noise level; σ = 0 means no smoothing."""
 
     name: str
     smoother: Smoother
@@ -30,14 +30,14 @@ class Defence:
 
 @dataclass(frozen=True, slots=True)
 class ServedImages:
-    """What the language model gets for B images, and what is known about it.
+    """Results of smoothing B images.
 
     Attributes:
         features: ``(B, T, D)`` smoothed features.
         embeddings: ``(B, T', D')``.
         norm_lower: ``(B,)`` lower confidence bounds of ρ; 0 without noise, and for a single sample.
         norm_estimate: ``(B,)`` plug-in estimates of ρ; 1 without noise, NaN for a single noisy sample.
-        seconds: Of the smoothing pass, for each image, in shared batches.
+        seconds: Time of the smoothing pass per image, in shared batches.
     """
 
     features: Tensor
@@ -54,15 +54,15 @@ def defences_for(
     mapper: Mapper | None = None,
     robust: VisionEncoder | None = None,
 ) -> tuple[list[Defence], dict[str, str]]:
-    """The rows that can be made from the parts given, and by name why each of the others cannot.
+    """The rows that the given parts allow, and the reason why each other row is missing, by name.
 
     Args:
-        encoder: The vision part.
+        encoder: The vision encoder.
         sigma: σ of the smoothed rows, positive.
         purifier: Denoiser before the encoder, if there is one.
         mapper: Network after the encoder, if there is one.
-        robust: The encoder with an adversarially trained tower, if there is one. Purifier and mapper go with it as they
-            are: it was trained to give the original's features.
+        robust: The encoder with an adversarially trained tower, if there is one. Purifier and mapper fit it without
+            changes, since it was trained to give the original's features.
     """
     rows = [Defence(UNDEFENDED, Smoother(encoder), 0.0), Defence("FS", Smoother(encoder), sigma)]
     left_out = {}
@@ -97,7 +97,7 @@ def serve_images(
     Args:
         defence: The row.
         images: Prepared images of one shape.
-        samples: n, noisy copies of each image; without noise one is enough and one is taken.
+        samples: n, noisy copies of each image; without noise only one is used.
         seed: Image i draws from ``seed + i``.
         confidence: 1 - α of ``norm_lower``, for each image by itself.
         batch_size: Most copies in one pass.

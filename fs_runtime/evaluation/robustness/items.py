@@ -1,7 +1,7 @@
-"""The questions of the evaluation: on held-out pictures, and answered correctly by the undefended model.
+"""The questions of the evaluation: about held-out pictures, and answered correctly by the undefended model.
 
-Each comes with another picture for which the model answers otherwise: the target of targeted attacks. A question that
-has one answer for nearly every picture ("Is there a purple heart?") may find none, and is then left out.
+Each has a target for targeted attacks: another picture for which the model gives another answer. A question with the
+same answer for nearly every picture ("Is there a purple heart?") may have no target, and is then left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fs_runtime.reference.evaluate import held_out_items
 from fs_runtime.reference.questions import SCENE_KINDS
 
 KINDS = (*SCENE_KINDS, "digit")
-_SPARE = 1.4  # candidates for each item that is wanted: some are answered wrongly, or the same for every picture
+_SPARE = 1.4  # candidates per wanted item; some are answered wrongly, or get the same answer for every picture
 _TARGET_ROUNDS = 8
 
 
@@ -35,7 +35,7 @@ class EvaluationItem:
         answer: The right answer, which the undefended model gives.
         image: The picture.
         target: Another picture, the goal of targeted attacks.
-        target_answer: What the undefended model answers about that picture; not ``answer``.
+        target_answer: The undefended model's answer for that picture; differs from ``answer``.
     """
 
     kind: str
@@ -57,12 +57,12 @@ class _Candidate:
 def evaluation_items(
     count: int, undefended: Defence, answerer: Answerer, seed: int, kinds: Sequence[str] = KINDS
 ) -> list[EvaluationItem]:
-    """Makes ``count`` items, the kinds of question in turn.
+    """Makes ``count`` items, alternating between the kinds of question.
 
     Args:
-        count: Items wanted.
+        count: Number of items.
         undefended: The model without defence.
-        answerer: Its language part.
+        answerer: Its language model.
         seed: Of pictures, wordings and targets.
         kinds: Of ``KINDS``.
 
@@ -96,7 +96,7 @@ def with_pixels(image: PreparedImage, pixels: Any) -> PreparedImage:
 
 
 def _candidates(count: int, undefended: Defence, seed: int, kinds: Sequence[str]) -> list[_Candidate]:
-    """Questions in turn from every kind."""
+    """Questions, alternating between the kinds."""
     each = -(-count // len(kinds))
     digits = len(load_digit_scans()[1])
     if "digit" in kinds and each > digits:

@@ -17,31 +17,31 @@ from fs_runtime.attacks.similarity import token_cosine
 from fs_runtime.certificate import tight_similarity
 from fs_runtime.evaluation.intervals import mean, proportion
 from fs_runtime.evaluation.robustness.answers import Answerer
+from fs_runtime.evaluation.robustness.attack_inputs import AttackInputs
 from fs_runtime.evaluation.robustness.attack_settings import attack_settings
 from fs_runtime.evaluation.robustness.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.robustness.defences import UNDEFENDED, Defence, ServedImages, serve_images
 from fs_runtime.evaluation.robustness.items import EvaluationItem, with_pixels
-from fs_runtime.evaluation.robustness.problem import AttackProblem
 from fs_runtime.system.files import write_file
 
-_ATTACKED_AT_ONCE = 20  # images: they are kept on disk when their attack is done, so that a kill costs no more
+_ATTACKED_AT_ONCE = 20  # images; they are stored after their attack, so an interruption loses at most these
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What to measure.
+    """Settings of an evaluation: what to measure.
 
     Attributes:
         attacks: Names in ``ATTACKS``.
         norms: Of the balls.
         sizes: ε in 255ths.
-        samples: Every n.
-        steps: Gradient steps; None for each attack's own.
-        adaptive_steps: The same for adaptive attacks; None for as many as fixed ones have.
+        samples: All values of n.
+        steps: Gradient steps; None for each attack's default.
+        adaptive_steps: The same for adaptive attacks; None for as many as fixed attacks have.
         restarts: Random starts of each attack.
-        draws: Fresh noisy copies behind each gradient of an adaptive attack.
-        adaptive: Whether to make adaptive attacks too.
-        adaptive_images: Items of an adaptive cell, the first ones; None for all.
+        draws: Fresh noisy copies per gradient of an adaptive attack.
+        adaptive: Whether to make adaptive attacks as well.
+        adaptive_images: Number of items of an adaptive cell, the first ones; None for all.
         radius: ℓ2 radius of the certified similarity, in pixels of [0, 1].
         confidence: 1 - α of the certificates.
         seed: Of attacks and noise.
@@ -62,7 +62,7 @@ class EvaluationPlan:
     seed: int = 0
 
     def attack(self, name: str, *, adaptive: bool = False) -> Attack:
-        """The attack of that name with this plan's steps and restarts."""
+        """The attack with this name, with this plan's steps and restarts."""
         wanted = self.adaptive_steps if adaptive and self.adaptive_steps is not None else self.steps
         steps = {} if wanted is None else {"steps": wanted}
         return ATTACKS[name](restarts=self.restarts, **steps)
@@ -77,7 +77,7 @@ class EvaluationPlan:
         return keys
 
     def attacked(self) -> Iterator[tuple[str, Norm, float]]:
-        """Attack, norm and size of every attack."""
+        """Name, norm and size of every attack."""
         for name in self.attacks:
             for norm in self.norms:
                 for size in self.sizes:
@@ -94,16 +94,16 @@ def evaluate_robustness(
     batch_size: int = 64,
     report: Callable[[str], None] | None = None,
 ) -> None:
-    """Measures the cells that ``file`` does not hold yet, and adds each one when it is finished.
+    """Measures the cells that ``file`` does not have yet, and adds each one when it is finished.
 
     Args:
         plan: What to measure.
         defences: The rows; the first is the undefended model, on which fixed attacks are made.
         items: The questions.
-        answerer: The language part.
-        file: Where finished cells are kept.
+        answerer: The language model.
+        file: Stores finished cells.
         batch_size: Most noisy copies in one pass.
-        report: Called with the name of what has just begun.
+        report: Called with a description of each part when it begins.
 
     Raises:
         ValueError: The first row is not the undefended model.
@@ -135,14 +135,14 @@ def evaluate_robustness(
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What a row made of some images: the first ones of the items."""
+    """Results of a row on the images of the first items."""
 
     served: ServedImages
     answers: list[str]
 
 
 class _EvaluationRun:
-    """One evaluation under way; keeps what the rows serve without attack."""
+    """A running evaluation; caches the results of the rows without attack."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class _EvaluationRun:
     def attacked(self, source: Defence, name: str, norm: Norm, size: float) -> Tensor:
         """``(B, C, H, W)`` images attacked on a row: all of them, or as many as an adaptive cell has.
 
-        Those that were made before under the same settings are taken from disk, whatever happened to the cells.
+        Images that an earlier run attacked under the same settings are read from disk.
         """
         adaptive = source.name != UNDEFENDED
         attack = self.plan.attack(name, adaptive=adaptive)
@@ -173,7 +173,7 @@ class _EvaluationRun:
                 source, attack, norm, size, items, self.answerer, draws=self.plan.draws, seed=self.plan.seed
             )
             label = "-".join((source.name.replace(" ", ""), name, norm, f"{size:g}", f"{start:04}"))
-            path = self.file.attacked(label, settings)
+            path = self.file.attacked_path(label, settings)
             if path.exists():
                 found = load_file(path)["images"]
             else:
@@ -187,17 +187,17 @@ class _EvaluationRun:
         self, source: Defence, attack: Attack, norm: Norm, size: float, items: Sequence[EvaluationItem], seed: int
     ) -> Tensor:
         smoother, draws = source.smoother, self.plan.draws
-        problem = AttackProblem.of(items, attack, norm, size, smoother.encoder, self.answerer)
+        inputs = AttackInputs.of(items, attack, norm, size, smoother.encoder, self.answerer)
         pipeline = FeaturePipeline(
-            smoother, source.sigma, problem.grid, draws=draws, seed=seed, batch_size=self.batch_size
+            smoother, source.sigma, inputs.grid, draws=draws, seed=seed, batch_size=self.batch_size
         )
         return run_attack(
             attack,
             [pipeline],
-            problem.images,
-            problem.threat,
-            targets=problem.targets,
-            answers=problem.answers,
+            inputs.images,
+            inputs.threat,
+            targets=inputs.targets,
+            answers=inputs.answers,
             seed=seed,
         )
 
@@ -255,9 +255,9 @@ class _EvaluationRun:
         )
 
     def _seed(self, *parts: object) -> int:
-        """A seed below 2**63 that differs between purposes and is the same after a resume; any seed of a plan will do.
+        """A seed below 2**63 that depends on the purpose and the plan's seed, and is the same after a resume.
 
-        What a large seed of a plan has above its low 23 bits goes into the hash.
+        Bits of the plan's seed above the low 23 enter through the hash.
         """
         high, low = divmod(self.plan.seed, 2**23)
         return low * 2**40 + zlib.crc32(repr(parts).encode(), high) * 2**8

@@ -1,4 +1,4 @@
-"""Plots of the robustness table; matplotlib comes with the extra ``plots``."""
+"""Plots of the robustness table; the extra ``plots`` installs matplotlib."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fs_runtime.evaluation.robustness.cells import NO_ATTACK, Cell, withheld
 def write_plots(cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Draws attack success over ε, and accuracy, success and latency over n where several n were measured.
 
-    What the table withholds is left out.
+    Cells that the table withholds are left out.
 
     Args:
         cells: Finished cells.
-        folder: Where the PNG files go.
+        folder: For the PNG files.
 
     Returns:
         The files written.

@@ -73,7 +73,7 @@ def markdown(cells: Sequence[Cell]) -> str:
 
 
 def as_csv(cells: Sequence[Cell]) -> str:
-    """One line for each cell, with the ends of every interval; empty where there is nothing to say."""
+    """The cells as CSV, one line each, with the ends of all intervals; missing values are empty."""
     names = [f"{name}{end}" for name in _ESTIMATES for end in ("", "_low", "_high")]
     keys = [field.name for field in dataclasses.fields(CellKey)]
     out = io.StringIO()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fs_runtime.cli.train.psm import _purifier
 from fs_runtime.encoders import CheckpointError, VisionEncoder, load_encoder
-from fs_runtime.evaluation.features import survey
+from fs_runtime.evaluation.features import measure_feature_statistics
 from fs_runtime.loading.engine import load_smoother, psm_folder
 from fs_runtime.psm import shipped
 from fs_runtime.psm.storage import PsmError, load_psm, load_purifier, save_purifier
@@ -89,7 +89,7 @@ def test_feature_statistics_lie_with_the_model_then(
 ) -> None:
     model = shutil.copytree(tiny_llava, tmp_path / "model")
     smoother = load_smoother(str(model), device="cpu")
-    survey(smoother, [picture, picture[::-1].copy()], 0.25, 2).save(model / FILE_NAME)
+    measure_feature_statistics(smoother, [picture, picture[::-1].copy()], 0.25, 2).save(model / FILE_NAME)
     statistics = load_smoother(str(model), device="cpu").statistics
     assert statistics is not None
     assert statistics.card.purifier == smoother.purifier.fingerprint  # type: ignore[union-attr]

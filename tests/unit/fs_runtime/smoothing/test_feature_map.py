@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fs_runtime.encoders import CheckpointError, VisionEncoder
-from fs_runtime.evaluation.features import survey
+from fs_runtime.evaluation.features import measure_feature_statistics
 from fs_runtime.loading.engine import load_smoother, load_statistics
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.feature_statistics import FILE_NAME, FeatureStatistics, Floor, StatisticsError
@@ -25,7 +25,7 @@ def pictures() -> list[NDArray[np.uint8]]:
 
 @pytest.fixture(scope="module")
 def statistics(encoder: VisionEncoder, pictures: list[NDArray[np.uint8]]) -> FeatureStatistics:
-    return survey(Smoother(encoder), pictures, sigma=0.1, samples=4)
+    return measure_feature_statistics(Smoother(encoder), pictures, sigma=0.1, samples=4)
 
 
 @pytest.mark.parametrize("stage", ["encoder", "projector"])
@@ -141,4 +141,4 @@ def test_centring_without_statistics_says_so(encoder: VisionEncoder, picture: ND
 
 def test_a_floor_needs_two_images(encoder: VisionEncoder, picture: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="between images"):
-        survey(Smoother(encoder), [picture], 0.1, 2)
+        measure_feature_statistics(Smoother(encoder), [picture], 0.1, 2)

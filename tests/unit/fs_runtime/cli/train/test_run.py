@@ -1,7 +1,7 @@
 import pytest
 import typer
 
-from fs_runtime.cli.train.run import mixed_precision, take_gpu
+from fs_runtime.cli.train.run import mixed_precision, select_gpu
 from fs_runtime.system.files import TrainingError
 
 
@@ -27,6 +27,6 @@ def test_unknown_precision_is_refused() -> None:
 
 def test_one_gpu_is_not_for_several_processes() -> None:
     with pytest.raises(TrainingError, match=r"cuda:1 is one GPU, and there are 2 processes"):
-        take_gpu("cuda:1", 2)
+        select_gpu("cuda:1", 2)
     for device in ("cpu", "cpu:0", "cuda"):
-        take_gpu(device, 2)
+        select_gpu(device, 2)

@@ -102,11 +102,11 @@ def test_settings_of_some_rows_may_come_later(tmp_path):
     """A robust encoder that is trained while other rows are measured; another one afterwards is refused."""
     path, names = tmp_path / "cells.jsonl", ("robust_encoder",)
     for settings in ({"images": 4, "robust_encoder": None}, {"images": 4, "robust_encoder": "a"}, {"images": 4}):
-        CellFile(path, settings, of_some_rows=names)
+        CellFile(path, settings, row_specific=names)
     assert json.loads(path.read_text()) == {"settings": {"images": 4, "robust_encoder": "a"}}
     for settings in ({"images": 4, "robust_encoder": "b"}, {"images": None}):
         with pytest.raises(ValueError, match="other settings"):
-            CellFile(path, settings, of_some_rows=names)
+            CellFile(path, settings, row_specific=names)
 
 
 def test_attacked_images_are_kept(evaluated, defences, items, answerer, tmp_path):

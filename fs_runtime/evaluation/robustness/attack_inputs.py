@@ -1,4 +1,4 @@
-"""What an attack is given: pictures, targets, the ball around each, and the answers whose loss it moves."""
+"""Inputs of an attack: pictures, targets, the ball around each picture, and the answers whose loss it changes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fs_runtime.evaluation.robustness.items import EvaluationItem
 
 
 @dataclass(frozen=True, slots=True)
-class AttackProblem:
-    """One attack's inputs for some items.
+class AttackInputs:
+    """Inputs of an attack on some items.
 
     Attributes:
         images: ``(B, C, H, W)`` in [0, 1], on the encoder's device.
-        targets: ``(B, C, H, W)`` pictures that targeted attacks on features go for.
-        answers: The answers whose loss attacks on answers move: the right ones, or those of the targets.
+        targets: ``(B, C, H, W)`` pictures that targeted attacks on features move towards.
+        answers: The answers whose loss attacks on answers change: the right ones, or those of the targets.
         threat: Ball and box.
         grid: Of the tokens.
     """
@@ -45,15 +45,15 @@ class AttackProblem:
         encoder: VisionEncoder,
         answerer: Answerer,
     ) -> Self:
-        """The problem that an attack has with items of one shape.
+        """Builds the inputs of an attack on items of one shape.
 
         Args:
-            items: What is attacked.
-            attack: Whether it is targeted decides about the answers.
+            items: The items to attack.
+            attack: Determines the answers by whether it is targeted.
             norm: Of the ball.
-            size: ε of the ℓ∞ ball in 255ths; an ℓ2 ball is as large (:meth:`ThreatModel.of_size`).
+            size: ε of the ℓ∞ ball in 255ths; an ℓ2 ball has a matching size (:meth:`ThreatModel.of_size`).
             encoder: Of the model.
-            answerer: Its language part.
+            answerer: Its language model.
         """
         images, targets = (
             torch.stack([image.pixels for image in images]).to(encoder.device)
