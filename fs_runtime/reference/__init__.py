@@ -1,4 +1,4 @@
-"""The small reference MLLM that ships with the project: its weights, its examples, and how both are made."""
+"""The small reference MLLM that ships with the project: weights, example images, and the code that makes them."""
 
 from importlib.resources import files
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Makes the training data: pictures with conversations about them, one or several pictures, one or many turns."""
+"""Makes the training data: conversations with one or many turns about one or several pictures."""
 
 from dataclasses import dataclass, replace
 from math import log
@@ -18,7 +18,7 @@ PATCH_SIZE = 8
 GRID = IMAGE_SIZE // PATCH_SIZE
 PATCHES = GRID * GRID
 
-# Classes of the dense loss: what a patch shows. 0 is background, IGNORED patches are not trained on.
+# Number of classes for each label of a patch in the dense loss. 0 is background; IGNORED patches have no loss.
 PATCH_CLASSES = {
     "shape": 1 + len(SHAPES) + 10,  # background, shapes, digits
     "colour": 1 + len(COLOURS),
@@ -54,7 +54,7 @@ class DrawnPicture:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question with its answer, and how many of the conversation's pictures are sent along with it."""
+    """One question with its answer, and the number of the conversation's pictures that are sent with it."""
 
     question: Question
     new_pictures: int = 0
@@ -62,7 +62,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conversation:
-    """Pictures and turns. With `independent`, each turn is a conversation of its own about the same pictures."""
+    """Pictures and turns. With `independent`, each turn is a separate conversation about the same pictures."""
 
     pictures: tuple[DrawnPicture, ...]
     turns: tuple[Turn, ...]
@@ -92,7 +92,7 @@ def draw_picture(rng: np.random.Generator, scans: DigitScans | None = None) -> D
         row = int(rng.integers(len(scans)))
         return _drawn_digit(varied_digit(scans.ink[row], rng, IMAGE_SIZE), int(scans.labels[row]))
     scene = sample_scene(rng)
-    # One in five is drawn larger and reduced, as the image processor does with a picture from a file.
+    # One in five is drawn larger and then resized, as the image processor does with a picture from a file.
     size = int(rng.integers(96, 200)) if rng.random() < 0.2 else IMAGE_SIZE
     image, masks = render_with_masks(scene, size)
     if size != IMAGE_SIZE:
@@ -124,7 +124,7 @@ def _label_patches(scene: Scene, coverage: NDArray[np.float64]) -> NDArray[np.in
 
 
 def _cover(masks: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """How much of each patch each object covers: masks (objects, side, side) to fractions (objects, 64)."""
+    """Return the fraction of each patch that each object covers: masks (objects, side, side) to (objects, 64)."""
     count, side, _ = masks.shape
     cell = side // GRID
     means: NDArray[np.float64] = masks.reshape(count, GRID, cell, GRID, cell).mean(axis=(2, 4)) / 255
@@ -132,7 +132,7 @@ def _cover(masks: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _drawn_digit(image: Image.Image, digit: int) -> DrawnPicture:
-    """Only the middle patches are asked which digit it is; nothing else is asked of them."""
+    """Label the middle patches with the digit, and ignore all other labels."""
     patches = np.full((len(PATCH_CLASSES), GRID, GRID), IGNORED)
     patches[0, 2:-2, 2:-2] = 1 + len(SHAPES) + digit
     return DrawnPicture(Picture(digit=digit), np.asarray(image), patches.reshape(-1, PATCHES))
@@ -143,7 +143,7 @@ def _text_only_turns(rng: np.random.Generator, turns: int) -> tuple[Turn, ...]:
 
 
 def _sequential_turns(shown: tuple[Picture, ...], rng: np.random.Generator, turns: int) -> tuple[Turn, ...]:
-    """Turns of one conversation. Several pictures come all at once, or one by one."""
+    """Sample the turns of one conversation. Several pictures are sent all at once, or one by one."""
     one_by_one = len(shown) > 1 and rng.random() < 0.5
     sent, made = 0, list[Turn]()
     while len(made) < turns:
@@ -163,8 +163,8 @@ def _sequential_turns(shown: tuple[Picture, ...], rng: np.random.Generator, turn
 def _ask_any(shown: tuple[Picture, ...], rng: np.random.Generator, fresh: int) -> Question:
     """Ask about one of the pictures shown so far, or about all.
 
-    `fresh` is the number, from 1, of the picture that "the picture" means; 0 if it could be any, and then
-    the question says which.
+    `fresh` is the number, from 1, of the picture that "the picture" refers to; 0 if that is ambiguous, and
+    then the question names the picture.
     """
     if rng.random() < 0.03:
         return small_talk(rng)
@@ -178,7 +178,7 @@ def _ask_any(shown: tuple[Picture, ...], rng: np.random.Generator, fresh: int) -
 
 
 def ask_weighted(picture: Picture, rng: np.random.Generator) -> Question:
-    """Ask a question of any kind that fits the picture; the harder kinds more often."""
+    """Ask a question of a random kind that fits the picture; harder kinds are more frequent."""
     weights = _KIND_WEIGHTS if picture.scene else _DIGIT_KIND_WEIGHTS
     edges = np.cumsum(tuple(weights.values()))
     while True:

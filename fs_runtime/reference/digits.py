@@ -1,7 +1,7 @@
 """The real images of the reference model: scanned handwritten digits, split into training and held-out scans.
 
 The 1,797 scans come with scikit-learn (8 × 8 pixels, ink from 0 to 16; Optical Recognition of Handwritten
-Digits, E. Alpaydin and C. Kaynak, 1998). Held-out scans are only ever drawn plainly, and never trained on.
+Digits, E. Alpaydin and C. Kaynak, 1998). Held-out scans are drawn without variation, and never trained on.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def load_digit_scans() -> tuple[DigitScans, DigitScans]:
     A fifth of each digit's scans is held out.
 
     Raises:
-        RuntimeError: if scikit-learn, which carries the scans, is not installed.
+        RuntimeError: if scikit-learn, which contains the scans, is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -76,7 +76,7 @@ def varied_digit(ink: NDArray[np.float32], rng: np.random.Generator, size: int =
     shear = rng.uniform(-0.15, 0.15) / scale
     middle = size / 2
     large = Image.fromarray(np.round(255 * ink).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-    # Image.transform maps a pixel of the result to a point of the source: out of the shift, turned about the middle.
+    # Image.transform maps pixels of the result to points of the source: undo the shift, then rotate about the middle.
     x, y = middle + shift_x, middle + shift_y
     across, down = (cosine, sine + shear), (-sine, cosine)
     moved = large.transform(
@@ -96,7 +96,7 @@ def varied_digit(ink: NDArray[np.float32], rng: np.random.Generator, size: int =
 
 
 def _paper_and_ink(rng: np.random.Generator, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A paper of shape (size, size, 3) and an ink of shape (3,) that stands out on it."""
+    """Sample a paper of shape (size, size, 3) and an ink of shape (3,) that contrasts with it."""
     if rng.random() < 1 / 3:
         paper = np.full((size, size, 3), 255, dtype=np.float32)
         return paper, rng.uniform(0, 60, size=3).astype(np.float32)

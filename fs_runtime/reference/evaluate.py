@@ -1,4 +1,4 @@
-"""Measures how often the reference model's answer is right, word for word, on pictures it was not trained on."""
+"""Measures the accuracy of the reference model's answers, compared word for word, on held-out pictures."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ from .small_talk import missing_picture, small_talk
 EVALUATION_SEED = 9_000_001
 MESSAGES = list[dict[str, Any]]
 
-# What the shipped model has to reach, and the kinds it is asked over. Other kinds are measured, not required.
+# Accuracy that the shipped model must reach, by kind of question. Other kinds are measured but not required.
 REQUIRED = {"questions": 0.98, "describe": 0.90, "digit": 0.95}
 QUESTION_KINDS = tuple(kind for kind in SCENE_KINDS if kind != "describe")
 
 
 @dataclass(frozen=True, slots=True)
 class AskedItem:
-    """Messages in OpenAI's shape, with PIL images, and the answer that counts as right."""
+    """Messages in OpenAI's format, with PIL images, and the right answer."""
 
     kind: str
     messages: MESSAGES
@@ -110,8 +110,8 @@ def evaluate_reference(
 
     Args:
         folder: a reference model, shipped or just trained.
-        questions: how many of each kind about scenes; the other kinds scale with it, and the digits are
-            always all held-out scans.
+        questions: number of questions of each kind about scenes; the other kinds scale with it, but the digits
+            are always all held-out scans.
         seed: of the scenes and the wordings. The default is the seed of the recorded figures.
         device: where the model runs.
         batch_size: questions answered at once.
@@ -172,7 +172,7 @@ def answer_all(
 
 
 def held_out_items(questions: int, seed: int = EVALUATION_SEED) -> list[AskedItem]:
-    """Make the held-out questions: fresh scenes, and every scan that training never saw."""
+    """Make the held-out questions: about new scenes, and about all held-out scans."""
     rng = np.random.default_rng((seed, 0))
     items = [_about_scene(kind, rng) for kind in SCENE_KINDS for _ in range(questions)]
     items += _about_digits(rng)
@@ -199,13 +199,13 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
 
 
 def user_message(text: str, *images: Image.Image) -> dict[str, Any]:
-    """One message of a person, in OpenAI's shape."""
+    """Make a user message in OpenAI's format."""
     pictures: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
 def assistant_message(text: str) -> dict[str, Any]:
-    """One message of the model, in OpenAI's shape."""
+    """Make an assistant message in OpenAI's format."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
@@ -237,7 +237,7 @@ def _about_one_of_two(rng: np.random.Generator) -> AskedItem:
 
 
 def _in_conversation(rng: np.random.Generator) -> AskedItem:
-    """Ask after three earlier turns, one of which may have brought the picture in question."""
+    """Ask after three earlier turns, one of which may have sent the picture that the question is about."""
     messages: MESSAGES = []
     previous: Question | None = None
     picture = Picture()

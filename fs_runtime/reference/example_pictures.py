@@ -1,4 +1,4 @@
-"""Draws the three example images that ship, large enough to look at."""
+"""Draws the three shipped example images, at a size for people."""
 
 from pathlib import Path
 

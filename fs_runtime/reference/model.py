@@ -1,7 +1,7 @@
-"""The reference MLLM: a LLaVA of two million parameters, built untrained, and saved as others expect it.
+"""The reference MLLM, a LLaVA of two million parameters: architecture, and saving in the usual layout.
 
 `save_reference` writes the classic layout on disk, `vision_tower.vision_model.…` and `language_model.model.…`,
-which both transformers and vLLM load; transformers 5 by itself writes one that vLLM does not know.
+which both transformers and vLLM load; transformers 5 itself writes a layout that vLLM cannot load.
 """
 
 import json
@@ -20,7 +20,7 @@ MAX_LENGTH = 2048
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# transformers' name: the name on disk. The first prefix that fits is replaced.
+# Prefixes of names in transformers, and those on disk. The first matching prefix is replaced.
 _NAMES_ON_DISK = {
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
@@ -37,7 +37,7 @@ def reference_config(
     vocabulary: int = VOCABULARY_SIZE,
 ) -> LlavaConfig:
     """Configure the architecture. The defaults are the model that ships."""
-    heads = width // 32  # 32 is the smallest head that vLLM's CPU attention has
+    heads = width // 32  # 32 is the smallest head width of vLLM's CPU attention
     special = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -51,7 +51,7 @@ def reference_config(
             hidden_act="gelu",
         ),
         text_config=LlamaConfig(
-            architectures=["LlamaForCausalLM"],  # vLLM looks the language model up by this name
+            architectures=["LlamaForCausalLM"],  # vLLM finds the language model by this name
             vocab_size=vocabulary,
             hidden_size=width,
             intermediate_size=3 * width,

@@ -1,7 +1,7 @@
 """Packs conversations into sequences of one length, as arrays that the training loop puts on the device.
 
-An independent conversation is a shared prefix, the pictures, and then its turns side by side: each sees the
-prefix and itself only, and counts its positions from the end of the prefix, exactly as if it were asked alone.
+An independent conversation has a shared prefix, the pictures, and then its turns one after another. Each turn
+attends only to the prefix and itself, and its positions start at the end of the prefix, as if it were asked alone.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from tokenizers import Tokenizer
 from .conversations import IGNORED, IMAGE_SIZE, PATCH_CLASSES, PATCHES, Conversation, DrawnPicture
 from .tokenizer import ASSISTANT, BEGIN, END, IMAGE, PAD, SYSTEM, USER
 
-SHARED = 0  # the segment that all others see; padding has segment -1
+SHARED = 0  # the segment that all others attend to; padding has segment -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedBatch:
     """Conversations as arrays. B sequences of length L with N pictures in all, in reading order.
 
-    tokens, positions, segments: (B, L). `targets` (B, L) is the next token where an answer is to be learned,
-    else -100. `answers` (B, L) numbers the answer each target belongs to, from 0, else -1.
+    tokens, positions, segments: (B, L). `targets` (B, L) is the next token if it belongs to an answer, else -100.
+    `answers` (B, L) is the number, from 0, of the answer that the target belongs to, else -1.
     pixels (N, 64, 64, 3); patches (N, 4, 64).
     """
 
@@ -115,7 +115,7 @@ class Packer:
 
 @dataclass(slots=True)
 class _Sequence:
-    """One sequence in the making; `answers` are half-open ranges of tokens."""
+    """A sequence under construction; `answers` are half-open ranges of tokens."""
 
     tokens: list[int]
     positions: list[int]

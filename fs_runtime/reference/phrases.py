@@ -1,4 +1,4 @@
-"""The ways people word a question: the wordings the reference model learns, and others it never sees.
+"""Wordings of the questions: those that the reference model learns, and others held out from training.
 
 Templates have slots in braces. `{image}` and `{thing}`/`{things}` stand for any word for a picture and for
 an object; the other slots are filled by the question (see `questions.py`).
@@ -341,10 +341,10 @@ _CLOSINGS = (" Thanks!", " Thank you.", " Please.", " Please answer briefly.", "
 
 
 def phrase(name: str, rng: np.random.Generator, *, unseen: bool = False, **slots: str) -> str:
-    """Word the question `name` in one of its ways, with its slots filled.
+    """Return a random wording of the question `name`, with its slots filled.
 
-    Learned wordings also vary in spelling (colour, color), case, punctuation and politeness; unseen ones
-    come plain, so that only the wording is new.
+    Learned wordings also vary in spelling (colour, color), case, punctuation and politeness. Unseen ones do
+    not, so that only the wording is new.
     """
     table = UNSEEN if unseen else LEARNED
     text = fill(pick(table[name], rng), rng, **slots)
@@ -383,5 +383,5 @@ def american(text: str) -> str:
 
 
 def pick(choices: Sequence[T], rng: np.random.Generator) -> T:
-    """Choose one of several, each as likely."""
+    """Choose one of several, with equal probability."""
     return choices[int(rng.integers(len(choices)))]

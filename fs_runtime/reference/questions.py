@@ -1,7 +1,7 @@
-"""Questions about a picture, with the one answer that counts as right.
+"""Questions about a picture, each with its one right answer.
 
-Every question is asked only where its answer is beyond dispute: sizes and positions that are nearly equal
-are never compared. A question about something that is not there, or that is there twice, has an answer too.
+A question is asked only if its answer is unambiguous: sizes and positions that are nearly equal are never compared.
+Questions about something that is missing, or that occurs several times, also have an answer.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ SCENE_KINDS = ("colour", "shape", "count", "size", "position", "exists", "descri
 NUMBER_WORDS = ("no", "one", "two", "three", "four")
 ORDINALS = ("first", "second", "third")
 
-SIZE_RATIO = 1.25  # radii this far apart are compared
-POSITION_MARGIN = 0.08  # and centres this far apart, in fractions of the picture's side
-MIDDLE = 0.1  # centres this close to the picture's centre are in the middle
+SIZE_RATIO = 1.25  # smallest ratio of radii that are compared
+POSITION_MARGIN = 0.08  # smallest distance of centres that are compared, as a fraction of the picture's side
+MIDDLE = 0.1  # largest distance from the picture's centre that counts as "in the middle"
 
 _OPPOSITE = {
     "to the left of": "to the right of",
@@ -65,8 +65,8 @@ class Picture:
 def ask(picture: Picture, kind: str, rng: np.random.Generator, *, unseen: bool = False) -> Question | None:
     """Ask one question of a kind (one of `SCENE_KINDS`, or "digit"), worded at random.
 
-    Returns None where the picture leaves nothing of that kind to ask, for example sizes with one object.
-    With `unseen`, the wording is one that is kept out of training.
+    Returns None if the picture allows no question of that kind, for example about sizes with one object.
+    With `unseen`, the wording is one that is held out from training.
     """
     askers = {
         "colour": _ask_colour,
@@ -82,7 +82,7 @@ def ask(picture: Picture, kind: str, rng: np.random.Generator, *, unseen: bool =
 
 
 def follow_up(picture: Picture, previous: Question, rng: np.random.Generator) -> Question | None:
-    """Ask the previous question again about something else: "And the star?"; None if it does not lend itself."""
+    """Ask the previous question again about something else: "And the star?"; None if that is not possible."""
     if previous.topic == "colour of":
         shape = pick(SHAPES, rng)
         answer = colour_answer(picture, shape)
@@ -100,16 +100,16 @@ def follow_up(picture: Picture, previous: Question, rng: np.random.Generator) ->
     return Question("follow-up", text, answer, previous.topic)
 
 
-# What things are called.
+# Names of objects.
 
 
 def indefinite(name: str) -> str:
-    """Put "a" or "an" before a name or a numeral."""
+    """Put "a" or "an" before a name or a digit."""
     return ("an " if name[0] in "aeiou8" else "a ") + name
 
 
 def plural(shape: str) -> str:
-    """More than one of a shape."""
+    """Return the plural of a shape's name."""
     return shape + ("es" if shape.endswith("s") else "s")
 
 
@@ -124,11 +124,11 @@ def group_name(shape: str | None, colour: str | None) -> str:
 
 
 def matching(picture: Picture, shape: str | None, colour: str | None) -> list[SceneObject]:
-    """Return the objects of that shape and colour, either of which may be left open."""
+    """Return the objects of that shape and colour; None matches any."""
     return [o for o in picture.objects if shape in (None, o.shape) and colour in (None, o.colour)]
 
 
-# The answers, each a function of what the picture shows.
+# The answers, as functions of the picture's contents.
 
 
 def count_answer(picture: Picture, shape: str | None, colour: str | None) -> str:
@@ -379,7 +379,7 @@ def _any_two(picture: Picture, rng: np.random.Generator) -> tuple[SceneObject, S
 
 
 def _any_group(picture: Picture, rng: np.random.Generator) -> tuple[str | None, str | None]:
-    """A shape, a colour or both, mostly of things that are there."""
+    """Choose a shape, a colour or both, mostly of objects in the picture."""
     draw = rng.random()
     source = pick(picture.objects, rng) if picture.objects and rng.random() < 0.75 else None
     shape = source.shape if source else pick(SHAPES, rng)
@@ -390,7 +390,7 @@ def _any_group(picture: Picture, rng: np.random.Generator) -> tuple[str | None, 
 
 
 def _any_target(picture: Picture, rng: np.random.Generator) -> tuple[str | None, str | None]:
-    """Something to look for; half the time there, otherwise often there in another colour or shape."""
+    """Choose something to look for: half of the time it is in the picture, else often in another colour or shape."""
     draw = rng.random()
     shape, colour = pick(SHAPES, rng), pick(tuple(COLOURS), rng)
     if picture.objects:
@@ -407,7 +407,7 @@ def _any_target(picture: Picture, rng: np.random.Generator) -> tuple[str | None,
 
 
 def _reference(picture: Picture, target: SceneObject, rng: np.random.Generator) -> str:
-    """ "the circle" or "the red one" where that says which, else "the red circle"."""
+    """Refer to an object: "the circle" or "the red one" if that is unambiguous, else "the red circle"."""
     choices = [f"the {target.colour} {target.shape}"]
     if len(matching(picture, target.shape, None)) == 1:
         choices += [f"the {target.shape}"] * 2
@@ -417,7 +417,7 @@ def _reference(picture: Picture, target: SceneObject, rng: np.random.Generator) 
 
 
 def _offset(first: SceneObject, second: SceneObject, relation: str) -> float:
-    """How far `first` is in the direction of `relation` from `second`, in fractions of the picture's side."""
+    """Distance of `first` from `second` in the direction of `relation`, as a fraction of the picture's side."""
     return {
         "to the left of": second.x - first.x,
         "to the right of": first.x - second.x,

@@ -1,8 +1,8 @@
 """Draws the scenes of the reference model: one to four coloured shapes on a textured background.
 
 A scene is a description in fractions of the picture's side, so the same scene can be drawn at any size:
-64 × 64 is what the reference model sees, larger sizes are for people. Everything is sampled from a
-`numpy.random.Generator`, and drawing adds no randomness of its own.
+64 × 64 is what the reference model reads, larger sizes are for people. Everything is sampled from a
+`numpy.random.Generator`; drawing is deterministic.
 
     rng = np.random.default_rng(7)
     scene = sample_scene(rng)
@@ -31,12 +31,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 TEXTURES = ("plain", "gradient", "noise", "stripes", "checks", "blobs")
 
 MAX_OBJECTS = 4
-SMALLEST_RADIUS = 0.1  # 6.4 pixels at 64 × 64: the star still has its five points
-MIN_COLUMN_DISTANCE = 0.06  # centres this far apart in x, so that "from left to right" is never a close call
+SMALLEST_RADIUS = 0.1  # 6.4 pixels at 64 × 64: a star's five points are still visible
+MIN_COLUMN_DISTANCE = 0.06  # of centres in x, so that the order from left to right is clear
 
 _ROTATION = {"circle": 0, "square": 10, "triangle": 20, "star": 36, "cross": 14, "ring": 0, "heart": 20}
 _COLOUR_JITTER = 12
-_REACH = 1.2  # no outline reaches further from its centre than this many radii
+_REACH = 1.2  # upper bound of the outlines' distance from the centre, in radii
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A texture between two tones. `seed` fixes its pattern, whatever the size it is drawn at."""
+    """A texture between two tones. `seed` fixes its pattern at every size."""
 
     texture: str
     tones: tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -65,7 +65,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is in a picture. Objects are ordered from left to right."""
+    """Contents of a picture. Objects are ordered from left to right."""
 
     objects: tuple[SceneObject, ...]
     background: Background
@@ -109,7 +109,7 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
 
 
 def render_with_masks(scene: Scene, size: int = 64) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """Draw a scene, and say where each object is.
+    """Draw a scene, with a mask of each object.
 
     Returns the image and masks of shape (objects, size, size): 0 outside an object, 255 inside it.
     """
@@ -152,7 +152,7 @@ def _sample_kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]
     kinds: list[tuple[str, str]] = []
     while len(kinds) < count:
         shape = SHAPES[int(rng.integers(len(SHAPES)))]
-        if kinds and rng.random() < 0.2:  # repeated shapes, so that counting them is worth asking
+        if kinds and rng.random() < 0.2:  # repeats shapes, so that there is something to count
             shape = kinds[-1][0]
         kind = (shape, colours[int(rng.integers(len(colours)))])
         if kind not in kinds:
@@ -180,7 +180,7 @@ def _rgb(values: NDArray[np.int64]) -> tuple[int, int, int]:
 
 
 def _draw_mask(item: SceneObject, size: int) -> tuple[Image.Image, int, int]:
-    """Draw one object at four times the size and average, within its own box only."""
+    """Draw one object at four times the size and average, within its bounding box only."""
     fine = 4
     radius, x, y = item.radius * size, item.x * size, item.y * size
     reach = radius * _REACH + 1
@@ -210,7 +210,7 @@ def _draw_mask(item: SceneObject, size: int) -> tuple[Image.Image, int, int]:
 
 @cache
 def _outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """Corners of a shape of radius 1 around the origin. Areas are alike, so that radius compares sizes."""
+    """Corners of a shape of radius 1 around the origin. Areas are similar, so that the radius measures size."""
     if shape == "square":
         return ((-0.71, -0.71), (0.71, -0.71), (0.71, 0.71), (-0.71, 0.71))
     if shape == "triangle":
@@ -236,7 +236,7 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
 
 
 def _blend(background: Background, size: int) -> NDArray[np.float32]:
-    """How much of the second tone shows at each pixel, in [0, 1]; shape (size, size)."""
+    """Weight of the second tone at each pixel, in [0, 1]; shape (size, size)."""
     if background.texture == "plain":
         return np.zeros((size, size), dtype=np.float32)
     if background.texture == "noise":
@@ -263,7 +263,7 @@ def _blend(background: Background, size: int) -> NDArray[np.float32]:
 
 
 def _noise(background: Background, size: int) -> NDArray[np.float32]:
-    """Random values on a coarse lattice and a fine one, smoothly enlarged to the picture."""
+    """Random values on a coarse and a fine lattice, interpolated to the picture's size."""
     rng = np.random.default_rng(background.seed)
     total = np.zeros((size, size), dtype=np.float32)
     for cells, weight in ((6, 0.6), (24, 0.4)):

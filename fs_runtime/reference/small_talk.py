@@ -1,4 +1,4 @@
-"""What the reference model says when it is not asked about a picture it has."""
+"""Conversations without a picture: greetings, off-topic questions, and questions about a missing picture."""
 
 import re
 
@@ -114,7 +114,7 @@ _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 
 
 def small_talk(rng: np.random.Generator) -> Question:
-    """Greet, thank, ask who is there, or ask something that has nothing to do with pictures."""
+    """Greet, thank, ask who is answering, or ask something off-topic."""
     if rng.random() < 0.5:
         text = re.sub(r"\{(\w+)\}", lambda slot: _slot(slot[1], rng), pick(_OFF_TOPIC, rng))
         return Question("chat", vary(text[0].upper() + text[1:], rng), OFF_TOPIC)
@@ -142,7 +142,7 @@ def _slot(name: str, rng: np.random.Generator) -> str:
 
 
 def _invented_word(rng: np.random.Generator) -> str:
-    """A word the model has never seen, since people will use many of those."""
+    """Make up a word, since people use many words that the model has not seen."""
     syllables = [pick(_CONSONANTS, rng) + pick(_VOWELS, rng) for _ in range(int(rng.integers(1, 4)))]
     word = "".join(syllables) + (pick(_CONSONANTS, rng) if rng.random() < 0.6 else "")
     return word.capitalize() if rng.random() < 0.4 else word

@@ -1,10 +1,10 @@
-"""The reference model's own tokenizer: byte-level BPE, so that any text has tokens, and its chat template.
+"""The reference model's tokenizer (byte-level BPE, which can encode any text) and its chat template.
 
 A conversation is written
 
     <|begin|><|system|>…<|end|><|user|><image>What colour is the circle?<|end|><|assistant|>The circle is red.<|end|>
 
-with a message's images before its text, whatever order they were sent in.
+with a message's images before its text, in whatever order they were sent.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ _CORPUS_SEED = 1
 
 
 def train_tokenizer(conversations: int = 3000) -> Tokenizer:
-    """Learn the tokens from that many training conversations; the same tokens every time."""
+    """Learn the tokens from this many training conversations; the result is deterministic."""
     rng = np.random.default_rng(_CORPUS_SEED)
     turns = [turn for _ in range(conversations) for turn in sample_conversation(rng).turns]
     corpus = [text for turn in turns for text in (turn.question.text, turn.question.answer)]

@@ -1,7 +1,7 @@
-"""Trains the reference MLLM from nothing on drawn scenes and scanned digits.
+"""Trains the reference MLLM from scratch on drawn scenes and scanned digits.
 
-First the vision tower alone learns what each patch shows (the dense loss): which shape, which colour. Then the
-language model joins, and both losses are kept to the end. The images carry no noise: the product measures an
+First the vision tower alone learns to classify what each patch shows (the dense loss): which shape, which colour. Then
+the language model joins, and training continues with both losses. The images have no noise, so that the result is an
 ordinary, undefended encoder.
 """
 
@@ -49,17 +49,17 @@ class TrainingSettings:
 
     Attributes:
         steps: optimiser steps in all.
-        vision_steps: how many of them, at the start, train the vision tower alone.
+        vision_steps: how many of the first steps train the vision tower alone.
         batch_size: conversations per step, each with about nine questions.
-        learning_rate: its peak, in both phases; it rises for `warmup` steps and then falls along a cosine.
-        vision_rate: the vision tower's share of that rate once the language model has joined.
-        dense_weight: weight of the dense loss once the language model has joined.
+        learning_rate: its peak in both phases; each phase has `warmup` steps of linear warm-up and a cosine decay.
+        vision_rate: the vision tower's learning rate in the second phase, as a fraction of that of the rest.
+        dense_weight: weight of the dense loss in the second phase.
         length: tokens per packed sequence.
         seed: fixes weights, data and their order. The same seed, settings and machine give the same model.
         device: where to train, such as "cpu" or "cuda".
-        start_from: folder of a reference model to go on from, instead of random weights.
+        start_from: folder of a reference model to start from, instead of random weights.
         workers: processes that make data; 0 makes it in the training process. The data does not depend on it.
-        time_limit: seconds after which to be done: the learning rate falls faster if needed. None to do all steps.
+        time_limit: seconds after which training ends; the learning rate then falls faster. None for all steps.
     """
 
     steps: int = 2600
@@ -79,8 +79,8 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Progression:
-    """How far training is: averages over the last steps."""
+class TrainingProgress:
+    """Progress of training: averages over the last steps."""
 
     step: int
     loss: float
@@ -88,7 +88,7 @@ class Progression:
     patch_accuracy: float
 
 
-Report = Callable[[Progression], None]
+Report = Callable[[TrainingProgress], None]
 Save = Callable[[LlavaForConditionalGeneration, Tokenizer], None]
 TensorBatch = dict[str, Tensor]
 
@@ -129,7 +129,7 @@ def train_reference(
         recent.append(learner.step(step, progress, batch))
         if report and (step + 1) % report_every == 0:
             loss, accuracy, patch_accuracy = torch.stack(recent).nanmean(dim=0).tolist()
-            report(Progression(step + 1, loss, accuracy, patch_accuracy))
+            report(TrainingProgress(step + 1, loss, accuracy, patch_accuracy))
             recent = []
         if save and (step + 1) % save_every == 0:
             save(model, tokenizer)
@@ -153,7 +153,7 @@ def settings_for(device: str) -> TrainingSettings:
 def train_with_progress(
     settings: TrainingSettings, console: Console, save: Save | None = None
 ) -> tuple[LlavaForConditionalGeneration, Tokenizer]:
-    """Train as `train_reference` does, showing loss, accuracy and the time that is left."""
+    """Train as `train_reference` does, and show loss, accuracy and the remaining time."""
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -165,7 +165,7 @@ def train_with_progress(
     with ProgressBar(*columns, console=console) as progress:
         task = progress.add_task("training", total=settings.steps, figures="")
 
-        def show(now: Progression) -> None:
+        def show(now: TrainingProgress) -> None:
             figures = f"loss {now.loss:.3f}  patches {now.patch_accuracy:.1%}"
             if not math.isnan(now.accuracy):
                 figures += f"  answers {now.accuracy:.1%}"
@@ -193,7 +193,7 @@ class _Learner:
         self.std = torch.tensor(PIXEL_STD, device=device).view(1, 3, 1, 1)
 
     def step(self, step: int, progress: float, batch: TensorBatch) -> Tensor:
-        """Take one step. Returns loss, share of answers that are right, share of patches: shape (3,)."""
+        """Take one step. Returns loss, share of right answers and share of right patches: shape (3,)."""
         settings = self.settings
         batch = {name: value.to(settings.device, non_blocking=True) for name, value in batch.items()}
         speaking = step >= settings.vision_steps
@@ -232,21 +232,21 @@ class _Learner:
         return hidden[:, 1:]
 
     def dense_loss(self, features: Tensor, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-        """Ask every patch what it shows. Also the share of patches of objects whose shape is right."""
+        """Return the loss of the patch classes, and the share of object patches whose shape is right."""
         logits = self.dense_head(features).float().split(tuple(PATCH_CLASSES.values()), dim=-1)  # each (N, 64, classes)
         loss = torch.stack(
             [
                 F.cross_entropy(asked.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
                 for asked, wanted in zip(logits, batch["patches"].unbind(dim=1), strict=True)
             ]
-        ).nansum()  # a loss is nan where no patch of the batch is asked
+        ).nansum()  # a loss is nan if the batch has no patch with that label
         shapes = batch["patches"][:, 0]
         drawn = shapes > 0
         right = (logits[0].argmax(dim=-1) == shapes) & drawn
         return loss, right.sum() / drawn.sum().clamp(min=1)
 
     def answer_loss(self, features: Tensor, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-        """Predict every token of every answer; also the share of answers with no wrong token."""
+        """Return the loss of the answers' tokens, and the share of answers without a wrong token."""
         model = self.model.model
         tokens = batch["tokens"]
         embedded: Tensor = model.language_model.embed_tokens(tokens)  # (B, L, width)
@@ -289,7 +289,7 @@ class _Part:
             self.optimisers += (torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),)
 
     def step(self, learning_rate: float) -> None:
-        """Take one step with the gradients at hand, and clear them."""
+        """Take one step with the current gradients, and clear them."""
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -299,9 +299,9 @@ class _Part:
 
 
 def visibility(segments: Tensor) -> Tensor:
-    """Say which tokens each token sees: segments (B, L) to a mask (B, 1, L, L), true where it may look.
+    """Make the attention mask (B, 1, L, L) of segments (B, L); true where a token attends to another.
 
-    A token sees what came before it in its own segment and in the shared one. Padding sees itself.
+    A token attends to the tokens before it in its own segment and in the shared one. Padding attends to padding.
     """
     length = segments.shape[1]
     query, key = segments.unsqueeze(2), segments.unsqueeze(1)
@@ -310,7 +310,7 @@ def visibility(segments: Tensor) -> Tensor:
 
 
 class _Batches(Dataset[TensorBatch]):
-    """The training data: batch number `step` depends on the seed and the step only."""
+    """The training data: batch number `step` depends only on the seed and the step."""
 
     def __init__(self, tokenizer: Tokenizer, settings: TrainingSettings) -> None:
         self.settings = settings
@@ -341,7 +341,7 @@ def _use_one_thread(_worker: int) -> None:
 
 
 def _autocast(device: str) -> AbstractContextManager[object]:
-    """bf16 where the hardware multiplies it faster than float32."""
+    """Use bfloat16 where the hardware multiplies it faster than float32."""
     kind = torch.device(device).type
     if kind == "cuda" or torch.cpu._is_amx_tile_supported():
         return torch.autocast(kind, dtype=torch.bfloat16)
