@@ -92,7 +92,7 @@ def m_attack(steps: int = 300, restarts: int = 1) -> Attack:
 
 
 def foa_attack(steps: int = 300, restarts: int = 1) -> Attack:
-    """FOA-Attack: M-Attack's crops, with the transport cost between clusters of local tokens beside the cosine.
+    """FOA-Attack: M-Attack's crops, with the transport cost between clusters of local tokens in addition to the cosine.
 
     Source: Jia et al., "Adversarial Attacks against Closed-Source MLLMs via Feature Optimal Alignment",
     arXiv 2505.21494. Encoders are weighted equally; the paper adapts the weights.

@@ -15,14 +15,14 @@ from typing_extensions import override
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import (
-    channels,
-    checked,
+    checked_embeddings,
     fixed_size,
     frozen,
     materialise_position_ids,
     mean_and_std,
-    on_host,
+    per_channel,
     processor_config,
+    to_numpy,
 )
 from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
@@ -63,7 +63,7 @@ class ClipEncoder(VisionEncoder):
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.source}: {error}") from error
         mean, std = mean_and_std(processor)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self.preprocessing = {**dataclasses.asdict(self._geometry), "mean": mean, "std": std}
         side = vision.image_size // vision.patch_size
         self._grid, self._size = (side, side), (vision.image_size, vision.image_size)
@@ -112,7 +112,7 @@ class ClipEncoder(VisionEncoder):
 
     @override
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
-        return {"image_embeds": on_host(checked(embeddings, 1, self.embedding_size))}
+        return {"image_embeds": to_numpy(checked_embeddings(embeddings, 1, self.embedding_size))}
 
 
 def _tower_name(key: str) -> str | None:

@@ -17,15 +17,15 @@ from typing_extensions import override
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import (
-    channels,
-    checked,
+    checked_embeddings,
     fixed_size,
     frozen,
     materialise_position_ids,
     mean_and_std,
-    on_host,
+    per_channel,
     processor_config,
-    spelling,
+    special_token_text,
+    to_numpy,
 )
 from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
@@ -83,10 +83,10 @@ class Gemma3Encoder(VisionEncoder):
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, inner, projector)
         self._tower: Any = frozen(tower, device, dtype)
         self._projector: nn.Module = frozen(projector, device, dtype)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self.embedding_size = int(config.text_config.hidden_size)
         self.control_tokens = tuple(
-            spelling(checkpoint, getattr(config, name), usual)
+            special_token_text(checkpoint, getattr(config, name), usual)
             for name, usual in (
                 ("boi_token_index", "<start_of_image>"),
                 ("image_token_index", "<image_soft_token>"),
@@ -117,7 +117,7 @@ class Gemma3Encoder(VisionEncoder):
     @override
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
         rows, columns = self._pooled
-        return {"image_embeds": on_host(checked(embeddings, rows * columns, self.embedding_size))}
+        return {"image_embeds": to_numpy(checked_embeddings(embeddings, rows * columns, self.embedding_size))}
 
 
 def _name(key: str, part: str) -> str | None:

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fs_runtime.encoders.base import PreparedImage
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
-from fs_runtime.encoders.parts import channels, frozen, mean_and_std, processor_config, spelling
+from fs_runtime.encoders.parts import frozen, mean_and_std, per_channel, processor_config, special_token_text
 from fs_runtime.encoders.pixel_shuffle import PixelShuffleEncoder
 from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 from fs_runtime.preprocessing.tiling import cut
@@ -130,10 +130,10 @@ class Idefics3Encoder(PixelShuffleEncoder):
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, tower, projector)
         self._tower = frozen(tower, device, dtype)
         self._projector = frozen(projector, device, dtype)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         places = range(1, _MOST_TILES + 1)
         self.control_tokens = (
-            spelling(checkpoint, config.image_token_id, "<image>"),
+            special_token_text(checkpoint, config.image_token_id, "<image>"),
             "<fake_token_around_image>",
             "<global-img>",
             *(f"<row_{row}_col_{column}>" for row in places for column in places),

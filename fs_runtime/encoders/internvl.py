@@ -16,7 +16,7 @@ from transformers import AutoModel, InternVLConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
-from fs_runtime.encoders.parts import channels, frozen, mean_and_std, processor_config, spelling
+from fs_runtime.encoders.parts import frozen, mean_and_std, per_channel, processor_config, special_token_text
 from fs_runtime.encoders.pixel_shuffle import PixelShuffleEncoder
 from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 from fs_runtime.preprocessing.tiling import cut
@@ -114,9 +114,9 @@ class InternVLEncoder(PixelShuffleEncoder):
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, tower, projector)
         self._tower: Any = frozen(tower, device, dtype)
         self._projector = frozen(projector, device, dtype)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self.embedding_size = self.language_width = int(config.text_config.hidden_size)
-        context = spelling(checkpoint, config.image_token_id, "<IMG_CONTEXT>")
+        context = special_token_text(checkpoint, config.image_token_id, "<IMG_CONTEXT>")
         self.control_tokens = (context, "<img>", "</img>", "<video>")
 
 

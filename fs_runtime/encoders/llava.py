@@ -17,15 +17,15 @@ from typing_extensions import override
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import (
-    channels,
-    checked,
+    checked_embeddings,
     fixed_size,
     frozen,
     materialise_position_ids,
     mean_and_std,
-    on_host,
+    per_channel,
     processor_config,
-    spelling,
+    special_token_text,
+    to_numpy,
 )
 from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
@@ -139,10 +139,10 @@ class LlavaEncoder(VisionEncoder):
         self.tower = frozen(tower, device, dtype)
         self._projector = frozen(projector, device, dtype)
         self._constants = dict(frozen(constants, device, dtype).named_parameters())
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self.tokens = side * side + int(has_class_token) - int(self._drop_class_token)
         self.embedding_size = self.language_width = int(width)
-        self.control_tokens = (spelling(checkpoint, config.image_token_index, "<image>"),)
+        self.control_tokens = (special_token_text(checkpoint, config.image_token_index, "<image>"),)
 
     def _read_geometry(self, processor: dict[str, Any], config: PreTrainedConfig) -> ResizeCrop | Tiling:
         """The resize that the image processor's configuration describes; ValueError if it is not supported."""
@@ -174,4 +174,4 @@ class LlavaEncoder(VisionEncoder):
 
     @override
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
-        return {"image_embeds": on_host(checked(embeddings, self.tokens, self.embedding_size))}
+        return {"image_embeds": to_numpy(checked_embeddings(embeddings, self.tokens, self.embedding_size))}

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid, PreparedImage
 from fs_runtime.encoders.llava import LlavaEncoder
-from fs_runtime.encoders.parts import checked, on_host
+from fs_runtime.encoders.parts import checked_embeddings, to_numpy
 from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import ResizeCrop
 from fs_runtime.preprocessing.tiling import Tiling, tile_resolutions
@@ -72,7 +72,7 @@ class LlavaNextEncoder(LlavaEncoder):
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
         (rows, columns), tiles = self.token_grids(image.grid, "projector")
         counts = [rows * columns, tiles[0] * tiles[1]]
-        whole, rest = torch.split(checked(embeddings, sum(counts), self.embedding_size), counts)
+        whole, rest = torch.split(checked_embeddings(embeddings, sum(counts), self.embedding_size), counts)
         newline = self._constants["image_newline"].to(rest).expand(tiles[0], 1, -1)
         rest = torch.cat([rest.view(*tiles, self.embedding_size), newline], dim=1)  # (rows, columns + 1, D')
-        return {"image_embeds": on_host(torch.cat([whole, rest.flatten(0, 1)]))}
+        return {"image_embeds": to_numpy(torch.cat([whole, rest.flatten(0, 1)]))}

@@ -17,7 +17,15 @@ from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
-from fs_runtime.encoders.parts import channels, checked, frozen, mean_and_std, on_host, processor_config, spelling
+from fs_runtime.encoders.parts import (
+    checked_embeddings,
+    frozen,
+    mean_and_std,
+    per_channel,
+    processor_config,
+    special_token_text,
+    to_numpy,
+)
 from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 
@@ -112,9 +120,9 @@ class MllamaEncoder(VisionEncoder):
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, tower, projector)
         self._tower: Any = frozen(tower, device, dtype)
         self._projector = frozen(projector, device, dtype)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self.embedding_size = int(config.text_config.hidden_size)
-        self.control_tokens = (spelling(checkpoint, config.image_token_index, "<|image|>"),)
+        self.control_tokens = (special_token_text(checkpoint, config.image_token_index, "<|image|>"),)
 
     @override
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
@@ -156,12 +164,12 @@ class MllamaEncoder(VisionEncoder):
     @override
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
         rows, columns, down, across = image.grid
-        embeddings = checked(embeddings, down * across + rows * columns, self.embedding_size)
+        embeddings = checked_embeddings(embeddings, down * across + rows * columns, self.embedding_size)
         classes, picture = torch.split(embeddings, [down * across, rows * columns])
         tiles = picture.view(down, self._patches, across, self._patches, -1).transpose(1, 2)
         by_tile = torch.cat([classes.unsqueeze(1), tiles.reshape(down * across, self._patches**2, -1)], dim=1)
         return {
-            "image_embeds": on_host(by_tile.flatten(0, 1)),
+            "image_embeds": to_numpy(by_tile.flatten(0, 1)),
             "tiles": np.array([down, across], dtype=np.int64),
         }
 

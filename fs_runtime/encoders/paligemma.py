@@ -15,15 +15,15 @@ from typing_extensions import override
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 from fs_runtime.encoders.parts import (
-    channels,
-    checked,
+    checked_embeddings,
     fixed_size,
     frozen,
     materialise_position_ids,
     mean_and_std,
-    on_host,
+    per_channel,
     processor_config,
-    spelling,
+    special_token_text,
+    to_numpy,
 )
 from fs_runtime.preprocessing.resize import ResizeCrop
 
@@ -60,7 +60,7 @@ class PaliGemmaEncoder(VisionEncoder):
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.source}: {error}") from error
         mean, std = mean_and_std(processor)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self.preprocessing = {**dataclasses.asdict(self._geometry), "mean": mean, "std": std}
         side = vision.image_size // vision.patch_size
         self._grid, self._size = (side, side), (vision.image_size, vision.image_size)
@@ -77,7 +77,7 @@ class PaliGemmaEncoder(VisionEncoder):
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, inner, projector)
         self._tower, self._projector = frozen(tower, device, dtype), frozen(projector, device, dtype)
         self.embedding_size = self.language_width = width
-        self.control_tokens = (spelling(checkpoint, config.image_token_index, "<image>"),)
+        self.control_tokens = (special_token_text(checkpoint, config.image_token_index, "<image>"),)
 
     @override
     def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
@@ -96,7 +96,9 @@ class PaliGemmaEncoder(VisionEncoder):
 
     @override
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
-        return {"image_embeds": on_host(checked(embeddings, self._grid[0] * self._grid[1], self.embedding_size))}
+        return {
+            "image_embeds": to_numpy(checked_embeddings(embeddings, self._grid[0] * self._grid[1], self.embedding_size))
+        }
 
 
 def _name(key: str, part: str) -> str | None:

@@ -35,7 +35,7 @@ def mean_and_std(processor: dict[str, Any]) -> tuple[list[float], list[float]]:
     return [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 
 
-def channels(values: list[float], device: torch.device) -> Tensor:
+def per_channel(values: list[float], device: torch.device) -> Tensor:
     """One value for each channel, to be broadcast over ``(B, C, H, W)``."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
@@ -64,7 +64,7 @@ def frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
     return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def spelling(checkpoint: Checkpoint, token: int, default: str) -> str:
+def special_token_text(checkpoint: Checkpoint, token: int, default: str) -> str:
     """Text of a special token in ``tokenizer.json``."""
     for added in checkpoint.json("tokenizer.json").get("added_tokens", []):
         if added.get("id") == token:
@@ -72,7 +72,7 @@ def spelling(checkpoint: Checkpoint, token: int, default: str) -> str:
     return default
 
 
-def checked(embeddings: Tensor, tokens: int, width: int) -> Tensor:
+def checked_embeddings(embeddings: Tensor, tokens: int, width: int) -> Tensor:
     """The ``(tokens, width)`` embeddings in float32, after a check of shape and values.
 
     Raises:
@@ -85,7 +85,7 @@ def checked(embeddings: Tensor, tokens: int, width: int) -> Tensor:
     return embeddings.float()
 
 
-def on_host(tensor: Tensor) -> NDArray[np.generic]:
+def to_numpy(tensor: Tensor) -> NDArray[np.generic]:
     """The tensor as a host array."""
     array: NDArray[np.generic] = tensor.cpu().numpy()
     return array

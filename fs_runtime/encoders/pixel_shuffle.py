@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
-from fs_runtime.encoders.parts import checked, on_host
+from fs_runtime.encoders.parts import checked_embeddings, to_numpy
 from fs_runtime.options import Stage
 from fs_runtime.preprocessing.resize import Preprocessed
 
@@ -78,4 +78,4 @@ class PixelShuffleEncoder(VisionEncoder):
     @override
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
         tokens = sum(rows * columns for rows, columns in self.token_grids(image.grid, "projector"))
-        return {"image_embeds": on_host(checked(embeddings, tokens, self.embedding_size))}
+        return {"image_embeds": to_numpy(checked_embeddings(embeddings, tokens, self.embedding_size))}

@@ -18,7 +18,15 @@ from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
-from fs_runtime.encoders.parts import channels, checked, frozen, mean_and_std, on_host, processor_config, spelling
+from fs_runtime.encoders.parts import (
+    checked_embeddings,
+    frozen,
+    mean_and_std,
+    per_channel,
+    processor_config,
+    special_token_text,
+    to_numpy,
+)
 from fs_runtime.preprocessing.resize import Filter, Preprocessed, ResizeCrop, check_rescaling, filter_of_resample
 
 
@@ -99,10 +107,10 @@ class PixtralEncoder(VisionEncoder):
         self.fingerprint = fingerprint({"config": raw, "preprocessing": self.preprocessing}, tower, projector)
         self._tower: Any = frozen(tower, device, dtype)
         self._projector = frozen(projector, device, dtype)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self._rotation = lru_cache(maxsize=16)(self._rotary_embedding)
         self.embedding_size = int(config.text_config.hidden_size)
-        image = spelling(checkpoint, config.image_token_index, "[IMG]")
+        image = special_token_text(checkpoint, config.image_token_index, "[IMG]")
         self.control_tokens = (image, "[IMG_BREAK]", "[IMG_END]")
 
     @override
@@ -130,7 +138,7 @@ class PixtralEncoder(VisionEncoder):
     def payload(self, embeddings: Tensor, image: PreparedImage) -> dict[str, NDArray[np.generic]]:
         rows, columns = image.grid
         return {
-            "image_embeds": on_host(checked(embeddings, rows * columns, self.embedding_size)),
+            "image_embeds": to_numpy(checked_embeddings(embeddings, rows * columns, self.embedding_size)),
             "grid": np.array([rows, columns], dtype=np.int64),
         }
 

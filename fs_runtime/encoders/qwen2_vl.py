@@ -17,7 +17,15 @@ from typing_extensions import override
 
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
-from fs_runtime.encoders.parts import channels, checked, frozen, mean_and_std, on_host, processor_config, spelling
+from fs_runtime.encoders.parts import (
+    checked_embeddings,
+    frozen,
+    mean_and_std,
+    per_channel,
+    processor_config,
+    special_token_text,
+    to_numpy,
+)
 from fs_runtime.encoders.qwen_vision import VisionBlocks
 from fs_runtime.encoders.smart_resize import SmartResize
 from fs_runtime.options import Stage
@@ -76,11 +84,11 @@ class Qwen2VLEncoder(VisionEncoder):
         self._embed_bias = None if embed.bias is None else embed.bias.to(device, dtype)
         tower.patch_embed = nn.Identity()
         self._tower: Any = frozen(tower, device, dtype)
-        self._mean, self._std = channels(mean, device), channels(std, device)
+        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self._blocks = self._vision_blocks(vision)
         self.embedding_size = self.language_width = int(config.text_config.hidden_size)
         self.control_tokens = tuple(
-            spelling(checkpoint, getattr(config, name, -1), usual) for name, usual in _TOKENS.items()
+            special_token_text(checkpoint, getattr(config, name, -1), usual) for name, usual in _TOKENS.items()
         )
 
     @override
@@ -147,7 +155,7 @@ class Qwen2VLEncoder(VisionEncoder):
             raise ValueError(f"a grid of {rows} x {columns} patches does not divide into blocks of {self._merge}")
         tokens = rows * columns // self._merge**2
         return {
-            "image_embeds": on_host(checked(embeddings, tokens, self.embedding_size)),
+            "image_embeds": to_numpy(checked_embeddings(embeddings, tokens, self.embedding_size)),
             "image_grid_thw": np.array([1, rows, columns], dtype=np.int64),
         }
 

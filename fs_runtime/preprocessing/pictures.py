@@ -58,7 +58,7 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF is a format of its own; the pixels can be fine if it is damaged
+    except Exception:  # damaged EXIF data does not affect the pixels
         return 1
     return value if isinstance(value, int) else 1
 

@@ -38,7 +38,7 @@ def bench_bets(
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Gap between the true norm and its lower bound for each betting scheme: the price of a certificate in samples."""
+    """Gap between the true norm and its lower bound for each betting scheme: the cost of a certificate in samples."""
     from fs_runtime.benchmarks.bets import feature_laws, measure_costs, measure_deficits, synthetic_laws
     from fs_runtime.loading.engine import load_smoother
     from fs_runtime.preprocessing.pictures import read_picture

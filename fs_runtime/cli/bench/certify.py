@@ -35,7 +35,7 @@ def bench_certify(
     as_json: JsonOption = False,
     output: OutputOption = None,
 ) -> None:
-    """Samples and time to a certified similarity on the example pictures: adaptive beside fixed numbers of samples."""
+    """Samples and time to certify a similarity on the example pictures: adaptive against fixed numbers of samples."""
     from fs_runtime.benchmarks.certify import benchmark_certify
     from fs_runtime.loading.engine import EngineOptions, load_engine
     from fs_runtime.preprocessing.pictures import read_picture

@@ -55,7 +55,7 @@ def bench_smoothing(
     as_json: JsonOption = False,
     output: OutputOption = None,
 ) -> None:
-    """The smoothing pass beside the bare networks at their best batch, a plain loop, and the device's peak."""
+    """Compare the smoothing pass with the bare networks at their best batch, a plain loop, and the device's peak."""
     from fs_runtime.benchmarks.network_modes import NetworkMode, benchmark_modes
     from fs_runtime.benchmarks.smoothing import benchmark_smoothing
     from fs_runtime.loading.engine import load_smoother

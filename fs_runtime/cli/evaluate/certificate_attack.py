@@ -38,7 +38,7 @@ def certificate_attack(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Attack the certificate: the lowest similarity reached beside the bound; exit status 1 if a bound is broken."""
+    """Attack the certificate: compare the lowest similarity reached with the bound; exit status 1 if it is below."""
     import numpy as np
     from rich.console import Console
     from rich.table import Table

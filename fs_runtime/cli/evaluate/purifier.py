@@ -30,7 +30,7 @@ def evaluate_purifier(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """PSNR and SSIM of purifiers on photographs, beside BM3D and others; their cost beside an encoder's."""
+    """Compare PSNR and SSIM of purifiers on photographs with BM3D and others, and their cost with an encoder's."""
     import torch
     from rich.console import Console
     from rich.progress import MofNCompleteColumn

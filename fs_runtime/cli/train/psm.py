@@ -56,7 +56,7 @@ def train(
     attack_steps: Annotated[int, typer.Option(min=0, help="PGD steps behind each training step with --epsilon.")] = 2,
     replays: Annotated[
         int,
-        typer.Option(min=1, help="Times that a batch is trained on while its attack goes on by a step each time."),
+        typer.Option(min=1, help="Times that a batch is trained on in a row, with one more attack step each time."),
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Fixes weights, order and noise.")] = 0,
     device: Annotated[
