@@ -24,7 +24,7 @@ _SMALLEST_FIRST_STEP = 0.1  # as a fraction of ε
 
 
 def first_step_size(steps: int) -> float:
-    """First step of :func:`pgd` as a fraction of ε, at most 1: four or more steps add up to 2 ε, the ball's width."""
+    """First step of :func:`pgd` as a fraction of ε, at most 1: four or more steps add up to 2 ε, across the ball."""
     return min(1.0, max(_SMALLEST_FIRST_STEP, 4 / steps))  # n falling steps add up to (n + 1) / 2 times the first
 
 

@@ -52,7 +52,7 @@ class MaskingReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no check suggests masked gradients."""
+        """Whether no check suggests gradient masking."""
         return all(check.passed for check in self.checks)
 
     def markdown(self) -> str:

@@ -2,7 +2,7 @@
 
 Every attack is white-box: it uses the model's parts and their gradients. Some attacks compare token features; where a
 paper matches one pooled vector of a surrogate encoder, they use the mean cosine over tokens. The others differentiate
-through the language model the loss of an answer's tokens.
+the loss of an answer's tokens through the language model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Attack:
         name: As in ``ATTACKS``.
         targeted: Whether it moves towards a target (features or answer) instead of away from the image's own.
         score: The objective to maximise, a function of token features or of an answer's logits and tokens.
-        reads: Which of the two ``score`` takes.
+        reads: ``features`` or ``answer``, whichever ``score`` takes.
         path: Optimiser, ``pgd`` or ``apgd``.
         steps: Gradient steps of each restart.
         momentum: Of PGD.
@@ -193,7 +193,7 @@ def run_attack(
     judges = [_with_fixed_draws(pipeline, _JUDGING_DRAWS, seed + 1) for pipeline in pipelines]
     best, best_value = images, torch.full((len(images),), -torch.inf, device=images.device)
     for restart in range(attack.restarts):
-        # The cosine with the image's own features has no gradient at the image. Towards a target it starts best there.
+        # Without a target, the cosine has no gradient at the image, so start elsewhere; with a target, start there.
         start = images if attack.targeted and restart == 0 else threat.random_start(images, generator)
         if attack.path == "apgd":
             found = apgd(objective, start, images, threat, steps=attack.steps)

@@ -1,4 +1,4 @@
-"""The language model of a checkpoint, run on token embeddings; subclasses define how a family's prompt has images."""
+"""The language model of a checkpoint, run on token embeddings; subclasses define how prompts include images."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class EmbeddedModel:
         begin = self._tokenizer.bos_token_id
         if begin is not None and self._tokenizer("")["input_ids"][:1] == [begin] and ids[:1] != [begin]:
             ids = [begin, *ids]
-        if len(ids) >= self.context_length:  # before the embeddings are made, with thousands of bytes per token
+        if len(ids) >= self.context_length:  # checked before embeddings take thousands of bytes per token
             raise ContextLengthError(
                 f"the conversation has {len(ids)} tokens, the model reads {self.context_length - 1}: "
                 "send fewer images or less text"
