@@ -51,7 +51,8 @@ BOUNDS = (
         "fcsb", "FCSB (the paper)", "#d55e00", lambda norm, _, radius, sigma: fcsb(score_from_norm(norm), radius, sigma)
     ),
 )
-"""In order of decreasing tightness. All hold at once, as functions of the same bounds of ρ and of the spread."""
+"""In the order in which they are shown, the tightest first. All hold at once, as functions of the same bounds of ρ and
+of the spread."""
 
 
 @dataclass(frozen=True, slots=True)

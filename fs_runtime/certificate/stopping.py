@@ -27,7 +27,7 @@ _LIKELY_ERRORS = 4.0
 
 
 def required_norm(similarity: float, radius: float, sigma: float) -> float:
-    """Smallest ρ at which ``tight_similarity`` reaches ``similarity``, to within 1e-9 above.
+    """A ρ at which ``tight_similarity`` reaches ``similarity``, at most 1e-9 above the smallest.
 
     Args:
         similarity: The wanted cosine similarity, in (0, 1].
