@@ -1,4 +1,4 @@
-"""What is written of a bound never says more than the bound."""
+"""The text of a bound never claims more than the bound."""
 
 import numpy as np
 import pytest

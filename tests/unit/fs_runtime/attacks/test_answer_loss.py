@@ -70,7 +70,7 @@ def test_the_margin_says_whether_an_answer_is_given(answerer, smoother, prepared
 
 
 def test_embeddings_are_the_servers(smoother, prepared, images):
-    """What an adaptive attack reads is what the server makes of the same number of draws."""
+    """An adaptive attack sees the embeddings that the server computes from the same number of draws."""
     pipeline = FeaturePipeline(smoother, 0.1, prepared[0].grid, draws=256).embedded()
     smoothed = served(smoother, prepared[:3], images, 0.1, 256)
     found = pipeline.features(images)
@@ -82,7 +82,7 @@ def test_embeddings_are_the_servers(smoother, prepared, images):
 
 @pytest.mark.parametrize("name", [name for name, make in ATTACKS.items() if make().reads == "answer"])
 def test_attacks_change_answers(name, answerer, smoother, prepared, images, undefended):
-    """Untargeted ones change every answer, targeted ones make the model say what they want, within ball and box."""
+    """Untargeted attacks change every answer, targeted attacks reach their target answer, within ball and box."""
     attack = ATTACKS[name](steps=25)
     threat = ThreatModel.of_size("linf", 16 / 255, images.shape[1:])
     question = QUESTIONS[:1] * 3

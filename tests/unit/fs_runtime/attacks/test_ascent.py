@@ -16,7 +16,7 @@ def linear(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def narrow_valley(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Steep along one axis, flat along the others: a fixed step jumps to and fro across the valley."""
+    """Steep along one axis, flat along the others: a fixed step oscillates across the valley."""
     scales = torch.tensor([100.0, 1.0, 1.0, 1.0]).view(1, 1, 2, 2)
     offset = x - CENTRE - torch.tensor([0.013, 0.05, -0.05, 0.05]).view(1, 1, 2, 2)
     return -(scales * offset.square()).sum(dim=(1, 2, 3)), -2 * scales * offset

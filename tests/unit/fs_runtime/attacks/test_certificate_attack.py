@@ -28,7 +28,7 @@ def test_no_attack_beats_the_certificate(results):
 
 
 def test_the_attack_is_a_real_one(results, smoother, prepared):
-    """It turns the feature further than random noise of the same size does, and further in a larger ball."""
+    """It lowers the similarity more than random noise of the same size, and more in a larger ball."""
     small, large = results[0], results[2]
     assert large.reached < small.reached < 1
     pipeline = FeaturePipeline(smoother, SIGMA, prepared[0].grid)
@@ -45,7 +45,7 @@ def test_a_broken_bound_is_noticed(smoother, prepared, monkeypatch):
 
 
 def test_estimate_agrees_with_the_plain_one(smoother, prepared):
-    """cos of two independent means of many draws, without the trick of common draws."""
+    """The estimate from common draws agrees with the cosine of two independent means of many draws."""
     pipeline = FeaturePipeline(smoother, 0.1, prepared[0].grid, draws=256, batch_size=64)
     x, other = prepared[0].pixels, prepared[1].pixels
     estimate, error = smoothed_similarity(pipeline, x, other, 256, seed=3)

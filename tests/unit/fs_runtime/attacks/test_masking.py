@@ -18,7 +18,7 @@ def test_honest_gradients_pass(undefended, defended, images):
 
 
 def test_masked_gradients_are_found(smoother, undefended, images):
-    """A purifier that rounds has no gradient: an attack made elsewhere then beats the white-box one."""
+    """A purifier that rounds has no gradient: a transferred attack then beats the white-box one."""
 
     class Rounding:
         fingerprint = "rounding"

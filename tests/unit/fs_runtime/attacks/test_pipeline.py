@@ -16,7 +16,7 @@ def test_undefended_features_are_the_encoders(undefended, smoother, images):
 
 
 def test_smoothed_features_are_the_servers(smoother, prepared):
-    """With many draws the attacker's mean feature points where the server's does."""
+    """With many draws the attacker's mean feature has the direction of the server's."""
     image = prepared[0]
     pipeline = FeaturePipeline(smoother, 0.1, image.grid, draws=256)
     state = smoother.start(image, 0.1, seed=5)

@@ -1,4 +1,4 @@
-"""The comparison of bets measures what it says: against closed forms, and on the features of the model that ships."""
+"""The comparison of betting schemes, against closed forms and on the features of the shipped model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a GPU must reach, whichever it is; docs/performance.md has the table of each that was measured."""
+"""Rates that any GPU must reach; docs/performance.md has a table for each measured GPU."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def bench(shape: str, *options: str) -> Any:
 
 
 def test_every_way_of_computing_the_networks_works() -> None:
-    """One command for the table of docs/performance.md, in small; a way that fails makes it leave with status 1."""
+    """The command of the table in docs/performance.md, with small settings; a failed mode gives exit status 1."""
     options = ["--batch-sizes", "64", "--compile", "none,default,reduce-overhead", "--quantization", "none,fp8"]
     eager, *others = bench("clip-vit-l-14-336", *options)
     assert eager["way"] == "eager"

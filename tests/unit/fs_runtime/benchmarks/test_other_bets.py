@@ -1,4 +1,4 @@
-"""The bets of the literature: each is a fair game at the true mean, and grows as its definition says."""
+"""The betting schemes of the literature: each is a martingale at the true mean, and grows as its definition says."""
 
 import numpy as np
 import pytest

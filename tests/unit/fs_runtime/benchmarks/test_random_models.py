@@ -1,4 +1,4 @@
-"""The made-up checkpoints load as the families that they are shaped after; tried with few layers, for speed."""
+"""Random checkpoints load as the families whose shapes they have; tested with few layers, for speed."""
 
 import dataclasses
 from pathlib import Path

@@ -86,7 +86,7 @@ def half_space(threshold: float) -> Law:
 
 
 def rare_turns(threshold: float) -> Law:
-    """u in a slab |z| ≤ b, v beyond it and -v before it: what turns g is seen rarely or not at all."""
+    """u in a slab |z| ≤ b, v above it and -v below it: the samples that turn g are rare or unseen."""
 
     def sample(rng: np.random.Generator, shape: tuple[int, int], size: float) -> Array:
         z = rng.standard_normal(shape) + size

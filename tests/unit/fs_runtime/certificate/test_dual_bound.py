@@ -1,4 +1,4 @@
-"""The quadrature of the dual against an elementary bracket, and the soundness of useless dual points."""
+"""The quadrature of the dual against an elementary bracket, and the soundness of poor dual points."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The public face of the certificate package."""
+"""The public names of the certificate package."""
 
 import fs_runtime.certificate as certificate
 

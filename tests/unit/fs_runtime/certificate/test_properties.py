@@ -1,4 +1,4 @@
-"""What every bound has in common: range, order in ρ and c, exact limits, arrays as scalars, refusal of bad values."""
+"""Properties of all bounds: range, order in ρ and c, exact limits, arrays as scalars, refusal of bad values."""
 
 from collections.abc import Callable
 from functools import partial

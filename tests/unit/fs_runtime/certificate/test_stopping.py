@@ -100,7 +100,7 @@ def test_rarely_gives_up_on_what_could_be_reached(runs: int) -> None:
 
 @pytest.mark.parametrize("runs", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_stopping_costs_no_coverage(runs: int) -> None:
-    """The mean is just below what is asked for: whoever reports `reached` is wrong. At most α of the runs may be."""
+    """The mean is just below the required norm, so `reached` is wrong, which may happen in at most α of the runs."""
     alpha, wrong = 0.1, 0
     rng = np.random.default_rng(1)
     for _ in range(runs):

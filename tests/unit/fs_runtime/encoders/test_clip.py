@@ -1,4 +1,4 @@
-"""CLIP and SigLIP by themselves: equal to transformers, certified, and no chat."""
+"""CLIP and SigLIP alone: equal to transformers, certified, without chat."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every family's adapter must do, against transformers' own code on the tiny checkpoints of the parity tests."""
+"""Adapters of all families, against transformers' code on the tiny checkpoints of the parity tests."""
 
 import json
 import threading

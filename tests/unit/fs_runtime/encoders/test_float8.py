@@ -1,4 +1,4 @@
-"""Products in float8: how far they are off, that samples do not see one another, and what is certified of them."""
+"""Products in float8: their error, independence of the samples in a batch, and certificates."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded, and what loading fixes for the process."""
+"""Options that are refused before loading, and process-wide settings that loading makes."""
 
 import pytest
 import torch

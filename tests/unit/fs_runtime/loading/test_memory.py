@@ -1,4 +1,4 @@
-"""Estimates of what a model takes, and what is free."""
+"""Estimates of the memory that a model needs, and of free memory."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A purifier that belongs to no encoder: how it is stored, found, and told from the PSM of one encoder."""
+"""A purifier for any encoder: storing and finding it, and telling it apart from the PSM of one encoder."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ships(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The purifier above in the place of those that ship."""
+    """Replaces the shipped purifiers by the one above."""
     monkeypatch.setattr(shipped, "files", lambda _: folder.parent)
     return folder
 

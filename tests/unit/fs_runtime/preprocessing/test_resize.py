@@ -94,7 +94,7 @@ def test_norm_of_a_large_map_is_a_close_upper_bound(filter: Filter, source: int,
 
 
 def test_a_very_large_image_costs_little() -> None:
-    """Strangers choose the sizes: one axis of 14,000 pixels takes no matrix of 14,000 by 20,000."""
+    """Clients choose the sizes: an axis of 14,000 pixels needs no matrix of 14,000 by 20,000."""
     matrix = resize_matrix(20_000, 14_000)
     assert matrix.nnz < 100_000
     assert 0.8 < matrix_norm(matrix) < 0.9

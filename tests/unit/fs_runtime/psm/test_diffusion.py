@@ -27,7 +27,7 @@ from fs_runtime.system.files import TrainingError
 
 
 class Oracle(nn.Module):
-    """Knows the clean image y and answers what a perfect model would; remembers the timesteps it is told."""
+    """Knows the clean image y and predicts like a perfect model; records the timesteps that it gets."""
 
     def __init__(self, y: Tensor, alphas: Tensor, prediction: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is saved is what others load: transformers directly, vLLM by the classic names."""
+"""Saved models load in transformers directly, and in vLLM by the classic names."""
 
 import json
 

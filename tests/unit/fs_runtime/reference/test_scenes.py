@@ -1,4 +1,4 @@
-"""Scenes are drawn the same every time, and the picture shows what the scene says."""
+"""Drawing of scenes is deterministic, and the picture shows the objects of the scene."""
 
 from itertools import combinations, pairwise
 

@@ -1,4 +1,4 @@
-"""What ships: weights that answer, example images that show what they promise, and an import that is light."""
+"""The shipped files: weights that answer, and example images with the named contents; and a quick import."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Compiled networks give what eager ones give, whatever shares the batch; system/test_gpu.py has what CUDA adds."""
+"""Compiled networks give the results of eager ones, in any batch; system/test_gpu.py tests CUDA graphs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_neighbours_and_padding_change_no_bit() -> None:
 
 
 def test_fewer_than_half_of_the_smallest_size_run_as_they_are() -> None:
-    """So that a batch that was halved for want of memory is not padded back to what did not fit."""
+    """So a batch that was halved because memory ran out is not padded back to the size that did not fit."""
     seen: list[int] = []
 
     def counting(x: Tensor, sigma: Tensor, grid: tuple[int, int], noisy: bool) -> Tensor:

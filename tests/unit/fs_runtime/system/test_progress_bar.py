@@ -1,4 +1,4 @@
-"""What a log sees of a command that takes long."""
+"""Progress lines in the log of a long command."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Adversarial training of a vision tower: its loss, what it brings, going on after a stop, and its files."""
+"""Adversarial training of a vision tower: its loss, its benefit, resuming, and its files."""
 
 import dataclasses
 import json

@@ -42,7 +42,7 @@ def test_items_repeat_with_the_seed(items, defences, answerer):
 
 
 def test_the_fingerprint_is_that_of_the_language_part(answerer, tmp_path):
-    """It is the same wherever the model lies and whatever was asked before; any change of the language part shows."""
+    """It depends neither on the folder nor on earlier questions; any change of the language model changes it."""
     model = tmp_path / "model"
     shutil.copytree(reference_model_path(), model)
     assert Answerer(model).fingerprint == answerer.fingerprint

@@ -140,7 +140,7 @@ def attacked(folder: Path) -> dict[str, int]:
 def test_attacked_images_of_other_settings_are_not_used(
     change, made_anew, evaluated, defences, items, answerer, tmp_path
 ):
-    """Without their cells nothing else tells which settings they are of; n and what is reported do not matter."""
+    """Even without cells, other settings get other images; n and the report do not matter."""
     shutil.copytree(evaluated[0]._path.parent / "attacked", tmp_path / "attacked")
     kept = attacked(tmp_path)
     plan = dataclasses.replace(PLAN, attacks=("pgd",), samples=(1,))
@@ -152,7 +152,7 @@ def test_attacked_images_of_other_settings_are_not_used(
 
 
 def test_attacked_images_of_other_items_are_not_used(evaluated, defences, items, answerer, monkeypatch, tmp_path):
-    """Parts of the same items are shared by runs with fewer and with more; a part that has grown is made anew."""
+    """Runs with fewer and with more items share images of equal parts; a part with other items is attacked again."""
     monkeypatch.setattr(robustness, "_ATTACKED_AT_ONCE", 2)
     plan = dataclasses.replace(PLAN, attacks=("pgd",), samples=(1,), adaptive=False)
     labels = []
@@ -226,7 +226,7 @@ def test_plots(evaluated, tmp_path):
 
 
 def test_plots_withhold_what_the_table_withholds(evaluated, monkeypatch, tmp_path):
-    """Of a defended row whose adaptive attack is missing nothing is drawn under attack, neither over ε nor over n."""
+    """A defended row without an adaptive attack has no curve under attack, neither over ε nor over n."""
     pytest.importorskip("matplotlib")
     from matplotlib.axes import Axes
 

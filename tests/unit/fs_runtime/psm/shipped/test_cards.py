@@ -1,4 +1,4 @@
-"""The purifiers that ship: what their cards say, that they are packaged, and that they are the default."""
+"""The shipped purifiers: their cards, their packaging, and that they are the default."""
 
 import json
 import tomllib

@@ -25,7 +25,7 @@ def test_a_seed_gives_one_picture() -> None:
 
 
 def test_the_version_stands_for_the_pictures() -> None:
-    """Who changes what a seed gives must raise VERSION, since cards name it; then this mean is measured anew."""
+    """A change of the pictures of a seed needs a new VERSION, which cards record; then update this mean."""
     mean = np.mean([leaves_picture(rng(seed), 64).mean() for seed in range(8)])
     assert (VERSION, round(float(mean), 1)) == (2, pytest.approx(MEAN, abs=0.5))
 
