@@ -186,6 +186,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed memory until then
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed memory without it
     if trim is not None:
         trim(0)

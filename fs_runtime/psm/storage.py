@@ -165,7 +165,7 @@ def _prepare_for_inference(module: PsmNetwork, device: str | torch.device, dtype
 
 
 def _save_part(folder: Path, part: _Part, module: PsmNetwork, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """Writes a network's weights, converted to ``dtype`` if it is given; returns the network's entry for the card."""
+    """Writes a network's weights, cast to ``dtype`` without loss if given; returns the network's entry for the card."""
     config = module.describe()
     weights = {
         name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
