@@ -124,7 +124,7 @@ def load_psm(folder: str | Path, encoder: VisionEncoder, dtype: torch.dtype | No
                 "with `fs-serve train psm`, or go without: --psm none"
             )
         if for_any and card["mapper"] is not None:
-            raise PsmError(f"{folder / CARD} is for any encoder but has a mapper, which fits only one; copy it again")
+            raise PsmError(f"{folder / CARD} is for any encoder, and yet has a mapper, which fits one; copy it again")
         sigma, low, high = _noise_levels(folder, card["sigma"])
         facts = PsmFacts(str(card.get("name", folder.resolve().name)), "any" if for_any else "this", low, high)
         purifier = _load_part(folder, "purifier", card["purifier"])
