@@ -6,12 +6,16 @@ from typing import Any
 
 import promql_parser
 import yaml
+from prometheus_client import Counter, Gauge, Histogram, Info
+
+from server.observability.metric_table import MetricTable
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 # Prometheus makes these itself.
 BUILT_IN = {"up", "ALERTS"}
+_ENDINGS = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_count", "_sum"), Info: ("_info",)}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -22,6 +26,11 @@ def rules() -> list[dict[str, Any]]:
 def recorded() -> set[str]:
     """Names that recording rules make."""
     return {rule["record"] for rule in rules() if "record" in rule}
+
+
+def exported() -> set[str]:
+    """Names of all series that the gateway may export, beside those of its process."""
+    return {row.name + ending for row in MetricTable.rows() for ending in _ENDINGS[row.kind]}
 
 
 def dashboard_queries(file: Path) -> list[str]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from server.observability.metric_table import MetricTable
 
 FOLDER = Path(__file__).parent / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
@@ -14,18 +19,7 @@ API = 'route=~"/v1/.*"'
 G = '{instance=~"$instance"}'
 C = '{model=~"$model"}'  # for certificate metrics, which are aggregated over all instances
 M = '{instance=~"$instance", model=~"$model"}'
-# Metrics with a label for the model.
-BY_MODEL = (
-    "fs_batch",
-    "fs_certified_similarity",
-    "fs_images",
-    "fs_language_model_",
-    "fs_model_requests",
-    "fs_norm_lower",
-    "fs_samples",
-    "fs_sampling_endings",
-    "fs_stage_duration_seconds",
-)
+BY_MODEL = {row.name for row in MetricTable.rows() if "model" in row.labels}
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,8 @@ class Panel:
 
 def rate(metric: str, labels: str = "") -> str:
     """Makes a query for the events per second of a counter, at the selected instances and models."""
-    chosen = [*(['model=~"$model"'] if metric.startswith(BY_MODEL) else []), *([labels] if labels else [])]
+    by_model = metric.removesuffix("_total").removesuffix("_bucket") in BY_MODEL
+    chosen = [*(['model=~"$model"'] if by_model else []), *([labels] if labels else [])]
     inside = ", ".join(['instance=~"$instance"', *chosen])
     return f"rate({metric}{{{inside}}}[$__rate_interval])"
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from server.settings.gateway import Settings
+from tests.dashboards import exported
 from tests.integration.vllm_process import EMBEDDINGS_ONLY
 
 FOLDER = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
@@ -85,7 +86,7 @@ def test_scaling_reads_a_metric_that_there_is() -> None:
     (rule,) = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     assert rule["name"]["as"] == metric
     assert rule["seriesQuery"].startswith(f"{metric}{{")
-    assert f'"{metric}"' in (FOLDER.parents[1] / "server" / "models" / "metrics.py").read_text()
+    assert metric in exported()
     assert scaler["minReplicas"] > named("PodDisruptionBudget", "gateway")["spec"]["minAvailable"]
     assert int(scaler["metrics"][0]["pods"]["target"]["averageValue"]) < Settings().max_queued_samples
 

@@ -1,5 +1,6 @@
 """Rules and dashboards by themselves: promtool's checks and tests, runbooks, structure."""
 
+import fnmatch
 import json
 import re
 import runpy
@@ -9,7 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.dashboards import DASHBOARDS, DEPLOY, RULES, dashboard_queries, metric_names, rules
+from server.observability.metric_table import MetricTable
+from tests.dashboards import (
+    BUILT_IN,
+    DASHBOARDS,
+    DEPLOY,
+    RULES,
+    all_expressions,
+    dashboard_queries,
+    exported,
+    metric_names,
+    recorded,
+    rules,
+)
 from tests.system_packages import need
 
 RULE_TESTS = sorted((DEPLOY / "prometheus" / "tests").glob("*.yml"))
@@ -60,6 +73,19 @@ def test_the_configuration_without_vllm_is_else_the_same() -> None:
     )
     full["scrape_configs"] = [job for job in full["scrape_configs"] if job["job_name"] != "vllm"]
     assert cpu == full
+
+
+def test_rules_and_dashboards_name_metrics_that_there_are() -> None:
+    named = {name for expression in all_expressions() for name in metric_names(expression)}
+    elsewhere = {name for name in named if name.startswith(("process_", "vllm:"))}
+    assert named - elsewhere <= exported() | recorded() | BUILT_IN
+
+
+def test_the_manual_names_metrics_that_there_are() -> None:
+    named = re.findall(r"`(fs_[a-z_*]+)(?:\{[^`]*\})?`", (DEPLOY.parent / "docs" / "operations.md").read_text())
+    there = exported() | {row.name for row in MetricTable.rows()}  # a histogram by the name that its series share
+    assert len(named) > 50
+    assert [name for name in named if not fnmatch.filter(there, name)] == []
 
 
 # --- dashboards -------------------------------------------------------------------------------------------------------
