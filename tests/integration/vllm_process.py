@@ -32,6 +32,8 @@ IMPORTS = (
 
 # Small and quick to start: no compilation, room for short prompts only.
 SMALL_SERVER = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8")
+# Many servers live at once. What serve.py gives each, a gibibyte of cache, would take all memory of a small machine.
+SMALL_CACHE = ("--kv-cache-memory-bytes", str(64 * 2**20))
 # The server takes embeddings in place of images, and never loads the vision tower.
 EMBEDDINGS_ONLY = ("--enable-mm-embeds", "--limit-mm-per-prompt", '{"image": 0, "video": 0}')
 
@@ -49,8 +51,9 @@ class VllmForks:
         self._forks = Forks(python, IMPORTS, folder, _serve_environment(ENVIRONMENT))
 
     def fork(self, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> ForkedProcess:
-        """Start a server as ``serve.py`` would."""
-        return self._forks.fork(file=FORKED, arguments=arguments, environment=_serve_environment(environment), log=log)
+        """Start a server as ``serve.py`` would, but with a small cache."""
+        variables = _serve_environment(environment)
+        return self._forks.fork(file=FORKED, arguments=[*arguments, *SMALL_CACHE], environment=variables, log=log)
 
     def stop(self) -> None:
         """End the process, and with it the servers that still run."""
@@ -59,6 +62,7 @@ class VllmForks:
 
 def _serve_environment(environment: Mapping[str, str]) -> dict[str, str]:
     of_serve: dict[str, str] = runpy.run_path(str(SERVE))["server_environment"](os.environ | environment)
+    of_serve.pop("VLLM_CPU_KVCACHE_SPACE")  # it would win over the argument
     return of_serve
 
 

@@ -1,6 +1,6 @@
 """From the outcome of the pass to the certificate: every number is the one that the proven functions give."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ DIGESTS = Fingerprints("sha256:x", None, None)
 
 
 def a_result(**changes: Any) -> SmoothingResult:
+    """A result with other values in it, or in its terms."""
+    terms = {field.name: changes.pop(field.name) for field in fields(TERMS) if field.name in changes}
     result = SmoothingResult(
         payload={},
-        terms=TERMS,
+        terms=replace(TERMS, **terms),
         samples=256,
         max_samples=512,
         planned=512,
@@ -99,7 +101,7 @@ def test_token_map_is_the_tight_bound_of_every_token() -> None:
 
 
 def test_without_noise_nothing_is_certified() -> None:
-    found = certificate(CertificateQuery(0.1, curve=True), terms=replace(TERMS, sigma=0.0), token_norm_lower=np.ones(6))
+    found = certificate(CertificateQuery(0.1, curve=True), sigma=0.0, token_norm_lower=np.ones(6))
     assert found.certified is False
     assert (found.served.best, found.curve, found.token_map) == (None, None, None)
     assert found.certified_radius[0].best.model == 0.0
@@ -108,7 +110,4 @@ def test_without_noise_nothing_is_certified() -> None:
 def test_the_floor_is_handed_on() -> None:
     floor = Floor(0.7, 0.8)
     assert certify(a_result(), CertificateQuery(0.1), DIGESTS, floor).floor is floor
-    assert (
-        certify(a_result(terms=replace(TERMS, granularity="token")), CertificateQuery(0.1), DIGESTS, floor).floor
-        is None
-    )
+    assert certify(a_result(granularity="token"), CertificateQuery(0.1), DIGESTS, floor).floor is None
