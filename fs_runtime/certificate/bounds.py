@@ -1,13 +1,15 @@
 """The table of all bounds of a cosine similarity: name, function, label and colour.
 
 To add a bound, write its function in a module of this folder, and add a row to :data:`BOUNDS` and a field to
-:class:`Similarity` and :class:`Bounds`, which answers, receipts and plots read.
+:class:`Similarity` and :class:`Bounds`, which answers, receipts and plots read. Older receipts lack the field: name
+its paths in ``LATER_FIELDS`` of ``fs_runtime/receipts/comparison.py``, or none of them verifies any more. A bound that
+comes first in the table is ``best`` from then on: that changes what a field means, and takes a new version of receipts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -51,8 +53,8 @@ BOUNDS = (
         "fcsb", "FCSB (the paper)", "#d55e00", lambda norm, _, radius, sigma: fcsb(score_from_norm(norm), radius, sigma)
     ),
 )
-"""In the order in which they are shown, the tightest first. All hold at once, as functions of the same bounds of ρ and
-of the spread."""
+"""In the order in which they are shown, the tightest first: none exceeds the one before. All hold at once, as functions
+of the same bounds of ρ and of the spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Similarity:
     """Lower bounds of a cosine similarity; null where nothing is certified.
 
     Attributes:
-        best: The largest of the others; all hold at once.
+        best: The tightest of the others that there is; all hold at once.
         tight: Best bound that knows only ρ (docs/guarantee.md section 3).
         spectral: The bound that also knows the features' spread (section 8); null if it was not asked for.
         chi_squared: The closed form (section 3), never above ``tight``.
@@ -77,7 +79,7 @@ class Similarity:
     def at(cls, norm: float | None, spread: Spread | None, radius: float, sigma: float) -> Similarity:
         """All bounds at one radius; all null without ρ or noise."""
         if norm is None or sigma == 0:
-            return cls(None, None, None, None, None)
+            return cls(**dict.fromkeys(field.name for field in fields(cls)))
         found = bounds_at(norm, spread, np.array([radius]), sigma)
         return cls(**{name: values[0] or None if values else None for name, values in asdict(found).items()})
 

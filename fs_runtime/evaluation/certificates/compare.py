@@ -35,7 +35,7 @@ PAPER = "FCSB, plug-in, no confidence"
 OURS = "best of tight and spectral"
 
 # The rows by name, with a description of each.
-BOUNDS = {
+COMPARED_BOUNDS = {
     PAPER: "the paper as it computes it: an estimate",
     "FCSB": "the paper's formula with our confidence bound of ρ",
     "tight": "ours, from ρ alone",
@@ -56,7 +56,7 @@ class Row:
 
     Attributes:
         psm: Whether purifier and mapper were used.
-        bound: A key of :data:`BOUNDS`.
+        bound: A key of :data:`COMPARED_BOUNDS`.
         samples: n, the number of all samples that the bound uses.
         ratio: r / σ.
         similarity: Mean over the images; an image without a certificate counts as 0.
@@ -121,7 +121,7 @@ def compare_certificates(
             features = stacked_features(smoother, pixels, sigma, seed, counts[-1], advance)
             tables.append(certify_samples(features, counts, ratios, alpha))
         for count in counts:
-            for bound in BOUNDS:
+            for bound in COMPARED_BOUNDS:
                 values = np.stack([table[count][bound] for table in tables])  # (images, ratios)
                 rows += [
                     Row(psm, bound, count, ratio, float(column.mean()), float((column > 0).mean()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fs_runtime.evaluation.certificates.compare import BOUNDS, OURS, PAPER, RATIOS, Comparison
+from fs_runtime.evaluation.certificates.compare import COMPARED_BOUNDS, OURS, PAPER, RATIOS, Comparison
 
 _STYLES = {
     PAPER: ("#d55e00", "--"),
@@ -30,7 +30,7 @@ def certificate_tables(comparison: Comparison) -> Iterator[Table]:
         for ratio in RATIOS:
             title = f"certified similarity at r = {ratio:g} σ, {_model_name(psm)}, mean of {comparison.images} images"
             table = Table("", *(f"n = {count}" for count in counts), title=title)
-            for bound in BOUNDS:
+            for bound in COMPARED_BOUNDS:
                 table.add_row(bound, *(_number(found[psm, ratio, bound, count]) for count in counts))
             yield table
     table = Table(
@@ -56,7 +56,7 @@ def certificates_markdown(comparison: Comparison) -> str:
     for psm in _models(comparison):
         lines.append(f"| {_model_name(psm)} | " + " | ".join(f"n = {count}" for count in counts) + " |")
         lines.append("|---|" + "---:|" * len(counts))
-        for bound in BOUNDS:
+        for bound in COMPARED_BOUNDS:
             cells = (" / ".join(_number(found[psm, ratio, bound, count]) for ratio in RATIOS) for count in counts)
             lines.append(f"| {bound} | " + " | ".join(cells) + " |")
         lines.append("")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fs_runtime.certificate import fcsb, score_from_norm, spectral_similarity
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.evaluation.certificates.compare import (
-    BOUNDS,
+    COMPARED_BOUNDS,
     OURS,
     PAPER,
     RATIOS,
@@ -57,7 +57,7 @@ def test_rotating_features_have_the_bounds_their_law_allows() -> None:
     a, ratios = 0.3, np.array(RATIOS)
     z = torch.from_numpy(np.random.default_rng(2).standard_normal(512)).float()
     found = certify_samples(torch.stack([torch.cos(a * z), torch.sin(a * z)], dim=1), [64, 512], ratios, 0.001)
-    assert set(found[512]) == set(BOUNDS)
+    assert set(found[512]) == set(COMPARED_BOUNDS)
     for bound, values in found[512].items():
         assert np.all(values <= np.cos(a * ratios) + 1e-3), bound
         assert np.all(np.diff(values) <= 0), bound
@@ -84,13 +84,13 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert (found["images"], found["sigma"], found["confidence"]) == (2, 0.25, 0.999)
-    assert len(found["rows"]) == 2 * 2 * len(BOUNDS) * len(RATIOS)  # with and without PSM, n = 32 and 64
+    assert len(found["rows"]) == 2 * 2 * len(COMPARED_BOUNDS) * len(RATIOS)  # with and without PSM, n = 32 and 64
     assert len(found["crossings"]) == 2 * len(RATIOS)
     similarity = {(row["psm"], row["bound"], row["samples"], row["ratio"]): row["similarity"] for row in found["rows"]}
     assert similarity[True, OURS, 64, 0.25] > similarity[True, "FCSB", 64, 0.25] > 0
     text = markdown.read_text()
     assert f"{similarity[True, 'tight', 64, 0.25]:.3f} / " in text
-    assert all(f"| {bound} |" in text for bound in BOUNDS)
+    assert all(f"| {bound} |" in text for bound in COMPARED_BOUNDS)
     assert "<svg" in (tmp_path / "plot.svg").read_text()
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width > 1000

@@ -1,0 +1,41 @@
+"""The table of bounds and what is made of it."""
+
+from dataclasses import asdict, fields
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fs_runtime.certificate import Spread
+from fs_runtime.certificate.bounds import BOUNDS, Bounds, Similarity, bounds_at
+
+NAMES = {kind.name for kind in BOUNDS}
+
+
+@pytest.mark.parametrize("made_of_it", [Similarity, Bounds])
+def test_every_bound_has_its_field(made_of_it: type) -> None:
+    assert {field.name for field in fields(made_of_it)} == NAMES | {"best"}
+
+
+@pytest.mark.parametrize(("norm", "sigma"), [(None, 0.25), (0.9, 0.0)])
+def test_without_norm_or_noise_there_is_none(norm: float | None, sigma: float) -> None:
+    assert set(asdict(Similarity.at(norm, None, 0.1, sigma)).values()) == {None}
+
+
+@given(
+    norm=st.floats(0, 1),
+    across=st.floats(0, 1),
+    along=st.floats(0, 4),
+    ratio=st.floats(0, 4),
+    known=st.booleans(),
+)
+def test_the_tightest_comes_first(norm: float, across: float, along: float, ratio: float, known: bool) -> None:
+    found = bounds_at(norm, Spread(across, along) if known else None, np.array([0.25 * ratio]), 0.25)
+    values = [getattr(found, kind.name) for kind in BOUNDS]
+    there = [value[0] for value in values if value is not None]
+    assert len(there) == len(BOUNDS) - (not known)
+    assert found.best == [there[0]]
+    for tighter, looser in pairwise(there):
+        assert tighter >= looser - 1e-7
