@@ -410,7 +410,8 @@ def test_memory_comes_back_after_an_unload(tmp_path: Path, checkpoints: dict[str
         print("resident MiB, loaded and unloaded:", [(round(full), round(empty)) for full, empty in rounds])
         for full, empty in rounds:
             assert full - empty > 200
-        assert rounds[-1][1] < rounds[0][1] + 30
+        # The allocator may give the last of it back a little later.
+        models.until(lambda: resident() < rounds[0][1] + 30, "the end of the memory's use")
 
 
 def write_large(folder: Path) -> Path:
