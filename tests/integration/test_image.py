@@ -26,7 +26,7 @@ PORT = 18431
 CERTIFICATES = Path("/etc/ssl/certs")
 pytestmark = [
     pytest.mark.image,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(3000),
     pytest.mark.skipif(os.environ.get("FS_TEST_IMAGE") != "1", reason="takes minutes; set FS_TEST_IMAGE=1"),
 ]
 
