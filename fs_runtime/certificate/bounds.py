@@ -53,8 +53,8 @@ BOUNDS = (
         "fcsb", "FCSB (the paper)", "#d55e00", lambda norm, _, radius, sigma: fcsb(score_from_norm(norm), radius, sigma)
     ),
 )
-"""In the order in which they are shown, the tightest first: none exceeds the one before. All hold at once, as functions
-of the same bounds of ρ and of the spread."""
+"""In the order in which they are shown; the first that there is, is the best. All hold at once, as functions of the
+same bounds of ρ and of the spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Similarity:
     """Lower bounds of a cosine similarity; null where nothing is certified.
 
     Attributes:
-        best: The tightest of the others that there is; all hold at once.
+        best: ``spectral`` where the spread is known, else ``tight``; all hold at once.
         tight: Best bound that knows only ρ (docs/guarantee.md section 3).
         spectral: The bound that also knows the features' spread (section 8); null if it was not asked for.
         chi_squared: The closed form (section 3), never above ``tight``.

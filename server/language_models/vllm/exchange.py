@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from httpx_sse import EventSource, SSEError
 
 from server.concurrency import TimeoutGroup
 from server.errors import ApiError
 from server.language_models.vllm import errors as upstream_errors
 from server.language_models.vllm.pool import Server
 from server.language_models.vllm.retries import Outcome
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +157,28 @@ class Exchange:
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The server-sent events of an answer up to ``[DONE]``."""
-    try:
-        async for sent in EventSource(response).aiter_sse():
-            if sent.data == "[DONE]":
-                return
-            yield _checked(_object(sent.data))
-    except SSEError as error:
-        raise ExchangeError(Outcome.FAILED, upstream_errors.failed()) from error
+    async for line in _lines(response.aiter_bytes()):
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return
+        event = _object(data)
+        if "error" in event:
+            code = event["error"].get("code") if isinstance(event["error"], dict) else None
+            raise _failure(event, code if isinstance(code, int) else 502)
+        yield event
     raise ExchangeError(Outcome.BROKEN_OFF, upstream_errors.broken_off())
 
 
-def _checked(event: dict[str, Any]) -> dict[str, Any]:
-    """The event, unless it reports a failure."""
-    if "error" in event:
-        code = event["error"].get("code") if isinstance(event["error"], dict) else None
-        raise _failure(event, code if isinstance(code, int) else 502)
-    return event
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Splits at CR, LF and CR LF only, as event streams demand: texts may hold other line ends, such as U+2028."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = _LINE_END.split(rest + piece)  # a CR LF cut in two yields an additional empty line
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _object(data: str | bytes) -> dict[str, Any]:

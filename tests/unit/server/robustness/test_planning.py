@@ -27,7 +27,7 @@ BINDING = {"min_similarity": 0.8, "on_failure": "reject"}
 
 def test_defaults() -> None:
     made = plan()
-    assert (made.sigma, made.samples, made.confidence, made.query.radius) == (0.2, 256, 0.999, 0.1)
+    assert (made.terms.sigma, made.samples, made.terms.confidence, made.query.radius) == (0.2, 256, 0.999, 0.1)
     assert made.requirements == []
     assert made.until is None
 
@@ -76,9 +76,9 @@ def test_a_minimum_that_does_not_bind_holds_at_the_asked_radius() -> None:
 
 
 def test_less_confidence_than_what_binds_is_raised_to_it() -> None:
-    assert plan(BINDING, confidence=0.5).confidence == 0.999
-    assert plan(BINDING, confidence=0.9999).confidence == 0.9999
-    assert plan(confidence=0.5).confidence == 0.5
+    assert plan(BINDING, confidence=0.5).terms.confidence == 0.999
+    assert plan(BINDING, confidence=0.9999).terms.confidence == 0.9999
+    assert plan(confidence=0.5).terms.confidence == 0.5
 
 
 @pytest.mark.parametrize(("name", "value"), [("stage", "projector"), ("centred", True), ("granularity", "token")])
