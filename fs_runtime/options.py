@@ -21,6 +21,20 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", Precision]
 """A precision as users choose it; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
 
+LanguageModelKind = Literal["vllm", "embedded"]
+"""Where the answers of a model may be made: by a vLLM server, or in this process."""
+
+TrainingPrecision = Literal["auto", "float32", "bfloat16"]
+"""Arithmetic of a training's passes as users choose it; ``auto`` is as for :data:`Dtype`."""
+
+MixedPrecision = Literal["no", "bf16"]
+"""The same in accelerate's words, without ``auto``."""
+
+Norm = Literal["linf", "l2"]
+"""In which a change of an image is measured: by its largest value, or by the root of the sum of squares."""
+
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
 CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"]
 """Modes of ``torch.compile``; the last two replay CUDA graphs on a GPU."""
 

@@ -4,7 +4,8 @@ from fs_runtime.attacks.certificate_attack import CertificateAttackResult, attac
 from fs_runtime.attacks.masking import MaskingReport, check_gradient_masking
 from fs_runtime.attacks.methods import ATTACKS, Attack, run_attack
 from fs_runtime.attacks.pipeline import FeaturePipeline
-from fs_runtime.attacks.threat_model import Norm, ThreatModel
+from fs_runtime.attacks.threat_model import ThreatModel
+from fs_runtime.options import Norm
 
 __all__ = [
     "ATTACKS",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Norm = Literal["linf", "l2"]
-_NORMS = ("linf", "l2")
+from fs_runtime.options import NORMS, Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +28,8 @@ class ThreatModel:
     epsilon: float
 
     def __post_init__(self) -> None:
-        if self.norm not in _NORMS:
-            raise ValueError(f"norm must be one of {', '.join(_NORMS)}; got {self.norm!r}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be a positive number in pixels of [0, 1]; got {self.epsilon}")
 

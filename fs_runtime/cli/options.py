@@ -13,6 +13,7 @@ from fs_runtime.options import Dtype
 from fs_runtime.reference import reference_model_path, reference_robust_encoder_path
 
 Number = TypeVar("Number", int, float)
+Word = TypeVar("Word", bound=str)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Checkpoint folder, hub id, or 'reference' for the one that ships.")
@@ -32,17 +33,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 LARGEST_SEED = 2**62  # generators take 64 bits, and the parts of a measurement add numbers to the seed
 
 
-def choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def choices(option: str, text: str, known: tuple[Word, ...]) -> tuple[Word, ...]:
     """The words of a comma-separated option, all of them known.
 
     Raises:
         typer.BadParameter: A word is unknown.
     """
-    chosen = tuple(part.strip() for part in text.split(","))
-    unknown = [part for part in chosen if part not in known]
+    by_name: dict[str, Word] = {word: word for word in known}
+    chosen = [part.strip() for part in text.split(",")]
+    unknown = [part for part in chosen if part not in by_name]
     if unknown:
         raise typer.BadParameter(f"{option}: {', '.join(map(repr, unknown))} is not among {', '.join(known)}")
-    return chosen
+    return tuple(by_name[part] for part in chosen)
 
 
 def positive_numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-LanguageModelKind = Literal["vllm", "embedded"]
+from fs_runtime.options import LanguageModelKind
 
 _CLIP = "fs_runtime.encoders.clip:ClipEncoder"
 _NO_EMBEDDINGS = "vLLM takes no image embeddings for it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator
@@ -20,9 +21,9 @@ from fs_runtime.engine.cache.shared import SharedCache
 from fs_runtime.engine.cache.stored import StoredImage
 from fs_runtime.engine.capacity import BatchBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
-from fs_runtime.engine.fair_gate import FairGate, Place
+from fs_runtime.engine.fair_gate import FairGate
 from fs_runtime.engine.job import Job, PendingRequest, cost_of
-from fs_runtime.engine.request import Origin, Pixels, Recall, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.request import Origin, Pixels, Place, Recall, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.sketch_limit import SketchLimit
 from fs_runtime.engine.terms import CertificateTerms
 from fs_runtime.engine.worker import Worker
@@ -89,7 +90,9 @@ class SmoothingEngine:
         places = max(1, min(4, os.cpu_count() or 1))
         self._preparers = ThreadPoolExecutor(places, thread_name_prefix="prepare")
         self._gate = FairGate(places)  # an executor's own queue knows no tenants
-        self._preparing = 0
+        self._place_numbers = itertools.count()
+        self._preparing: set[Place] = set()  # images that were admitted and are not in the queue yet
+        self._working: set[Place] = set()  # those of them that are being decoded and prepared
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -193,7 +196,8 @@ class SmoothingEngine:
             pending.future.set_result(recall.result)
         else:
             self._check_room()
-            self._enqueue(pending, key, self._prepare(pending, pixels), recall)
+            image = self._prepare(pending, pixels)
+            self._enqueue(pending, key, image, recall, self._found_again(recall, key))
         return pending.future
 
     async def recall(self, request: SmoothingRequest) -> Recall:
@@ -216,18 +220,14 @@ class SmoothingEngine:
             EngineOverloadedError: Too many images are waiting.
         """
         self._check_room()
-        self._preparing += 1
-        preparing = Place(self._prepared)
+        place = Place(next(self._place_numbers))
+        self._preparing.add(place)
         try:
-            async with self._gate.place(tenant) as working:
-
-                def leave() -> None:
-                    working.leave()
-                    preparing.leave()
-
-                yield Place(leave)
+            await self._gate.enter(tenant)
+            self._working.add(place)
+            yield place
         finally:
-            preparing.leave()
+            self._leave(place)
 
     async def smooth(self, recall: Recall, pixels: Pixels, place: Place) -> SmoothingResult:
         """Smooths an image that :meth:`recall` had no result for; cancelling the task cancels the work.
@@ -241,12 +241,22 @@ class SmoothingEngine:
             EngineOverloadedError, EngineClosedError, SmoothingError, DeadlineExceededError: As their names say.
             ImageSizeError: The encoder does not take an image of this size.
         """
-        pending = PendingRequest(recall.request, received=recall.received)
-        work = asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, pending, pixels)
+        pending, key = PendingRequest(recall.request, received=recall.received), self._key(recall.request)
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, pending, pixels)
+        except RuntimeError:  # the engine was closed while the image was decoded
+            raise self._closed() from None
         del pixels
-        image = await work
-        place.leave()
-        self._enqueue(pending, self._key(recall.request), image, recall)
+        try:
+            image = await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise self._closed() from None  # closing cancels what waits for a thread
+        found = await asyncio.to_thread(self._found_again, recall, key) if recall.shared else None
+        self._leave(place)
+        self._enqueue(pending, key, image, recall, found)
         return await asyncio.wrap_future(pending.future)
 
     def warm_up(self, image: NDArray[np.uint8] | None = None) -> None:
@@ -305,7 +315,7 @@ class SmoothingEngine:
             with self._worker.changed:
                 self._cache.put(key, known.image)
             result = self._answer(request, known.image)
-        return Recall(request, result, received, proposed, known.origin)
+        return Recall(request, result, received, proposed, known.origin, shared=known.image is not None)
 
     def _answer(self, request: SmoothingRequest, stored: StoredImage | None) -> SmoothingResult | None:
         """The result if what is stored is enough for it."""
@@ -325,11 +335,26 @@ class SmoothingEngine:
         with self._worker.changed:
             if self._worker.closed:
                 raise self._closed()
-            if len(self._worker.queue) + self._preparing >= self._max_queued_images:
+            if len(self._worker.queue) + len(self._preparing) >= self._max_queued_images:
                 raise EngineOverloadedError("too many images are waiting", self._seconds(self._worker.queue.cost))
 
-    def _prepared(self) -> None:
-        self._preparing -= 1
+    def _leave(self, place: Place) -> None:
+        """Lets the next image in; a second call does nothing."""
+        self._preparing.discard(place)
+        if place in self._working:
+            self._working.discard(place)
+            self._gate.leave()
+
+    def _found_again(self, recall: Recall, key: CacheKey | None) -> StoredImage | None:
+        """What replicas share of an image, where this one's memory could not keep it since it was recalled."""
+        if key is None or not recall.shared or recall.agreed is None or self.shared_cache is None:
+            return None
+        with self._worker.changed:
+            stored = self._cache.get(key)
+        if stored is not None and stored.origin == recall.agreed and stored.sums is not None:
+            return None
+        known = self.shared_cache.find(key, recall.agreed)
+        return None if known is None else known.image
 
     def _prepare(self, pending: PendingRequest, pixels: Pixels) -> PreparedImage:
         image = self.encoder.prepare(pixels)
@@ -337,7 +362,14 @@ class SmoothingEngine:
         pending.open(image.spectral_norm, max(1, self._full_batch // cost_of(image)))
         return image
 
-    def _enqueue(self, pending: PendingRequest, key: CacheKey | None, image: PreparedImage, recall: Recall) -> None:
+    def _enqueue(
+        self,
+        pending: PendingRequest,
+        key: CacheKey | None,
+        image: PreparedImage,
+        recall: Recall,
+        found: StoredImage | None,
+    ) -> None:
         request = pending.request
         name = None if key is None else draws_name(key)
         with self._worker.changed:
@@ -348,11 +380,11 @@ class SmoothingEngine:
                 had = job.draws.count + job.remaining
                 self._admit(pending, max(0, request.samples - had), job.draws.count, job.cost)
                 pending.cache, pending.had = "hit" if request.samples <= had else "extended", had
-                job.asks.append(pending)
+                job.waiting.append(pending)
                 job.unseen = True
                 self._worker.changed.notify_all()
                 return
-            origin, stored = self._begin(recall, key, name)
+            origin, stored = self._begin(recall, key, name, found)
             count = pending.had = stored.draws.count if stored else 0
             self._admit(pending, max(0, request.samples - count), count, cost_of(image))
             if name is not None:
@@ -370,9 +402,13 @@ class SmoothingEngine:
             )
             self._worker.add(job)
 
-    def _begin(self, recall: Recall, key: CacheKey | None, name: bytes | None) -> tuple[Origin, StoredImage | None]:
+    def _begin(
+        self, recall: Recall, key: CacheKey | None, name: bytes | None, found: StoredImage | None
+    ) -> tuple[Origin, StoredImage | None]:
         """Which draws the request gets, and what to go on with; with ``changed`` held."""
         stored = self._cache.get(key) if key is not None else None
+        if found is not None and found.is_better_than(stored):
+            stored = found
         if recall.agreed is not None:  # what replicas share comes before what this one has
             origin = recall.agreed
             if stored is not None and stored.origin != origin:

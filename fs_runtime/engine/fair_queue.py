@@ -125,7 +125,7 @@ class FairQueue(Generic[T]):
         return item in self._items.get(item.tenant, ())
 
     def add(self, item: T) -> None:
-        """Puts an item into the queue, behind those of its tenant that had as much."""
+        """Puts an item into the queue, behind items of its tenant that have had as many samples."""
         if item.tenant not in self._items:
             self._tenants.join(item.tenant)
             self._items[item.tenant] = _Sharing(self._turn)

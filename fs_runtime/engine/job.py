@@ -27,9 +27,9 @@ class PendingRequest:
     Attributes:
         request: What is asked, without what is left out for this image.
         future: Gets the result. Cancelling it ends the work, unless others wait for the same draws.
-        received: When it came, on the monotonic clock.
+        received: When the engine took it, on the monotonic clock.
         cache: What the cache did for it.
-        had: Samples that were there, or that others had asked for, when it came.
+        had: Samples that existed, or that other requests had asked for, when the engine took it.
         rule: Ends the sampling early; None if nothing does.
         ended: Why no more samples are needed; None as long as they are.
         look_at: Number of samples at which the rule looks next.
@@ -144,7 +144,7 @@ class Job:
         token_grids: Rows and columns of the rectangles that the tokens fill, one after another.
         key: What the cache knows it by; None if it goes past the cache.
         stored: What the cache had to begin with.
-        asks: Those who wait.
+        waiting: Requests that wait for the draws.
         draws: What is known of the samples.
         state: The sums, on the device; None before the first sample.
         started: When the first sample was drawn.
@@ -158,7 +158,7 @@ class Job:
     token_grids: tuple[tuple[int, int], ...]
     key: CacheKey | None = None
     stored: StoredImage | None = None
-    asks: list[PendingRequest] = field(default_factory=list)
+    waiting: list[PendingRequest] = field(default_factory=list)
     draws: Draws = field(init=False)
     state: SmoothingState | None = None
     started: float | None = None
@@ -173,7 +173,7 @@ class Job:
 
     @property
     def tenant(self) -> str:
-        """Whose it is."""
+        """The tenant of the request that began it."""
         return self.first.tenant
 
     @property
@@ -195,14 +195,14 @@ class Job:
     @property
     def remaining(self) -> int:
         """Samples that are still to be drawn, at most."""
-        most = max((ask.request.samples for ask in self.asks if ask.ended is None), default=0)
+        most = max((pending.request.samples for pending in self.waiting if pending.ended is None), default=0)
         return max(0, most - self.draws.count)
 
     @property
     def wanted(self) -> int:
         """Samples of the next batch that are of use: up to where some request's rule should look again."""
         count = self.draws.count
-        return max(0, max((ask.wanted(count) for ask in self.asks if ask.ended is None), default=0))
+        return max(0, max((pending.wanted(count) for pending in self.waiting if pending.ended is None), default=0))
 
     def begin(self, smoother: Smoother) -> SmoothingState:
         """The state on the device, made at the first call."""

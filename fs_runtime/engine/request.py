@@ -30,8 +30,9 @@ class SmoothingRequest:
         seed: Of the draws; None takes a fresh one from the operating system. A fixed seed goes past the cache.
         until: Similarity and radius whose certificate ends the sampling early, as does the insight that it will not be
             reached; None draws all samples.
-        tenant: Who asks: tenants share the device fairly, and never each other's cached results.
-        image_id: What the cache knows the image by, the same only for the same pixels; None takes their digest.
+        tenant: Whose request it is: tenants share the device fairly, and never each other's cached results.
+        image_id: What the cache knows the image by, the same only for the same pixels. None takes their digest where
+            the pixels come with the request; an image that is to be recalled before it is decoded needs one.
         timeout: Seconds from now within which the result is of use; None for any time.
         use_cache: Whether the result may come from the cache and go into it.
     """
@@ -134,6 +135,13 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Admission of one image to be decoded and prepared, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Recall:
     """What the engine knows of an image before anybody decodes it.
 
@@ -143,6 +151,7 @@ class Recall:
         received: When the engine took the request, on its own monotonic clock.
         proposed: Draws that were proposed to the cache that replicas share; None if there is none.
         agreed: Draws that the replicas make or have, by that cache; None without an answer from it.
+        shared: Whether that cache has samples to go on with.
     """
 
     request: SmoothingRequest
@@ -150,3 +159,4 @@ class Recall:
     received: float
     proposed: Origin | None = None
     agreed: Origin | None = None
+    shared: bool = False

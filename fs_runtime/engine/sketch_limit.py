@@ -8,10 +8,9 @@ from fs_runtime.encoders import PreparedImage
 from fs_runtime.engine.request import SmoothingRequest
 from fs_runtime.options import Stage
 from fs_runtime.smoothing.feature_map import FeatureMap
+from fs_runtime.smoothing.feature_statistics import STAGES
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
-
-_STAGES: tuple[Stage, ...] = ("encoder", "projector")
 
 
 class SketchLimit:
@@ -25,7 +24,7 @@ class SketchLimit:
 
     def __init__(self, smoother: Smoother, image: PreparedImage, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._widths = {stage: _width(smoother, image, stage) for stage in _STAGES} if max_bytes else {}
+        self._widths = {stage: _width(smoother, image, stage) for stage in STAGES} if max_bytes else {}
 
     def applied(self, request: SmoothingRequest, token_grids: Iterable[tuple[int, int]]) -> SmoothingRequest:
         """The request, without ``spectral`` where its sketch would be above the ceiling.

@@ -113,7 +113,7 @@ class Worker:
             while not self.closed:
                 concerned: list[Job] = []
                 try:
-                    self._turn(concerned)
+                    self._round(concerned)
                 except DeviceLostError:
                     raise
                 except Exception as error:
@@ -128,31 +128,34 @@ class Worker:
                 future.set_exception(end)
             self._drop(list(self.queue), end, end.__cause__)
 
-    def _turn(self, concerned: list[Job]) -> None:
-        """One round: those who left, those who came, one batch. Puts into ``concerned`` whom it works for."""
+    def _round(self, concerned: list[Job]) -> None:
+        """One round: removes requests that ended, answers new ones where it can, and runs one batch.
+
+        Keeps in ``concerned`` the images that it works on, which fail if the round fails.
+        """
         with self.changed:
             self.beat = time.monotonic()
             call = self._calls.popleft() if self._calls else None
             if call is None and not self.queue and not self.closed:
                 self.changed.wait(_IDLE_SECONDS)
                 return
-            gone, left = self._gone()
+            late, left = self._remove_ended()
             joined = [job for job in self.queue if job.unseen]
             for job in joined:
                 job.unseen = False
         if call is not None:
-            _answer(*call)
-        for ask, error in gone:
-            _fail(ask, error)
+            _run_call(*call)
+        for pending, error in late:
+            _fail(pending, error)
         for job in left:
             concerned[:] = [job]
             self._keep(job)
             with self.changed:
-                if not job.asks:  # nobody has come since
-                    self._leave(job)
+                if not job.waiting:  # no request has joined since
+                    self._finish(job)
         for job in joined:
             concerned[:] = [job]
-            self._look(job)
+            self._answer_ready(job)
         concerned.clear()
         with self.changed:
             batch = self.queue.next_batch(self._budget.current)
@@ -160,7 +163,7 @@ class Worker:
         if batch:
             self._run_batch(batch)
 
-    def _gone(self) -> tuple[list[tuple[PendingRequest, Exception]], list[Job]]:
+    def _remove_ended(self) -> tuple[list[tuple[PendingRequest, Exception]], list[Job]]:
         """Takes requests that nobody waits for any more out of the queue.
 
         Returns:
@@ -170,19 +173,19 @@ class Worker:
         late: list[tuple[PendingRequest, Exception]] = []
         left: list[Job] = []
         for job in list(self.queue):
-            for ask in list(job.asks):
-                if ask.future.cancelled():
-                    job.asks.remove(ask)
-                elif ask.deadline <= now:
-                    job.asks.remove(ask)
-                    seconds = ask.request.timeout
-                    late.append((ask, DeadlineExceededError(f"smoothing was not done within {seconds:g} s")))
-            if job.asks:
+            for pending in list(job.waiting):
+                if pending.future.cancelled():
+                    job.waiting.remove(pending)
+                elif pending.deadline <= now:
+                    job.waiting.remove(pending)
+                    seconds = pending.request.timeout
+                    late.append((pending, DeadlineExceededError(f"smoothing was not done within {seconds:g} s")))
+            if job.waiting:
                 continue
             if job.answered:
                 left.append(job)
             else:
-                self._leave(job)
+                self._finish(job)
         return late, left
 
     def _run_batch(self, batch: Batch) -> None:
@@ -206,7 +209,7 @@ class Worker:
                 self._check_device(error)
                 self._drop([job], _smoothing_error(error), error)
                 continue
-            self._look(job)
+            self._answer_ready(job)
         with self.changed:
             self._budget.fitted(tokens)
             self.rate.measured(tokens, time.monotonic() - begun)
@@ -229,35 +232,35 @@ class Worker:
                     self.queue.charge([(job, samples)])
                 self._run_batch([(job, samples)])
 
-    def _look(self, job: Job) -> None:
-        """Lets those who wait for an image look at its draws, and answers those who have enough."""
+    def _answer_ready(self, job: Job) -> None:
+        """Shows requests the new draws of their image, and answers those that need no more."""
         capacity = max(1, self._budget.full // job.cost)
         try:
             with self.changed:
-                asks = [ask for ask in job.asks if ask.ended is None]
+                waiting = [pending for pending in job.waiting if pending.ended is None]
             if job.draws.count:
-                for ask in asks:
-                    ask.observe(job.draws, capacity)
-            ended = [ask for ask in asks if ask.ended is not None]
+                for pending in waiting:
+                    pending.observe(job.draws, capacity)
+            ended = [pending for pending in waiting if pending.ended is not None]
             if not ended:
                 return
             mean = job.mean(self._smoother)
-            results = [(ask, ask.result(job, mean, job.started)) for ask in ended]
+            results = [(pending, pending.result(job, mean, job.started)) for pending in ended]
             job.answered = True
-            if len(ended) == len(asks):
+            if len(ended) == len(waiting):
                 self._keep(job)
         except Exception as error:
             self._check_device(error)
             self._drop([job], _smoothing_error(error), error)
             return
         with self.changed:
-            for ask in ended:
-                job.asks.remove(ask)
-            if not job.asks:
-                self._leave(job)
-        for ask, result in results:
-            if ask.future.set_running_or_notify_cancel():
-                ask.future.set_result(result)
+            for pending in ended:
+                job.waiting.remove(pending)
+            if not job.waiting:
+                self._finish(job)
+        for pending, result in results:
+            if pending.future.set_running_or_notify_cancel():
+                pending.future.set_result(result)
 
     def _keep(self, job: Job) -> None:
         """Puts the draws of an image that nobody waits for any more into the caches."""
@@ -315,16 +318,16 @@ class Worker:
             raise DeviceLostError(f"{device} does not compute any more") from error
 
     def _drop(self, jobs: Iterable[Job], error: Exception, cause: BaseException | None = None) -> None:
-        """Fails all who wait for some images."""
+        """Fails all requests that wait for some images."""
         error.__cause__ = cause
         for job in jobs:
             with self.changed:
-                asks, job.asks = job.asks, []
-                self._leave(job)
-            for ask in asks:
-                _fail(ask, error)
+                waiting, job.waiting = job.waiting, []
+                self._finish(job)
+            for pending in waiting:
+                _fail(pending, error)
 
-    def _leave(self, job: Job) -> None:
+    def _finish(self, job: Job) -> None:
         """Takes an image out of the queue; with ``changed`` held."""
         if job in self.queue:
             self.queue.remove(job)
@@ -336,7 +339,7 @@ def _smoothing_error(error: Exception) -> SmoothingError:
     return SmoothingError(f"smoothing failed: {type(error).__name__}")
 
 
-def _answer(function: Callable[[], None], future: Future[None]) -> None:
+def _run_call(function: Callable[[], None], future: Future[None]) -> None:
     try:
         function()
     except Exception as error:
@@ -345,6 +348,6 @@ def _answer(function: Callable[[], None], future: Future[None]) -> None:
         future.set_result(None)
 
 
-def _fail(ask: PendingRequest, error: Exception) -> None:
-    if ask.future.set_running_or_notify_cancel():
-        ask.future.set_exception(error)
+def _fail(pending: PendingRequest, error: Exception) -> None:
+    if pending.future.set_running_or_notify_cancel():
+        pending.future.set_exception(error)

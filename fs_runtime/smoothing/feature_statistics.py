@@ -6,18 +6,19 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, device
 
+from fs_runtime.options import Stage
+
 if TYPE_CHECKING:
     from fs_runtime.encoders.base import Grid
-    from fs_runtime.options import Stage
     from fs_runtime.smoothing.feature_map import FeatureMap
 
-STAGES: tuple[Stage, ...] = ("encoder", "projector")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 FILE_NAME = "feature_statistics.safetensors"
 # Rises when a reader of the version before would misread a file. A file without one is of version 1, which had none.
 # Within a version fields are only added: a reader fills in what an older file lacks, and ignores what it does not know.

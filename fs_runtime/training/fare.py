@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +28,7 @@ from fs_runtime.attacks.similarity import token_cosine
 from fs_runtime.attacks.threat_model import ThreatModel
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.encoders.robust_tower import save_robust_encoder
+from fs_runtime.options import MixedPrecision
 from fs_runtime.system.files import TrainingError
 from fs_runtime.training.data import Pictures
 from fs_runtime.training.loop import StageSettings, TrainingLoop
@@ -55,7 +56,7 @@ class RobustEncoderSettings:
     optimisation: StageSettings = field(default_factory=lambda: StageSettings(epochs=2, learning_rate=1e-5))
     batch_size: int = 32
     seed: int = 0
-    precision: Literal["no", "bf16"] = "no"
+    precision: MixedPrecision = "no"
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +17,7 @@ from fs_runtime.attacks.inner import feature_distance, replays, worst_case
 from fs_runtime.attacks.threat_model import ThreatModel
 from fs_runtime.encoders import VisionEncoder
 from fs_runtime.encoders.checkpoint import fingerprint
+from fs_runtime.options import MixedPrecision
 from fs_runtime.psm.mapper import MapperConfig, SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.psm.storage import save_psm
@@ -63,7 +64,7 @@ class PsmSettings:
     attack_steps: int = 2
     replays: int = 1
     seed: int = 0
-    precision: Literal["no", "bf16"] = "no"
+    precision: MixedPrecision = "no"
 
     def __post_init__(self) -> None:
         if not self.sigma or not all(0 < level <= 1 for level in self.sigma):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fs_runtime import __version__
 from fs_runtime.encoders.checkpoint import fingerprint
+from fs_runtime.options import MixedPrecision
 from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.system.files import TrainingError
 from fs_runtime.training.checkpoint import CHECKPOINT, TrainingCheckpoint, read_checkpoint, write_checkpoint
@@ -60,7 +61,7 @@ class PurifierSettings:
     focus: tuple[float, float] = (0.1, 0.5)
     average: float = 0.999
     seed: int = 0
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: MixedPrecision = "bf16"
 
     def __post_init__(self) -> None:
         for name in ("sigma", "focus"):

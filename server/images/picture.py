@@ -1,4 +1,4 @@
-"""An image on its way through a request: the file, and what is said of its pixels."""
+"""An image of a request: its file, and the description of its pixels."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Counted(Generic[_Kind]):
         return metric
 
     def start(self, metric: _Kind, **known: Sequence[str]) -> None:
-        """Makes the series that are sure to come; ``known`` has label values that only a running gateway knows."""
+        """Creates series whose label values are known now; ``known`` has those that only a running gateway knows."""
         if self.labels:
             values: list[Sequence[str]] = [known.get(label, beforehand) for label, beforehand in self.labels.items()]
             for series in (*self.also, *itertools.product(*values)):
@@ -116,7 +116,7 @@ class Table:
         return [row for row in attributes if isinstance(row, Counted | Scraped)]
 
     def start_model(self, model: str, routes: Sequence[str]) -> None:
-        """Makes the series of a model that are sure to come; ``routes`` are those whose requests name one."""
+        """Creates the series of a model whose labels are known; ``routes`` are those whose requests name a model."""
         for row, metric in self.metrics.items():
             if "model" in row.labels:
                 row.start(metric, model=(model,), route=routes)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Dtype, Quantization
+from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Dtype, LanguageModelKind, Quantization
 from fs_runtime.reference import reference_model_path
 from server.settings.certificate import CertificateSettings
 from server.settings.fields import CommaList
@@ -76,7 +76,7 @@ class ModelSettings(BaseModel):
         "request has draws of its own.",
     )
 
-    language_model: Literal["embedded", "vllm", "none"] = Field(
+    language_model: LanguageModelKind | Literal["none"] = Field(
         "embedded",
         description="Where answers are made: in this process (small models), by a vLLM server, or not at all ('none'): "
         "images are certified, and chat requests refused.",

@@ -119,6 +119,15 @@ def test_replicas_take_turns_with_one_confidence_sequence(replica: Replica, enco
     assert lowers == sorted(lowers)  # one sequence: its bound never falls
 
 
+def test_a_replica_with_little_memory_goes_on_from_what_others_have(replica: Replica) -> None:
+    """Its own cache keeps no image of this size, so it reads it once more when it goes on."""
+    one = replica()
+    first = get(one, ask(samples=40))
+    two = replica(cache_bytes=8 * one.cache_bytes)
+    more = get(two, ask(samples=48))
+    assert (more.cache, more.drawn, more.seed) == ("extended", 8, first.seed)
+
+
 def test_replicas_that_begin_at_once_draw_the_same_noise(replica: Replica) -> None:
     """Nobody waits for anybody; who loses the race draws what the winner does, so that both count as one attempt."""
     engines = [replica() for _ in range(4)]

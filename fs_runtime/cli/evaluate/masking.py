@@ -19,6 +19,7 @@ from fs_runtime.cli.options import (
     positive,
     robust_encoder_folder,
 )
+from fs_runtime.options import Norm
 
 
 def evaluate_masking(
@@ -30,7 +31,7 @@ def evaluate_masking(
     ] = "auto",
     row: Annotated[str, typer.Option(help="The defence, as `evaluate robustness` calls it.")] = "FS + PSM",
     attacks: Annotated[str, typer.Option(help="Separated by commas.")] = "apgd-ce,apgd-ce-targeted",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    norm: Annotated[Norm, typer.Option(help="Of the attacks.")] = "linf",
     size: Annotated[float, typer.Option(min=0.01, help="ε in 255ths.")] = 8.0,
     images: Annotated[int, typer.Option(min=2, help="Images to attack.")] = 20,
     sigma: Annotated[float, typer.Option(min=0.001, help="Noise level in pixels of [0, 1].")] = 0.25,
@@ -56,8 +57,6 @@ def evaluate_masking(
     from fs_runtime.loading.engine import load_smoother, resolve_device
 
     names = choices("attacks", attacks, tuple(ATTACKS))
-    if norm not in ("linf", "l2"):
-        raise typer.BadParameter(f"norm is linf or l2, not {norm!r}")
     check_folder("output", output)
     size, sigma = positive("size", size), positive("sigma", sigma)
     folder = Path(checkpoint_of(model))
@@ -79,7 +78,7 @@ def evaluate_masking(
     for name in names:
         console.print(f"{name}: five attacks on {len(items)} images", markup=False)
         attack = dataclasses.replace(ATTACKS[name](), steps=steps)
-        inputs = AttackInputs.of(items, attack, norm, size, smoother.encoder, answerer)  # type: ignore[arg-type]
+        inputs = AttackInputs.of(items, attack, norm, size, smoother.encoder, answerer)
         strong, plain = (
             FeaturePipeline(defence.smoother, defence.sigma, inputs.grid, draws=draws, seed=seed)
             for defence in (defended, undefended)

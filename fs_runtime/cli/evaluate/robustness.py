@@ -20,7 +20,7 @@ from fs_runtime.cli.options import (
     probability,
     robust_encoder_folder,
 )
-from fs_runtime.options import radius_for
+from fs_runtime.options import NORMS, radius_for
 
 _ROBUST = "robust_encoder"  # a setting that affects only the rows with one, so they can be added later
 
@@ -73,7 +73,7 @@ def robustness(
     sigma = positive("sigma", sigma)  # the row 'none' never has noise
     plan = EvaluationPlan(
         attacks=tuple(ATTACKS) if attacks is None else choices("attacks", attacks, tuple(ATTACKS)),
-        norms=choices("norms", norms, ("linf", "l2")),  # type: ignore[arg-type]
+        norms=choices("norms", norms, NORMS),
         sizes=positive_numbers("sizes", sizes, float),
         samples=positive_numbers("samples", samples, int),
         radius=positive("radius", radius_for(sigma, radius)),

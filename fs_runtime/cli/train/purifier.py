@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fs_runtime.cli.options import DeviceOption
+from fs_runtime.cli.train.run import PrecisionOption, mixed_precision
 
 if TYPE_CHECKING:
     from fs_runtime.psm.network import PsmNetwork
@@ -31,7 +32,7 @@ def train(
     start_from: Annotated[Path | None, typer.Option(help="Folder of such a purifier to go on training.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes weights, pictures and noise.")] = 0,
     device: DeviceOption = "auto",
-    precision: Annotated[str, typer.Option(help="bfloat16 (mixed) or float32.")] = "bfloat16",
+    precision: PrecisionOption = "bfloat16",
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     contact_sheet: Annotated[
@@ -53,12 +54,9 @@ def train(
         size = "small"
     if size is not None and size not in SIZES:
         raise typer.BadParameter(f"size is {' or '.join(SIZES)}", param_hint="--size")
-    if precision not in ("bfloat16", "float32"):
-        raise typer.BadParameter("precision is bfloat16 or float32", param_hint="--precision")
     require_training_packages("tensorboardX")
     from fs_runtime.training.purifier import PurifierSettings
 
-    mixed: Literal["no", "bf16"] = "bf16" if precision == "bfloat16" else "no"
     try:
         settings = PurifierSettings(
             steps=steps,
@@ -68,7 +66,7 @@ def train(
             sigma=_levels("--sigma", sigma),
             focus=_levels("--focus", focus),
             seed=seed,
-            precision=mixed,
+            precision=mixed_precision(precision, device),
         )
         _run(settings, size, output, start_from, device, workers, checkpoint_every)
     except TrainingError as error:

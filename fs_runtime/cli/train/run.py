@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fs_runtime.options import MixedPrecision, TrainingPrecision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
     from fs_runtime.training.data import Pictures, Skipped
     from fs_runtime.training.progress import Progress
 
-Precision = Literal["no", "bf16"]
-
 ImagesOption = Annotated[
     str, typer.Option(help="Folder of pictures (with its subfolders), or 'reference' for drawn scenes and digits.")
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Pictures in a step, over all processes.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16 (mixed).")]
+PrecisionOption = Annotated[
+    TrainingPrecision, typer.Option(help="Arithmetic; auto is bfloat16 (mixed) on a GPU and float32 elsewhere.")
+]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that read pictures.")]
 CheckpointOption = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
 
@@ -64,14 +66,8 @@ def require_training_packages(*packages: str) -> None:
         raise typer.Exit(2) from None
 
 
-def mixed_precision(precision: str, device: str) -> Precision:
-    """accelerate's name for a ``--precision`` option on a device.
-
-    Raises:
-        typer.BadParameter: The precision is unknown.
-    """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise typer.BadParameter("precision is auto, float32 or bfloat16")
+def mixed_precision(precision: TrainingPrecision, device: str) -> MixedPrecision:
+    """accelerate's name for a ``--precision`` option on a device."""
     on_gpu = device.partition(":")[0] == "cuda"
     return "bf16" if precision == "bfloat16" or (precision == "auto" and on_gpu) else "no"
 
@@ -103,7 +99,7 @@ def open_run(
     images: str,
     output: Path,
     device: str,
-    precision: Precision,
+    precision: MixedPrecision,
     workers: int | None,
     *,
     frozen: bool = True,

@@ -42,10 +42,10 @@ class Entry:
 
 
 class RedisStore:
-    """A client whose connections wait so long at most for each answer.
+    """A client of Redis; its connections wait at most ``seconds`` for each answer.
 
-    Every method raises RefusedError, and what the client library does: RedisError, OSError, and, where somebody speaks
-    another protocol, about anything.
+    Every method raises RefusedError and what the client library raises: RedisError, OSError, and any other exception
+    where the server does not speak Redis' protocol.
 
     Args:
         url: ``redis://…`` or ``rediss://…``.

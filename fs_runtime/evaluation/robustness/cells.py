@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fs_runtime.attacks.threat_model import Norm
 from fs_runtime.evaluation.intervals import Estimate
 from fs_runtime.evaluation.robustness.defences import UNDEFENDED
+from fs_runtime.options import Norm
 from fs_runtime.system.files import write_file
 
 NO_ATTACK = "none"

@@ -61,21 +61,21 @@ class CompatibilityCheck:
             httpx.HTTPError: It did not answer.
         """
         for shape in _PROBE_SHAPES:
-            status, said = await self._tokenize(client, server, _embeddings_part(shape))
-            if found := _WIDTH.search(said):
+            status, answer = await self._tokenize(client, server, _embeddings_part(shape))
+            if found := _WIDTH.search(answer):
                 return (
                     self._width_fault(int(found.group(1)))
                     or await self._tower_fault(client, server)
                     or await self._plugin_fault(client, server)
                 )
-        if "--enable-mm-embeds" in said:
+        if "--enable-mm-embeds" in answer:
             return f"it takes no embeddings: start it with {self._flags}"
-        if status == httpx.codes.NOT_FOUND and self.model is not None and self.model in said:
+        if status == httpx.codes.NOT_FOUND and self.model is not None and self.model in answer:
             return f"it serves no model {self.model!r}: correct vllm_model"
-        if "not a multimodal model" in said:
+        if "not a multimodal model" in answer:
             return "its model reads no images: serve the same checkpoint in both"
         log.warning(
-            "cannot ask whether this language model server fits the model", server=server.name, answer=said[:200]
+            "cannot ask whether this language model server fits the model", server=server.name, answer=answer[:200]
         )
         return None
 
@@ -90,8 +90,8 @@ class CompatibilityCheck:
     async def _tower_fault(self, client: httpx.AsyncClient, server: Server) -> str | None:
         if not self.tower:
             return None
-        status, said = await self._tokenize(client, server, _image_part())
-        if status == httpx.codes.BAD_REQUEST and "At most 0 image" in said:
+        status, answer = await self._tokenize(client, server, _image_part())
+        if status == httpx.codes.BAD_REQUEST and "At most 0 image" in answer:
             return (
                 "its image limit is 0, so it would drop a part of this model's embeddings, or crash on them: "
                 f"start it with {self._flags}"
@@ -102,8 +102,8 @@ class CompatibilityCheck:
         """Detects the plugin by its other effect: it rejects embeddings that are not finite."""
         if not self.plugin or self.width is None:
             return None
-        _, said = await self._tokenize(client, server, _embeddings_part((1, self.width), np.nan))
-        if "not finite" in said:
+        _, answer = await self._tokenize(client, server, _embeddings_part((1, self.width), np.nan))
+        if "not finite" in answer:
             return None
         return (
             "it would crash on this model's embeddings if images differ in size, or drop them: start it with the "

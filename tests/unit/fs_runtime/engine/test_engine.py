@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import pickle
+import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -103,7 +104,7 @@ def test_few_images_are_decoded_at_once(encoder: VisionEncoder, leave: str) -> N
     try:
         asyncio.run(crowd())
         assert 1 <= decoding[1] <= 4
-        assert engine._preparing == 0
+        assert not engine._preparing | engine._working
         assert engine.queued_images == 0
     finally:
         engine.close()
@@ -117,7 +118,7 @@ def test_what_crosses_the_border_is_a_plain_value(cached: SmoothingEngine, pictu
         recall = await cached.recall(pickle.loads(pickle.dumps(request)))
         assert recall.result is None
         async with cached.place("t") as place:
-            result = await cached.smooth(pickle.loads(pickle.dumps(recall)), pixels, place)
+            result = await cached.smooth(*pickle.loads(pickle.dumps((recall, pixels, place))))
         return result, await cached.recall(request)
 
     result, again = asyncio.run(far())
@@ -145,3 +146,58 @@ def test_errors_of_the_engine_pickle(error: Exception) -> None:
 def test_without_an_image_id_nothing_can_be_recalled(cached: SmoothingEngine, ask: Ask) -> None:
     with pytest.raises(ValueError, match="image_id is missing"):
         asyncio.run(cached.recall(ask()[0]))
+
+
+@pytest.mark.parametrize("moment", ["decoding", "waiting for a thread"])
+def test_closing_in_the_middle_says_that_the_engine_is_closed(
+    encoder: VisionEncoder, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    engine = SmoothingEngine(Smoother(encoder), batch_size=8)
+    request, pixels = asked(picture, seed=1)
+    go = threading.Event()
+
+    async def one() -> None:
+        recall = await engine.recall(request)
+        async with engine.place("") as place:
+            if moment == "decoding":
+                engine.close()
+                await engine.smooth(recall, pixels, place)
+                return
+            busy = [engine._preparers.submit(go.wait, 30) for _ in range(engine._preparers._max_workers)]
+            work = asyncio.create_task(engine.smooth(recall, pixels, place))
+            await asyncio.sleep(0.1)
+            engine.close()
+            go.set()
+            assert all(one.result(30) for one in busy)
+            await work
+
+    try:
+        with pytest.raises(EngineClosedError):
+            asyncio.run(one())
+        assert not engine._preparing | engine._working
+    finally:
+        go.set()
+        engine.close()
+
+
+def test_a_cancelled_task_is_cancelled(encoder: VisionEncoder, picture: NDArray[np.uint8]) -> None:
+    engine = SmoothingEngine(Smoother(encoder), batch_size=8)
+    request, pixels = asked(picture, seed=1)
+    go = threading.Event()
+
+    async def one() -> None:
+        recall = await engine.recall(request)
+        async with engine.place("") as place:
+            for _ in range(engine._preparers._max_workers):
+                engine._preparers.submit(go.wait, 30)
+            work = asyncio.create_task(engine.smooth(recall, pixels, place))
+            await asyncio.sleep(0.1)
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+
+    try:
+        asyncio.run(one())
+    finally:
+        go.set()
+        engine.close()

@@ -30,12 +30,13 @@ class Visitors:
         await self._settle()
 
     async def _visit(self, name: str) -> None:
-        async with self._gate.place(name[0]):
-            self.inside.append(name)
-            try:
-                await self._go[name].wait()
-            finally:
-                self.inside.remove(name)
+        await self._gate.enter(name[0])
+        self.inside.append(name)
+        try:
+            await self._go[name].wait()
+        finally:
+            self.inside.remove(name)
+            self._gate.leave()
 
     async def _settle(self) -> None:
         for _ in range(5):

@@ -195,7 +195,7 @@ def test_a_thread_that_ends_for_whatever_reason_leaves_nobody_waiting(
 
     smoother.gate.clear()
     waiting = engine.submit(*ask())
-    monkeypatch.setattr(engine._worker, "_turn", ending)
+    monkeypatch.setattr(engine._worker, "_round", ending)
     smoother.gate.set()
     with pytest.raises(EngineClosedError):
         waiting.result(30)

@@ -41,7 +41,7 @@ def test_masked_gradients_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
     ("wrong", "says"),
     [
         (["--attacks", "pdg"], "'pdg' is not among"),
-        (["--norm", "l1"], "norm is linf or l2"),
+        (["--norm", "l1"], "'l1' is not one of 'linf', 'l2'"),
         (["--row", "FS + magic"], "'FS + magic' is not among"),
         (["--psm", "none"], "there is no purifier and no mapper"),
         (["--images", "1"], "--images"),

@@ -1,8 +1,10 @@
 import pytest
-import typer
+from typer.testing import CliRunner
 
 from fs_runtime.cli.train.run import mixed_precision, select_gpu
+from fs_runtime.options import MixedPrecision, TrainingPrecision
 from fs_runtime.system.files import TrainingError
+from tests.commands import app
 
 
 @pytest.mark.parametrize(
@@ -16,13 +18,15 @@ from fs_runtime.system.files import TrainingError
         ("bfloat16", "cpu", "bf16"),
     ],
 )
-def test_every_gpu_has_mixed_precision(precision: str, device: str, expected: str) -> None:
+def test_every_gpu_has_mixed_precision(precision: TrainingPrecision, device: str, expected: MixedPrecision) -> None:
     assert mixed_precision(precision, device) == expected
 
 
-def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(typer.BadParameter, match="float32 or bfloat16"):
-        mixed_precision("float16", "cpu")
+@pytest.mark.parametrize("command", ["psm", "purifier", "robust-encoder"])
+def test_unknown_precision_is_refused(command: str) -> None:
+    done = CliRunner().invoke(app, ["train", command, "--precision", "float16"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "'float16' is not one of 'auto', 'float32', 'bfloat16'" in done.output
 
 
 def test_one_gpu_is_not_for_several_processes() -> None:
