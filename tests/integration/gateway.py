@@ -50,7 +50,7 @@ def running_gateway(model: Path | str, engine: SmoothingEngine, **settings: Any)
     settings = {"served_model_name": TINY, "samples": 16, **settings}
     chosen = Settings(model=str(model), **settings)
     application = create_app(chosen, AccessDirectory(chosen), ConfiguredModels(chosen), [load_model(chosen, engine)])
-    config = uvicorn.Config(application, port=0, log_config=None, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(application, port=0, log_config=None, timeout_graceful_shutdown=30)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -62,7 +62,7 @@ def running_gateway(model: Path | str, engine: SmoothingEngine, **settings: Any)
         yield Gateway(f"http://127.0.0.1:{port}", chosen, engine)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
 
 
 def picture(seed: int, size: int = 56) -> Image.Image:

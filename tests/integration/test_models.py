@@ -22,6 +22,7 @@ from fs_runtime.receipts.verify import verify
 
 from .families.llava_onevision import build as build_onevision
 from .gateway import data_url, image_part, picture
+from .load import Load
 from .models_file import write_models
 from .serve_process import ServeProcess, serving, wait_until
 from .tenants import bearer, write_access
@@ -290,24 +291,24 @@ def test_models_come_change_and_go_under_load_without_losing_a_request(
         models.until(lambda: models.metric("fs_model_unloads_total") == 1, "the unload of the former version")
 
         with asking(models, "stays") as seen:
-            # A stream that is under way while its model is unloaded is finished.
+            # Streams that are under way while their model is unloaded are finished. They are answered one at a time, so
+            # that some are whenever the file is read.
             body = {
                 "model": "comes",
                 "stream": True,
                 "messages": [{"role": "user", "content": "Tell."}],
                 "max_tokens": 400,
             }
-            with httpx.stream("POST", f"{models.url}/v1/chat/completions", json=body, timeout=120) as stream:
-                lines = stream.iter_lines()
-                first = next(lines)
-                write_models(models.file, stays=stays)
-                models.until(lambda: models.states() == {"stays": "ready", "comes": "leaving"}, "leaving")
-                gone = models.chat("comes")
-                assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
-                assert list(models.listed()) == ["stays"]
-                text = [first, *lines]
-            assert text[-2:] == ["data: [DONE]", ""]
-            assert "error" not in "".join(text)
+            streams = Load(models.url, [body], clients=8, rounds=1)
+            models.until(lambda: models.metric("fs_requests_in_flight") >= 8, "the streams")
+            write_models(models.file, stays=stays)
+            models.until(lambda: models.states() == {"stays": "ready", "comes": "leaving"}, "leaving")
+            gone = models.chat("comes")
+            assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+            assert list(models.listed()) == ["stays"]
+            ended = streams.join()
+            assert all(one.good or (one.status, one.error) == (404, "model_not_found") for one in ended)
+            assert any(one.good for one in ended)
             models.until(lambda: models.states() == {"stays": "ready"}, "the unload")
         assert {status for _, status, _ in seen} == {200}
         models.until(lambda: not [line for line in models.metrics() if '"comes"' in line], "the end of its series")
