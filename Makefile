@@ -29,7 +29,7 @@ serve: $(VENV)/.installed ## start the gateway on 127.0.0.1:8000 with the refere
 test: $(VENV)/.installed-dev vllm ## run all tests, those against a real vLLM included, on WORKERS processes
 	$(PYTEST) $(ARGS)
 
-test-slow: $(VENV)/.installed-dev ## run the long versions of statistical tests
+test-slow: $(VENV)/.installed-dev vllm ## run the long versions of statistical tests, and all families against vLLM
 	$(PYTEST) -m slow $(ARGS)
 
 system-packages: ## install the programs that some tests need, as root (Debian)

@@ -26,7 +26,7 @@ from server.language_models.vllm.compatibility import CompatibilityCheck
 from server.language_models.vllm.model import image_part as embeddings_part
 from server.language_models.vllm.pool import Server
 
-from .families import CASES, LLAVA_NEXT, QWEN3_VL, FamilyCase
+from .families import CASES, INTERNVL, LLAVA, LLAVA_NEXT, QWEN2_5_VL, QWEN3_VL, FamilyCase
 from .families.case import write_language_part
 from .gateway import TINY, chat, image_part
 from .serve_process import ServeProcess, serving
@@ -61,9 +61,14 @@ class Served:
 
 
 THROUGH_VLLM = [case for case in CASES if "vllm" in FAMILIES[case.model_type].language_models]
+# One of each kind: a picture of one size, of any size, in tiles. Each family starts two servers of its own.
+ALWAYS = (LLAVA, QWEN2_5_VL, INTERNVL)
+PARAMETERS = [
+    pytest.param(case, id=case.model_type, marks=() if case in ALWAYS else pytest.mark.slow) for case in THROUGH_VLLM
+]
 
 
-@pytest.fixture(scope="module", params=THROUGH_VLLM, ids=lambda case: case.model_type)
+@pytest.fixture(scope="module", params=PARAMETERS)
 def served(
     request: pytest.FixtureRequest, vllm_forks: VllmForks, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
