@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,6 +53,30 @@ class Served:
 
     best: float | None
     confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How near the smoothed features are to f₀, those of the picture as sent without noise, purifier and mapper.
+
+    A high certificate says that an attack moves the smoothed features little; this says that they still show the
+    picture. It compares with the picture **as sent**: of an attacked one f₀ is the attacker's, and a low fidelity may
+    mean that smoothing took the attack away (docs/guarantee.md).
+
+    Attributes:
+        served: Cosine similarity of the mean that is served with f₀; exact, no estimate.
+        lower: Lower bound of the cosine similarity of g with f₀, with an α of its own; null where it is not positive.
+        clean_to_attacked: Lower bound of the cosine similarity of f₀ with the smoothed features of **every** image
+            within the radius; null where there is none.
+        confidence: 1 - 2α: of ``lower`` and of the certificate together, and so of ``clean_to_attacked``.
+        tokens: ``served`` of every token, rows of the token grid; null if ``token_map`` was not asked for.
+    """
+
+    served: float
+    lower: float | None
+    clean_to_attacked: float | None
+    confidence: float
+    tokens: list[list[float]] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +165,7 @@ class ImageRobustness:
         centred: Whether the mean feature of a reference set was taken off first.
         floor: Similarity of different images under the same features, for the mean over tokens; null where it was not
             measured: with token granularity, and at noise levels other than that of the model's feature statistics.
+        fidelity: What is left of the picture as sent; null without noise.
         norm: ρ, the norm of the smoothed unit feature.
         spread: Upper bounds of the variances of the unit feature across and along its mean; null if not asked for.
         score: Gaussian robustness score (1 + ρ) / 2.
@@ -166,6 +192,7 @@ class ImageRobustness:
     stage: Stage
     centred: bool
     floor: Floor | None
+    fidelity: Fidelity | None
     norm: Bound
     spread: Spread | None
     score: Bound
@@ -220,6 +247,7 @@ def certify(
         stage=terms.feature_map.stage,
         centred=terms.feature_map.centred,
         floor=floor if terms.granularity == "image" else None,
+        fidelity=_fidelity(result, smoothed.best),
         norm=Bound(lower, estimate),
         spread=result.spread,
         score=Bound(score_from_norm(lower), None if estimate is None else score_from_norm(estimate)),
@@ -268,9 +296,38 @@ def _radii(norm: float, spread: Spread | None, sigma: float, similarity: float) 
     return best, tight, fcsb_radius(score_from_norm(norm), sigma, similarity)
 
 
+def _fidelity(result: SmoothingResult, certified: float | None) -> Fidelity | None:
+    found = result.fidelity
+    if found is None:
+        return None
+    lower = found.lower if found.lower > 0 else None
+    both = None
+    if lower is not None and certified is not None and result.terms.granularity == "image":
+        both = _cosine_of_sum(certified, lower)
+    return Fidelity(
+        served=found.served,
+        lower=lower,
+        clean_to_attacked=both,
+        confidence=max(0.0, 1 - 2 * (1 - result.terms.confidence)),
+        tokens=_rows(result, found.tokens) if result.terms.token_map else None,
+    )
+
+
+def _cosine_of_sum(one: float, other: float) -> float | None:
+    """Cosine of the sum of two angles given by their cosines, the largest angle that two sides of a spherical triangle
+    leave for the third; None from π on."""
+    sum_of_angles = math.acos(min(one, 1.0)) + math.acos(min(other, 1.0))
+    return math.cos(sum_of_angles) if sum_of_angles < math.pi else None
+
+
+def _rows(result: SmoothingResult, tokens: NDArray[np.float64]) -> list[list[float]]:
+    """Values of tokens as rows of the rectangles that the tokens fill."""
+    rows = [columns for count, columns in result.token_grids for _ in range(count)]
+    return [row.tolist() for row in np.split(tokens, np.cumsum(rows)[:-1])]
+
+
 def _token_map(result: SmoothingResult, radius: float) -> TokenMap | None:
     if result.token_norm_lower is None or result.terms.sigma == 0:
         return None
     similarity = tight_similarity(result.token_norm_lower, radius, result.terms.sigma)
-    rows = [columns for count, columns in result.token_grids for _ in range(count)]
-    return TokenMap(result.terms.confidence, [row.tolist() for row in np.split(similarity, np.cumsum(rows)[:-1])])
+    return TokenMap(result.terms.confidence, _rows(result, similarity))

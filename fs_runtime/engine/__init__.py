@@ -9,7 +9,7 @@ from fs_runtime.engine.errors import (
     EngineOverloadedError,
     SmoothingError,
 )
-from fs_runtime.engine.request import CacheOutcome, Ending, Recall, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.request import CacheOutcome, Ending, MeasuredFidelity, Recall, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.terms import MAX_CONFIDENCE, CertificateTerms, ConfidenceSplit
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Ending",
     "EngineClosedError",
     "EngineOverloadedError",
+    "MeasuredFidelity",
     "Recall",
     "SmoothingEngine",
     "SmoothingError",

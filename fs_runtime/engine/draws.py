@@ -43,7 +43,8 @@ class Draws:
         self._blocks: list[NDArray[np.float32]] = []
         self._latest_tokens: NDArray[np.float32] | None = None
         self._spread: tuple[float, int] | None = None
-        self._sequences: dict[float, NormConfidenceSequence] = {}
+        self._clean: list[NDArray[np.float32]] = []
+        self._sequences: dict[tuple[str, float], NormConfidenceSequence] = {}
         self._lock = threading.Lock()
 
     def add(self, products: InnerProducts, count: int) -> None:
@@ -66,22 +67,31 @@ class Draws:
             raise ValueError("the vision encoder returned values that are not finite for this image")
         if len(block):
             self._blocks.append(block)
+        if products.clean is not None:
+            self._clean.append(products.clean.float().cpu().numpy())
         self.count = count
 
     def norm_sequence(self, terms: CertificateTerms) -> NormConfidenceSequence:
         """The confidence sequence of ρ that the terms ask for, with all samples in it."""
         if terms.granularity == "token":
             return self.token_sequence or NormConfidenceSequence(terms.confidence)
-        confidence = 1 - terms.alphas.norm
+        return self._sequence("norm", 1 - terms.alphas.norm, _joined(self._blocks))
+
+    def fidelity_sequence(self, terms: CertificateTerms) -> NormConfidenceSequence | None:
+        """The confidence sequence of ⟨g, f₀⟩, with an α of its own; None where no sample was compared with f₀."""
+        clean = _joined(self._clean)
+        return self._sequence("clean", terms.confidence, clean) if len(clean) else None
+
+    def _sequence(self, kind: str, confidence: float, values: NDArray[np.float32]) -> NormConfidenceSequence:
+        """The sequence of one kind and confidence, after it was shown all values."""
         with self._lock:
-            sequence = self._sequences.get(confidence)
+            sequence = self._sequences.get((kind, confidence))
             if sequence is None:
                 if len(self._sequences) >= _MOST_SEQUENCES:
                     self._sequences.pop(next(iter(self._sequences)))
-                sequence = self._sequences[confidence] = NormConfidenceSequence(confidence)
-            products = self._products()
-            if sequence.count < len(products):
-                sequence.update(products[sequence.count :].astype(np.float64))
+                sequence = self._sequences[kind, confidence] = NormConfidenceSequence(confidence)
+            if sequence.count < len(values):
+                sequence.update(values[sequence.count :].astype(np.float64))
             return sequence
 
     def latest(self, terms: CertificateTerms) -> Array:
@@ -106,14 +116,15 @@ class Draws:
         other = Draws(self._token_confidence)
         other.count = self.count
         other.token_sequence = copy.deepcopy(self.token_sequence)
-        other._blocks = [self._products()] if self._blocks else []
+        other._blocks = [_joined(self._blocks)] if self._blocks else []
+        other._clean = [_joined(self._clean)] if self._clean else []
         other._latest_tokens = self._latest_tokens
         other._spread = self._spread
         return other
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
         """Numbers and arrays that make it up, but for the sketch."""
-        arrays: dict[str, NDArray[np.generic]] = {"products": self._products()}
+        arrays: dict[str, NDArray[np.generic]] = {"products": _joined(self._blocks), "clean": _joined(self._clean)}
         if self._latest_tokens is not None:
             arrays["latest_tokens"] = self._latest_tokens
         if self.token_sequence is not None:
@@ -131,6 +142,8 @@ class Draws:
         draws.count = int(numbers["count"])
         if len(arrays["products"]):
             draws._blocks = [arrays["products"].astype(np.float32)]
+        if len(arrays["clean"]):
+            draws._clean = [arrays["clean"].astype(np.float32)]
         if numbers["spread"] is not None:
             draws._spread = float(numbers["spread"][0]), int(numbers["spread"][1])
         draws._latest_tokens = arrays.get("latest_tokens")
@@ -146,13 +159,14 @@ class Draws:
     def nbytes(self) -> int:
         """Memory that it takes, about; with room for the sequences."""
         tokens = 0 if self._latest_tokens is None else self._latest_tokens.nbytes + 256 * self._latest_tokens.shape[-1]
-        return tokens + sum(block.nbytes for block in self._blocks) + 4096 * _MOST_SEQUENCES
+        return tokens + sum(block.nbytes for block in (*self._blocks, *self._clean)) + 4096 * _MOST_SEQUENCES
 
-    def _products(self) -> NDArray[np.float32]:
-        """All inner products, ``(n,)``; joined into one block when many have come together."""
-        if len(self._blocks) == 1:
-            return self._blocks[0]
-        return np.concatenate(self._blocks) if self._blocks else np.zeros(0, np.float32)
+
+def _joined(blocks: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """All inner products, ``(n,)``."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def _token_confidence(confidence: float, tokens: int) -> float:

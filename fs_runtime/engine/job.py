@@ -15,7 +15,8 @@ from fs_runtime.encoders import PreparedImage
 from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.engine.cache.stored import Mean, StoredImage
 from fs_runtime.engine.draws import Draws
-from fs_runtime.engine.request import CacheOutcome, Ending, Origin, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.request import CacheOutcome, Ending, MeasuredFidelity, Origin, SmoothingRequest, SmoothingResult
+from fs_runtime.engine.terms import CertificateTerms
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.sums import InnerProducts, SmoothingState
 
@@ -119,6 +120,7 @@ class PendingRequest:
             norm_lower=draws.norm_sequence(terms).lower,
             norm_estimate=estimate,
             token_norm_lower=np.asarray(tokens.lower) if terms.token_map and tokens is not None else None,
+            fidelity=_fidelity(draws, mean, terms),
             spread=spread.bound() if spread else None,
             spread_estimate=spread.observed if spread and spread.count else None,
             spread_samples=spread.count if spread else 0,
@@ -229,6 +231,13 @@ class Job:
             assert self.state is not None  # noqa: S101 (something was drawn)
             self._mean = self.draws.count, Mean.of(smoother, self.state)
         return self._mean[1]
+
+
+def _fidelity(draws: Draws, mean: Mean, terms: CertificateTerms) -> MeasuredFidelity | None:
+    sequence = draws.fidelity_sequence(terms)
+    if sequence is None or mean.fidelity is None or mean.token_fidelity is None:
+        return None
+    return MeasuredFidelity(mean.fidelity, float(sequence.lower), mean.token_fidelity)
 
 
 def cost_of(image: PreparedImage) -> int:

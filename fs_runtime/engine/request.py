@@ -62,6 +62,22 @@ class SmoothingRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredFidelity:
+    """How near smoothed features are to f₀, the clean ones of the picture as sent; T tokens.
+
+    Attributes:
+        served: Cosine of the sample mean with f₀, both stacked: of what is served it is exact.
+        lower: Lower bound of ⟨g, f₀⟩, and where it is positive of cos(g, f₀), with the confidence of the terms and an
+            α of its own.
+        tokens: ``(T,)`` the first for each token.
+    """
+
+    served: float
+    lower: float
+    tokens: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class SmoothingResult:
     """What the smoothing pass found for one image; T tokens. Results from the cache share their arrays.
 
@@ -76,6 +92,7 @@ class SmoothingResult:
         norm_lower: Lower bound of ρ with the confidence of the terms: a float, or ``(T,)``, all tokens at once.
         norm_estimate: Plug-in estimate of ρ without confidence, of the same shape; None if it cannot be given.
         token_norm_lower: ``(T,)`` lower bounds of all tokens' ρ at once, with an α of their own; None if not asked for.
+        fidelity: What is left of the picture as sent; None without noise.
         spread: Upper bounds of the features' variances across and along g; None if they were not asked for.
         spread_estimate: Largest eigenvalue of the samples' covariance, without confidence; None likewise,
             and where nothing was seen of it.
@@ -101,6 +118,7 @@ class SmoothingResult:
     norm_lower: float | NDArray[np.float64]
     norm_estimate: float | NDArray[np.float64] | None
     token_norm_lower: NDArray[np.float64] | None
+    fidelity: MeasuredFidelity | None
     spread: Spread | None
     spread_estimate: float | None
     spread_samples: int

@@ -13,7 +13,7 @@ _EXACT = 1e-9
 
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 
-LATER_FIELDS: frozenset[str] = frozenset()
+LATER_FIELDS: frozenset[str] = frozenset({"certificate.fidelity"})
 """Paths of the certificate's fields that came after the first receipts of this version: a receipt may lack them.
 ``*`` stands for every entry of a list."""
 

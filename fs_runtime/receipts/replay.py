@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.certificate import Spread, SpreadConfidenceSequence
-from fs_runtime.engine import CertificateTerms, SmoothingEngine, SmoothingRequest, SmoothingResult
+from fs_runtime.engine import CertificateTerms, MeasuredFidelity, SmoothingEngine, SmoothingRequest, SmoothingResult
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts.document import Receipt
 from fs_runtime.robustness import Fingerprints, certify
@@ -135,9 +135,18 @@ def _shifted(result: SmoothingResult, by: float) -> SmoothingResult:
         norm_lower=_moved(result.norm_lower, by),
         norm_estimate=_moved(result.norm_estimate, by),
         token_norm_lower=_moved(result.token_norm_lower, by),
+        fidelity=_shifted_fidelity(result.fidelity, by),
         spread=None if spread is None else Spread(_less(spread.across, by, 1.0), _less(spread.along, by, 4.0)),
         spread_estimate=None if seen is None else _less(seen, by, 4.0),
     )
+
+
+def _shifted_fidelity(fidelity: MeasuredFidelity | None, by: float) -> MeasuredFidelity | None:
+    """A cosine with unit features moves by no more than the features do."""
+    if fidelity is None:
+        return None
+    served, lower = (min(max(value + by, -1.0), 1.0) for value in (fidelity.served, fidelity.lower))
+    return MeasuredFidelity(served, lower, np.clip(fidelity.tokens + by, -1.0, 1.0))
 
 
 @overload

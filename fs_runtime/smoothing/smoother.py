@@ -158,6 +158,7 @@ class Smoother:
         If it fails, for example because memory runs out, no image changes, and their noise streams are rewound.
         """
         positions = [state.noise.position() for state, _ in parts]
+        self._add_clean_features([state for state, _ in parts if state.clean is None and state.sigma > 0])
         unit, lengths = self._unit_features(parts)
         counts = [count for _, count in parts]
         try:
@@ -198,10 +199,12 @@ class Smoother:
             features = features + self._centre(state)
         at_projector = state.feature_map.stage == "projector"
         embeddings = features if at_projector else self.encoder.project(features, state.image.grid)
+        fidelity, by_token = _fidelity(state.feature_sum, state.clean)
         if n < 2:
-            return SmoothedFeatures(features, embeddings, None, None)
-        image_norm = norm_estimate(state.token_squares.mean(), n)
-        return SmoothedFeatures(features, embeddings, float(image_norm), norm_estimate(state.token_squares, n))
+            return SmoothedFeatures(features, embeddings, None, None, fidelity, by_token)
+        image_norm = float(norm_estimate(state.token_squares.mean(), n))
+        by_token_norm = norm_estimate(state.token_squares, n)
+        return SmoothedFeatures(features, embeddings, image_norm, by_token_norm, fidelity, by_token)
 
     def _unit_features(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
         """Unit features ``(B, T, D)`` of new samples, and their lengths ``(B, T)`` before normalisation."""
@@ -217,6 +220,17 @@ class Smoother:
             raise
         lengths = torch.linalg.vector_norm(features, dim=-1)  # (B, T)
         return features / lengths.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1), lengths
+
+    def _add_clean_features(self, states: Sequence[SmoothingState]) -> None:
+        """Computes ``clean`` of images of one shape in one batch; noise levels are not mixed in a batch of samples."""
+        if not states:
+            return
+        first = states[0]
+        x, sigma = torch.stack([state.x for state in states]), torch.zeros(len(states), device=self.encoder.device)
+        features = self._apply_feature_map(self.features(x, sigma, first.image.grid, noisy=False), first)
+        lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+        for state, clean in zip(states, features / lengths.clamp_min(torch.finfo(torch.float32).tiny), strict=True):
+            state.clean = clean
 
     def _noisy_copies(self, parts: Sequence[tuple[SmoothingState, int]]) -> tuple[Tensor, Tensor]:
         """Noisy copies ``(B, …)`` of the images' shape and the noise level ``(B,)`` of each."""
@@ -247,3 +261,12 @@ class Smoother:
     def _centre(self, state: SmoothingState) -> Tensor:
         assert self.statistics is not None  # noqa: S101 (checked by start)
         return self.statistics.centre(state.feature_map.stage, state.image.grid, self.encoder.device)
+
+
+def _fidelity(feature_sum: Tensor, clean: Tensor | None) -> tuple[float | None, Tensor | None]:
+    """Cosine of the sample mean with the clean features: stacked, and ``(T,)`` by token; None without clean ones."""
+    if clean is None:
+        return None, None
+    by_token = torch.nn.functional.cosine_similarity(feature_sum, clean, dim=-1)
+    stacked = torch.nn.functional.cosine_similarity(feature_sum.flatten(), clean.flatten(), dim=0)
+    return float(stacked), by_token

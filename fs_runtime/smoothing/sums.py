@@ -24,6 +24,8 @@ class SmoothingState:
         noise: The image's draws.
         feature_map: Which f is smoothed.
         sketch: Bounds the features' spread; None if it is not wanted.
+        clean: ``(T, D)`` unit features of the image without noise, purifier and mapper, which samples are compared
+            with for fidelity; None before the first sample, and without noise.
         count: Samples taken so far.
         feature_sum: ``(T, D)`` float32, Σ f_t over the samples; f_t is token t's unit feature.
         token_squares: ``(T,)`` float32, ‖feature_sum_t‖².
@@ -36,6 +38,7 @@ class SmoothingState:
     noise: NoiseStream
     feature_map: FeatureMap = ENCODER_FEATURES
     sketch: SpreadSketch | None = None
+    clean: Tensor | None = None
     count: int = 0
     feature_sum: Tensor | None = None
     token_squares: Tensor | None = None
@@ -49,12 +52,15 @@ class InnerProducts:
     Attributes:
         image: ``(n,)`` float32, ⟨û, f⟩ of the stacked token features: the mean token cosine with the running mean.
         tokens: ``(n, T)`` float32, the same for each token by itself.
+        clean: ``(n,)`` float32, ⟨f, f₀⟩ with the clean features f₀, for all samples; None where there are none.
 
-    Sample 1 has no predecessor and is left out: an image's first block has one row fewer than it has samples.
+    Sample 1 has no predecessor and is left out of the first two: an image's first block has one row fewer than it has
+    samples.
     """
 
     image: Tensor
     tokens: Tensor
+    clean: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +73,16 @@ class SmoothedFeatures:
         embeddings: ``(T', D')`` input of the language model.
         norm_estimate: Plug-in estimate of ρ (no confidence); None for fewer than two samples.
         token_norm_estimates: ``(T,)`` the same for each token; None for fewer than two samples.
+        fidelity: Cosine of the sample mean with the clean features, both stacked; None without noise.
+        token_fidelity: ``(T,)`` the same for each token; None without noise.
     """
 
     features: Tensor
     embeddings: Tensor
     norm_estimate: float | None
     token_norm_estimates: Tensor | None
+    fidelity: float | None
+    token_fidelity: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,7 @@ def sums_update(state: SmoothingState, unit: Tensor, lengths: Tensor) -> SumsUpd
         products=InnerProducts(
             image=(products.mean(0) / squares.mean(0).sqrt()).clamp(-1, 1),
             tokens=(products / squares.sqrt()).clamp(-1, 1).mT,
+            clean=None if state.clean is None else (unit * state.clean).sum(-1).mean(-1).clamp(-1, 1),
         ),
         feature_sum=feature_sum,
         token_squares=feature_sum.square().sum(-1),

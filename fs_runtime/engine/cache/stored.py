@@ -25,11 +25,15 @@ class Mean:
         payload: Arrays for the language model.
         norm_estimate: Plug-in estimate of ρ; None for fewer than two samples.
         token_norm_estimates: ``(T,)`` the same for each token; None likewise.
+        fidelity: Cosine of the sample mean with the clean features; None without noise.
+        token_fidelity: ``(T,)`` the same for each token; None likewise.
     """
 
     payload: dict[str, NDArray[np.generic]]
     norm_estimate: float | None
     token_norm_estimates: NDArray[np.float64] | None
+    fidelity: float | None
+    token_fidelity: NDArray[np.float64] | None
 
     @classmethod
     def of(cls, smoother: Smoother, state: SmoothingState) -> Mean:
@@ -39,18 +43,18 @@ class Mean:
             ValueError: The encoder returned values that are not finite, or that the language model must not get.
         """
         smoothed = smoother.finish(state)
-        tokens = smoothed.token_norm_estimates
-        return cls(
-            smoother.encoder.payload(smoothed.embeddings, state.image),
-            smoothed.norm_estimate,
-            None if tokens is None else tokens.double().cpu().numpy(),
+        norms, fidelities = (
+            None if tokens is None else tokens.double().cpu().numpy()
+            for tokens in (smoothed.token_norm_estimates, smoothed.token_fidelity)
         )
+        payload = smoother.encoder.payload(smoothed.embeddings, state.image)
+        return cls(payload, smoothed.norm_estimate, norms, smoothed.fidelity, fidelities)
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        tokens = 0 if self.token_norm_estimates is None else self.token_norm_estimates.nbytes
-        return tokens + sum(array.nbytes for array in self.payload.values())
+        arrays = *self.payload.values(), self.token_norm_estimates, self.token_fidelity
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from fs_runtime.smoothing.spread_sketch import SpreadSketch
 
 # Of the bytes, and of what the numbers in them mean. It is part of every name in the shared cache and rises with every
 # change, also when fields are only added: replicas of two versions share nothing, so that none misreads another's.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Array = NDArray[Any]
 
@@ -52,6 +52,7 @@ def image_to_bytes(image: StoredImage) -> bytes:
         "origin": dataclasses.asdict(image.origin),
         "draws": draws,
         "norm_estimate": image.mean.norm_estimate,
+        "fidelity": image.mean.fidelity,
         "spectral_norm": image.spectral_norm,
         "token_grids": image.token_grids,
         "cost": image.cost,
@@ -59,6 +60,8 @@ def image_to_bytes(image: StoredImage) -> bytes:
     arrays |= {f"payload.{name}": array for name, array in image.mean.payload.items()}
     if image.mean.token_norm_estimates is not None:
         arrays["token_norm_estimates"] = image.mean.token_norm_estimates
+    if image.mean.token_fidelity is not None:
+        arrays["token_fidelity"] = image.mean.token_fidelity
     if image.sums is not None:
         sums = image.sums
         numbers["sums"] = {"count": sums.count}
@@ -103,6 +106,8 @@ def _image(numbers: dict[str, Any], arrays: dict[str, Array]) -> StoredImage:
             payload=_below("payload.", arrays),
             norm_estimate=numbers["norm_estimate"],
             token_norm_estimates=arrays.get("token_norm_estimates"),
+            fidelity=numbers["fidelity"],
+            token_fidelity=arrays.get("token_fidelity"),
         ),
         sums=sums,
         spectral_norm=float(numbers["spectral_norm"]),
