@@ -49,6 +49,9 @@ DEFAULT_MAX_PIXELS = 1280 * 28 * 28
 """1,280 tokens of Qwen2-VL, about a megapixel. Published checkpoints allow twelve times as many pixels; one image in
 flight would then take gigabytes of memory."""
 
+LEAST_FIDELITY = 0.95
+"""Fidelity of tokens, mean over pictures, that a default σ must leave of what the encoder sees."""
+
 # Below it the noise is no longer Gaussian: float32 pixels near 1 lie 6e-8 apart, and x + δ is rounded to them.
 MIN_SIGMA = 1e-3
 MAX_RADIUS = 1e6  # far beyond the size of any change of any image; more would overflow somewhere

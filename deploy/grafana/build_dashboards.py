@@ -153,6 +153,12 @@ ROBUSTNESS = [
         stacked=True,
     ),
     heatmap("Certified similarity", "fs_certified_similarity", "At the asked radius; 0 where nothing is certified."),
+    heatmap("Fidelity", "fs_fidelity", "What smoothing leaves of the picture as sent: 1 is all of it."),
+    Panel(
+        "Mean fidelity",
+        {"15 min, {{model}} {{parameters}}": "job_model_parameters:fs_fidelity:mean15m" + C},
+        description="Low where noise drowns pictures: choose a smaller sigma, or tune a purifier.",
+    ),
     heatmap("Lower bound of ρ", "fs_norm_lower", "The norm of the smoothed feature, from 0 to 1."),
     Panel(
         "Samples for one image",

@@ -18,6 +18,7 @@ from fs_runtime.cli.options import (
     MaxPixelsOption,
     ModelOption,
     PsmOption,
+    StatisticsOption,
     check_plots,
     checkpoint_of,
 )
@@ -34,6 +35,7 @@ def certify(
     image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Picture to certify.")],
     model: ModelOption = "reference",
     psm: PsmOption = "auto",
+    feature_statistics: StatisticsOption = None,
     sigma: Annotated[
         float | None, typer.Option(min=0.0, help="Noise level in pixels of [0, 1]; by default what suits the PSM.")
     ] = None,
@@ -103,7 +105,10 @@ def certify(
     detailed = plot is not None or as_json
     signing_key = signing_key_of(receipt, key)
     engine = load_engine(
-        checkpoint_of(model), EngineOptions(psm=psm, device=device, dtype=dtype, encoder_max_pixels=max_pixels)
+        checkpoint_of(model),
+        EngineOptions(
+            psm=psm, feature_statistics=feature_statistics, device=device, dtype=dtype, encoder_max_pixels=max_pixels
+        ),
     )
     sigma = engine.smoother.sigma_for(sigma)
     query = CertificateQuery(radius_for(sigma, radius), space, min_similarity, curve=detailed)

@@ -22,6 +22,10 @@ PsmOption = Annotated[
     str,
     typer.Option(help="Purifier and mapper: a folder of `train psm`, a purifier that ships ('small'), 'none', 'auto'."),
 ]
+StatisticsOption = Annotated[
+    Path | None,
+    typer.Option(help="File of `evaluate features`; by default the one in the folder of the PSM or of the model."),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Arithmetic; auto is bfloat16 on a GPU and float32 elsewhere.")]
 MaxPixelsOption = Annotated[

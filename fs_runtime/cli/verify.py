@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from fs_runtime.cli.options import JsonOption, ModelOption, PsmOption, checkpoint_of
+from fs_runtime.cli.options import JsonOption, ModelOption, PsmOption, StatisticsOption, checkpoint_of
 from fs_runtime.options import Dtype
 from fs_runtime.receipts import ReceiptError, ReceiptKeyError, parse_receipt, read_public_key
 from fs_runtime.rounding import at_least, percent
@@ -43,6 +43,7 @@ def verify(
     ] = None,
     model: ModelOption = "reference",
     psm: PsmOption = "auto",
+    feature_statistics: StatisticsOption = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:<index>; auto is the kind that made the receipt.")
     ] = "auto",
@@ -92,6 +93,7 @@ def verify(
             dtype=precision,
             max_pixels=max_pixels,
             quantization=parsed.arithmetic.quantization,
+            feature_statistics=feature_statistics,
         )
 
     _report(verify_receipt(parsed, pixels, load, trusted), parsed, as_json)

@@ -13,7 +13,7 @@ import torch
 from fs_runtime.encoders import CheckpointError, ImageSizeError, VisionEncoder, load_encoder
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.cache.shared import SharedCache
-from fs_runtime.options import DEFAULT_MAX_PIXELS, CompileMode, Dtype, Precision, Quantization
+from fs_runtime.options import DEFAULT_MAX_PIXELS, LEAST_FIDELITY, CompileMode, Dtype, Precision, Quantization
 from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
@@ -85,16 +85,20 @@ def load_smoother(
     dtype: str = "auto",
     max_pixels: int = DEFAULT_MAX_PIXELS,
     quantization: Quantization | None = None,
+    feature_statistics: Path | None = None,
 ) -> Smoother:
     """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
 
     ``max_pixels`` caps x in families that read any resolution (:meth:`VisionEncoder.cap`); 0 keeps the model's own cap.
     ``quantization`` is the format of products in the encoder's linear layers (:meth:`VisionEncoder.in_float8`);
-    purifier, mapper and feature statistics stay those of the unquantised encoder.
+    purifier, mapper and feature statistics stay those of the unquantised encoder. ``feature_statistics`` is a file of
+    ``fs-serve evaluate features``; by default the one beside the PSM or in the model's folder. The default noise level
+    is the largest of that file's at which the fidelity of tokens is :data:`LEAST_FIDELITY`, else the PSM's.
 
     Raises:
-        CheckpointError: The cap is too small, or the device cannot compute in that format; else as
-            :func:`fs_runtime.encoders.load_encoder` and :func:`fs_runtime.psm.storage.load_psm`.
+        CheckpointError: The file of statistics is missing, damaged or of another encoder, the cap is too small, or the
+            device cannot compute in that format; else as :func:`fs_runtime.encoders.load_encoder` and
+            :func:`fs_runtime.psm.storage.load_psm`.
     """
     device = resolve_device(device)
     # Inner products and norms need float32. TF32, which an environment variable can switch on, errs by up to 1e-3.
@@ -112,19 +116,41 @@ def load_smoother(
         smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma, psm=loaded.facts)
     # A purifier for any encoder comes without feature statistics; they are in the model's folder.
     beside_psm = smoother.psm is not None and smoother.psm.encoder == "this"
-    smoother.statistics = load_statistics(folder if folder and beside_psm else Path(model), smoother)
+    found = (folder if folder and beside_psm else Path(model)) / FILE_NAME
+    if feature_statistics is not None and not feature_statistics.is_file():
+        raise CheckpointError(f"feature_statistics: there is no file {feature_statistics}")
+    smoother.statistics = load_statistics(feature_statistics or found, smoother)
+    _choose_sigma(smoother)
     if quantization == "fp8":
         smoother.encoder = encoder.in_float8()
     return smoother
 
 
-def load_statistics(folder: Path, smoother: Smoother) -> FeatureStatistics | None:
-    """Feature statistics of ``folder``, if it has them.
+def _choose_sigma(smoother: Smoother) -> None:
+    """Sets the default noise level by what smoothing leaves of pictures, where that was measured."""
+    statistics = smoother.statistics
+    if statistics is None or not statistics.levels:
+        log.info("default sigma %g, for lack of statistics that say what smoothing leaves", smoother.sigma)
+        return
+    smallest = statistics.levels[0]
+    best = statistics.largest_sigma(LEAST_FIDELITY)
+    if best is None:
+        log.warning(
+            "default sigma %g, the smallest that was measured: even there tokens keep a fidelity of %.3f only",
+            smallest.sigma,
+            smallest.token_fidelity,
+        )
+    else:
+        log.info("default sigma %g, the largest measured that leaves tokens a fidelity of %g", best, LEAST_FIDELITY)
+    smoother.sigma = best or smallest.sigma
+
+
+def load_statistics(path: Path, smoother: Smoother) -> FeatureStatistics | None:
+    """Feature statistics of a file, if it is there and of this purifier and mapper; else a warning says so.
 
     Raises:
-        CheckpointError: They are damaged, or of other weights.
+        CheckpointError: They are damaged, or of another encoder.
     """
-    path = folder / FILE_NAME
     if not path.is_file():
         return None
     try:
@@ -133,10 +159,12 @@ def load_statistics(folder: Path, smoother: Smoother) -> FeatureStatistics | Non
         raise CheckpointError(str(error)) from None
     here = Fingerprints.of(smoother, ENCODER_FEATURES)
     card = statistics.card
-    if (card.encoder, card.purifier, card.mapper) != (here.model, here.purifier, here.mapper):
-        raise CheckpointError(
-            f"{path} was made with other weights; make it again with `fs-serve evaluate features --output {folder}`"
-        )
+    again = f"make it again with `fs-serve evaluate features --output {path}`"
+    if card.encoder != here.model:
+        raise CheckpointError(f"{path} was made with another encoder; {again}")
+    if (card.purifier, card.mapper) != (here.purifier, here.mapper):
+        log.warning("%s was made with another purifier or mapper and is not used; %s", path, again)
+        return None
     return statistics
 
 
@@ -146,6 +174,7 @@ class EngineOptions:
 
     Attributes:
         psm: As :func:`psm_folder` reads it.
+        feature_statistics: File of ``fs-serve evaluate features``; None for the one beside the PSM or the model.
         revision: Hub revision of the checkpoint; None for the newest.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
         dtype: Arithmetic of the encoder.
@@ -159,6 +188,7 @@ class EngineOptions:
     """
 
     psm: str = "auto"
+    feature_statistics: Path | None = None
     revision: str | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
@@ -207,6 +237,7 @@ def load_engine(
         dtype=chosen.dtype,
         max_pixels=chosen.encoder_max_pixels,
         quantization=None if chosen.quantization == "none" else chosen.quantization,
+        feature_statistics=chosen.feature_statistics,
     )
     batch_size = chosen.batch_size
     if batch_size is None:

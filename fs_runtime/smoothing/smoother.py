@@ -182,6 +182,15 @@ class Smoother:
         return self._unit_features([(state, count)])[0]
 
     @torch.inference_mode()
+    def draw_plain(self, state: SmoothingState, count: int) -> Tensor:
+        """The encoder's features ``(count, T, D)`` of an image's next samples, before any feature map.
+
+        Leaves its sums unchanged.
+        """
+        x, sigma = self._noisy_copies([(state, count)])
+        return self.features(x, sigma, state.image.grid, noisy=state.sigma > 0).float()
+
+    @torch.inference_mode()
     def finish(self, state: SmoothingState) -> SmoothedFeatures:
         """Mean direction, typical norm, projection and the plug-in estimate of ρ.
 
@@ -196,7 +205,7 @@ class Smoother:
         direction = torch.nn.functional.normalize(state.feature_sum, dim=-1)
         features = direction * (state.length_sum / n).unsqueeze(-1)
         if state.feature_map.centred:
-            features = features + self._centre(state)
+            features = features + self._centre(state.image.grid, state.feature_map)
         at_projector = state.feature_map.stage == "projector"
         embeddings = features if at_projector else self.encoder.project(features, state.image.grid)
         fidelity, by_token = _fidelity(state.feature_sum, state.clean)
@@ -213,7 +222,7 @@ class Smoother:
             x, sigma = self._noisy_copies(parts)
             first = parts[0][0]
             features = self.features(x, sigma, first.image.grid, noisy=first.sigma > 0)
-            features = self._apply_feature_map(features, first)  # (B, T, D)
+            features = self.mapped(features, first.image.grid, first.feature_map)  # (B, T, D)
         except Exception:
             for (state, _), position in zip(parts, positions, strict=True):
                 state.noise.rewind(position)
@@ -227,7 +236,8 @@ class Smoother:
             return
         first = states[0]
         x, sigma = torch.stack([state.x for state in states]), torch.zeros(len(states), device=self.encoder.device)
-        features = self._apply_feature_map(self.features(x, sigma, first.image.grid, noisy=False), first)
+        features = self.features(x, sigma, first.image.grid, noisy=False)
+        features = self.mapped(features, first.image.grid, first.feature_map)
         lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         for state, clean in zip(states, features / lengths.clamp_min(torch.finfo(torch.float32).tiny), strict=True):
             state.clean = clean
@@ -250,17 +260,17 @@ class Smoother:
         levels = torch.tensor([state.sigma for state, _ in parts])
         return x, levels.repeat_interleave(torch.tensor([count for _, count in parts])).to(device)
 
-    def _apply_feature_map(self, features: Tensor, first: SmoothingState) -> Tensor:
-        """Turns the encoder's features into those of the feature map, before normalisation."""
-        if first.feature_map.stage == "projector":
-            features = self.encoder.project(features, first.image.grid)
-        if first.feature_map.centred:
-            features = features.float() - self._centre(first)
+    def mapped(self, features: Tensor, grid: Grid, feature_map: FeatureMap) -> Tensor:
+        """Turns the encoder's features ``(B, T, D)`` into those of a feature map, float32, not normalised."""
+        if feature_map.stage == "projector":
+            features = self.encoder.project(features, grid)
+        if feature_map.centred:
+            features = features.float() - self._centre(grid, feature_map)
         return features.float()
 
-    def _centre(self, state: SmoothingState) -> Tensor:
+    def _centre(self, grid: Grid, feature_map: FeatureMap) -> Tensor:
         assert self.statistics is not None  # noqa: S101 (checked by start)
-        return self.statistics.centre(state.feature_map.stage, state.image.grid, self.encoder.device)
+        return self.statistics.centre(feature_map.stage, grid, self.encoder.device)
 
 
 def _fidelity(feature_sum: Tensor, clean: Tensor | None) -> tuple[float | None, Tensor | None]:

@@ -37,7 +37,15 @@ from server.robustness.entry import ImageEntry, Judgement
 from server.robustness.headers import robustness_headers
 from server.robustness.options import RobustnessOptions
 from server.robustness.planning import SmoothingPlan, plan_of
-from server.robustness.policy import Decision, Evidence, consequence, judge, strictest
+from server.robustness.policy import (
+    AnyRequirement,
+    Decision,
+    Evidence,
+    Requirement,
+    consequence,
+    judge,
+    strictest,
+)
 from server.settings.gateway import Settings
 
 
@@ -138,8 +146,9 @@ class SmoothingService:
 
     async def _decide(self, images: list[_Smoothed], plan: SmoothingPlan, caller: Caller) -> Robustness:
         """Sums up the verdicts, and writes the decision down before it takes effect."""
-        decision = strictest([image.decision for image in images]) if plan.requirements else None
-        robustness = Robustness.of([image.entry for image in images], plan.requirements, decision)
+        requirements = plan.all_requirements
+        decision = strictest([image.decision for image in images]) if requirements else None
+        robustness = Robustness.of([image.entry for image in images], requirements, decision)
         caller.headers.update(robustness_headers(robustness))
         if decision is not None:
             self._metrics.count_decision(decision)
@@ -193,7 +202,7 @@ class SmoothingService:
                     key=self._key,
                 )
             )
-        decision = consequence(plan.requirements, [judgement.verdict for judgement in judgements])
+        decision = consequence(plan.all_requirements, [judgement.verdict for judgement in judgements])
         entry = ImageEntry.of(
             certificate,
             result.cache,
@@ -256,7 +265,7 @@ class SmoothingService:
 
 
 def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: SmoothingPlan) -> tuple[Judgement, ...]:
-    """The verdict on each requirement, at the radius that it names."""
+    """The verdict on each requirement, at the radius that it names, in the order of the plan."""
     judgements = []
     for requirement in plan.requirements:
         at = certificate
@@ -264,8 +273,16 @@ def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: Smo
             # Bounds of all radii hold at once, so another one costs no further confidence.
             at = certify(result, CertificateQuery(requirement.radius, requirement.space), certificate.fingerprints)
         evidence = Evidence(at.smoothed.best, at.estimate.best, plan.full_budget)
-        judgements.append(Judgement(judge(requirement, evidence), evidence.certified, evidence.estimate))
+        judgements.append(_judgement(requirement, evidence))
+    # Without noise, nothing of the picture is lost.
+    kept = (1.0, 1.0) if certificate.fidelity is None else (certificate.fidelity.lower, certificate.fidelity.served)
+    of_fidelity = Evidence(*kept, plan.full_budget)
+    judgements += [_judgement(requirement, of_fidelity) for requirement in plan.fidelity_requirements]
     return tuple(judgements)
+
+
+def _judgement(requirement: AnyRequirement, evidence: Evidence) -> Judgement:
+    return Judgement(judge(requirement, evidence), evidence.certified, evidence.estimate)
 
 
 def _rejected(robustness: Robustness) -> ApiError:
@@ -274,7 +291,8 @@ def _rejected(robustness: Robustness) -> ApiError:
         (requirement, judgement)
         for image in robustness.images
         for requirement, judgement in zip(robustness.requirements, image.judgements, strict=True)
-        if {"failed": requirement.on_failure, "undecided": requirement.on_undecided}.get(judgement.verdict) == "reject"
+        if isinstance(requirement, Requirement)  # low fidelity rejects nothing
+        and {"failed": requirement.on_failure, "undecided": requirement.on_undecided}.get(judgement.verdict) == "reject"
     ]
     requirement, judgement = min(failed, key=lambda pair: (pair[1].verdict == "undecided", pair[1].certified or 0.0))
     whose = "this server's" if requirement.source == "server" else "the"

@@ -158,10 +158,18 @@ class MetricTable(Table):
         {"parameters": _PARAMETERS, "model": OPEN},
         buckets=_SIMILARITY,
     )
+    fidelity = Counted(
+        Histogram,
+        "fs_fidelity",
+        "Cosine similarity of the features that are served with those of the picture as sent; 0 for a negative one. "
+        "Images smoothed with noise only.",
+        {"parameters": _PARAMETERS, "model": OPEN},
+        buckets=_SIMILARITY,
+    )
     policy_decisions = Counted(
         Counter,
         "fs_policy_decisions",
-        "Requests that a minimum similarity was asked of, by decision: pass, flag, withhold, reject.",
+        "Requests that a minimum similarity or fidelity was asked of, by decision: pass, flag, withhold, reject.",
         {"decision": ("pass", "flag", "withhold", "reject"), "model": OPEN},
     )
     cache_requests = Counted(

@@ -66,6 +66,8 @@ class ModelMetrics:
         if noisy:
             table.similarity.labels(parameters=parameters, model=model).observe(image.smoothed.best or 0.0)
             table.norm_lower.labels(parameters=parameters, model=model).observe(image.norm.lower)
+        if image.fidelity is not None:
+            table.fidelity.labels(parameters=parameters, model=model).observe(max(image.fidelity.served, 0.0))
         self.observe_stage("queue", image.timings.queue_seconds)
         self.observe_stage("smoothing", image.timings.smoothing_seconds)
 

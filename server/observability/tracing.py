@@ -185,6 +185,8 @@ def certificate_attributes(image: ImageRobustness) -> dict[str, AttributeValue]:
         "fs.similarity.served": image.served.best,
         "fs.norm.lower": image.norm.lower,
         "fs.norm.estimate": image.norm.estimate,
+        "fs.fidelity": None if image.fidelity is None else image.fidelity.served,
+        "fs.fidelity.lower": None if image.fidelity is None else image.fidelity.lower,
         "fs.radius.model": image.radius.model,
         "fs.radius.client": image.radius.client,
         "fs.sigma": image.sigma,

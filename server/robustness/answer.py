@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from server.robustness.detail import detail_of
 from server.robustness.entry import ImageEntry
-from server.robustness.policy import Decision, Requirement
+from server.robustness.policy import AnyRequirement, Decision
 
 
 class Robustness(BaseModel):
@@ -22,12 +22,15 @@ class Robustness(BaseModel):
         None, description="What followed: pass, flag, withhold or reject; null without image or requirement."
     )
     detail: str
-    requirements: list[Requirement] = Field([], description="What every image had to reach.")
+    requirements: list[AnyRequirement] = Field([], description="What every image had to reach.")
     images: list[ImageEntry]
 
     @classmethod
     def of(
-        cls, images: list[ImageEntry], requirements: list[Requirement] | None = None, decision: Decision | None = None
+        cls,
+        images: list[ImageEntry],
+        requirements: list[AnyRequirement] | None = None,
+        decision: Decision | None = None,
     ) -> Robustness:
         """Sums up the images of one request."""
         detail = detail_of(images)

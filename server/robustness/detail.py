@@ -11,6 +11,10 @@ from fs_runtime.rounding import at_least
 if TYPE_CHECKING:
     from server.robustness.entry import ImageEntry
 
+# Below it an answer is no longer about the picture: DINOv2 has 0.37 at sigma 0.5 without purifier, and different
+# photographs share more than that.
+_LITTLE = 0.6
+
 
 def detail_of(images: Sequence[ImageEntry]) -> str:
     """Sums up the images of one request for the person who reads it."""
@@ -25,8 +29,10 @@ def detail_of(images: Sequence[ImageEntry]) -> str:
             f"than what different pictures have by an estimate ({image.floor.mean:.3f} on average, 95% of them up to "
             f"{image.floor.high:.3f}), so it does not say that the picture stays itself"
         )
+    if lost := [i for i, image in enumerate(images) if _is_lost(image)]:
+        parts.append(_what_is_lost(images[lost[0]], _named(lost)))
     if withheld := [i for i, image in enumerate(images) if image.withheld]:
-        parts.append(f"withheld from the language model, below a required similarity: {_named(withheld)}")
+        parts.append(f"withheld from the language model, below what is required: {_named(withheld)}")
     if left_out := [i for i, image in enumerate(images) if image.spectral_left_out]:
         parts.append(
             f"the spread was not bounded for {_named(left_out)}, which has too many tokens for it: a smaller picture "
@@ -67,6 +73,26 @@ def _says_little(image: ImageEntry) -> bool:
     """
     known = image.certified and image.granularity == "image"
     return known and image.floor is not None and _best(image) <= image.floor.high
+
+
+def _is_lost(image: ImageEntry) -> bool:
+    """Whether smoothing has taken the picture away: little is left, or no more than different pictures share."""
+    if image.fidelity is None:
+        return False
+    return image.fidelity.served < _LITTLE or (image.floor is not None and image.fidelity.served <= image.floor.high)
+
+
+def _what_is_lost(image: ImageEntry, named: str) -> str:
+    assert image.fidelity is not None  # noqa: S101 (it is lost by its fidelity)
+    beside = ""
+    if image.floor is not None:
+        beside = f"; smoothed features of different pictures have up to {image.floor.high:.3f} with each other"
+    return (
+        f"smoothing at sigma {image.sigma:g} leaves little of {named}: the features that are served have a cosine "
+        f"similarity of {image.fidelity.served:.3f} with those of the picture as sent (the first of them{beside}). "
+        "Either noise has drowned the picture, and a smaller sigma or a better purifier shows more of it, or the "
+        "picture was attacked, and smoothing took the attack away"
+    )
 
 
 def _best(image: ImageEntry) -> float:

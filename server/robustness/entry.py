@@ -16,8 +16,8 @@ class Judgement:
 
     Attributes:
         verdict: ``met``: certified. ``undecided``: the estimate reaches it, the certificate does not. ``failed``.
-        certified: Certified similarity at the requirement's radius; null for none.
-        estimate: The same with estimates in place of bounds: not certified.
+        certified: Certified similarity at the requirement's radius, or certified fidelity; null for none.
+        estimate: The same with estimates in place of bounds, or the fidelity of what is served: not certified.
     """
 
     verdict: Verdict

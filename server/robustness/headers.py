@@ -7,10 +7,11 @@ from server.robustness.answer import Robustness
 
 
 def robustness_headers(robustness: Robustness) -> dict[str, str]:
-    """What is certified for the worst image, and what followed."""
+    """What is certified for the worst image, the lowest certified fidelity, and what followed."""
     if not robustness.images:
         return {"x-robustness-certified": "none"}
     worst = min(robustness.images, key=lambda image: image.smoothed.best or 0.0)
+    fidelities = [image.fidelity.lower or 0.0 for image in robustness.images if image.fidelity]
     return {
         "x-robustness-certified": str(robustness.certified).lower(),
         "x-robustness-similarity": at_least(worst.smoothed.best or 0.0, 6),
@@ -18,5 +19,6 @@ def robustness_headers(robustness: Robustness) -> dict[str, str]:
         "x-robustness-sigma": str(worst.sigma),
         "x-robustness-samples": str(worst.samples),
         "x-robustness-confidence": str(worst.confidence),
+        **({"x-robustness-fidelity": at_least(min(fidelities), 6)} if fidelities else {}),
         **({"x-robustness-decision": robustness.decision} if robustness.decision else {}),
     }

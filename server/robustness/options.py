@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fs_runtime.engine import MAX_CONFIDENCE
 from fs_runtime.options import MAX_RADIUS, Granularity, Space, Stage, sigma_value
-from server.settings.certificate import Action
+from server.settings.certificate import Action, FidelityAction
 
 # What the certified similarity of an image depends on beside the image.
 _PARAMETERS = frozenset(
@@ -67,6 +67,17 @@ class RobustnessOptions(BaseModel):
         None,
         description="The same where the estimate reaches min_similarity but the samples ended first; by default as "
         "on_failure.",
+    )
+    min_fidelity: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        strict=True,
+        description="What smoothing must leave of every image: the smallest cosine similarity, by its certified lower "
+        "bound, with the features of the picture as sent, without noise.",
+    )
+    on_low_fidelity: FidelityAction | None = Field(
+        None, description="Below min_fidelity: answer and say so (flag), or answer without the image (withhold)."
     )
     adaptive: bool | None = Field(
         None, description="Stop sampling once min_similarity is certified, or will not be; samples is then the most."

@@ -11,7 +11,15 @@ from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
 from server.errors import ApiError, invalid
 from server.robustness.options import RobustnessOptions
-from server.robustness.policy import AskedPolicy, Requirement, ServerPolicy, requirements_of
+from server.robustness.policy import (
+    AnyRequirement,
+    AskedPolicy,
+    FidelityRequirement,
+    Requirement,
+    ServerPolicy,
+    fidelity_requirements_of,
+    requirements_of,
+)
 from server.settings.request import RequestSettings
 
 
@@ -31,10 +39,16 @@ class SmoothingPlan:
     query: CertificateQuery
     until: CertificateQuery | None
     requirements: list[Requirement]
+    fidelity_requirements: list[FidelityRequirement]
     full_budget: bool
     receipt: bool
     own_parameters: bool
     cache: bool
+
+    @property
+    def all_requirements(self) -> list[AnyRequirement]:
+        """Those of similarity, then those of fidelity."""
+        return [*self.requirements, *self.fidelity_requirements]
 
 
 def plan_of(
@@ -51,11 +65,18 @@ def plan_of(
     _check_ceilings(sigma, samples, options, settings, allow_seed)
     radius = radius_for(sigma, settings.radius if options.radius is None else options.radius)
     server = _server_policy(settings, default_sigma)
-    required = requirements_of(
-        server,
-        AskedPolicy(options.min_similarity, radius, options.space, options.on_failure, options.on_undecided),
+    asked = AskedPolicy(
+        options.min_similarity,
+        radius,
+        options.space,
+        options.on_failure,
+        options.on_undecided,
+        options.min_fidelity,
+        options.on_low_fidelity,
     )
-    _check_consistency(options, required)
+    required = requirements_of(server, asked)
+    of_fidelity = fidelity_requirements_of(server, asked)
+    _check_consistency(options, required, of_fidelity)
     features = {
         name: _pinned(name, options, settings, server.is_binding) for name in ("stage", "centred", "granularity")
     }
@@ -77,8 +98,9 @@ def plan_of(
         samples=samples if sigma > 0 else 1,  # without noise one sample says all
         seed=options.seed,
         query=CertificateQuery(radius, options.space, _asked_similarity(options, radius, required), options.curve),
-        until=_until(required) if adaptive else None,
+        until=_until(required) if adaptive and not of_fidelity else None,
         requirements=required,
+        fidelity_requirements=of_fidelity,
         full_budget=samples >= settings.samples or not server.is_binding,
         receipt=settings.receipts if options.receipt is None else options.receipt,
         own_parameters=options.own_parameters,
@@ -107,12 +129,14 @@ def _server_policy(settings: RequestSettings, default_sigma: float) -> ServerPol
         on_failure=settings.on_failure,
         on_undecided=settings.on_undecided or settings.on_failure,
         binds=settings.policy_binds,
+        fidelity=settings.min_fidelity,
+        on_low_fidelity=settings.on_low_fidelity,
     )
 
 
 def _until(required: list[Requirement]) -> CertificateQuery | None:
     """What ends the sampling early. With two requirements, neither of which implies the other, all samples are drawn:
-    an early end at one would leave the other undecided."""
+    an early end at one would leave the other undecided. So are they beside a requirement of fidelity."""
     if len(required) != 1:
         return None
     return CertificateQuery(required[0].radius, required[0].space, required[0].similarity)
@@ -147,7 +171,9 @@ def _check_ceilings(
         )
 
 
-def _check_consistency(options: RobustnessOptions, required: list[Requirement]) -> None:
+def _check_consistency(
+    options: RobustnessOptions, required: list[Requirement], of_fidelity: list[FidelityRequirement]
+) -> None:
     if options.adaptive and not any(item.similarity for item in required):
         raise invalid(
             "adaptive sampling ends when min_similarity is certified; give one above 0", "robustness.min_similarity"
@@ -155,3 +181,5 @@ def _check_consistency(options: RobustnessOptions, required: list[Requirement]) 
     for name in ("on_failure", "on_undecided"):
         if getattr(options, name) not in (None, "flag") and not required:
             raise invalid(f"{name} needs a min_similarity to fail by; give one", "robustness.min_similarity")
+    if options.on_low_fidelity not in (None, "flag") and not of_fidelity:
+        raise invalid("on_low_fidelity needs a min_fidelity to fall below; give one", "robustness.min_fidelity")

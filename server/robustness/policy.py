@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fs_runtime.options import Space
-from server.settings.certificate import Action
+from server.settings.certificate import Action, FidelityAction
 
 Decision = Literal["pass", Action]
 Verdict = Literal["met", "undecided", "failed"]
@@ -25,6 +25,7 @@ class Requirement:
     """Every image's certified similarity must reach ``similarity`` at ``radius``.
 
     Attributes:
+        kind: Tells it from other requirements in JSON.
         source: Who requires it.
         similarity: Smallest certified cosine similarity, in [0, 1].
         radius: ℓ2 radius at which it must be certified, in pixels of [0, 1].
@@ -39,6 +40,7 @@ class Requirement:
     space: Space
     on_failure: Action
     on_undecided: Action
+    kind: Literal["similarity"] = "similarity"
 
     def implies(self, other: Requirement) -> bool:
         """Whether an image that falls short of ``other`` falls short of this one, with no milder consequence.
@@ -55,6 +57,36 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
+class FidelityRequirement:
+    """Every image's smoothed features must keep a fidelity of at least ``fidelity``.
+
+    Attributes:
+        source: Who requires it.
+        fidelity: Smallest cosine similarity, by its certified lower bound, with the clean features of the picture as
+            sent; in (0, 1].
+        on_failure: What happens where the features that are served are below it too.
+        on_undecided: What happens where they reach it but the bound does not; the same as ``on_failure``.
+        kind: Tells it from other requirements in JSON.
+    """
+
+    source: Source
+    fidelity: float
+    on_failure: FidelityAction
+    on_undecided: FidelityAction
+    kind: Literal["fidelity"] = "fidelity"
+
+    @classmethod
+    def of(cls, source: Source, fidelity: float, action: FidelityAction) -> FidelityRequirement:
+        """One whose two consequences are the same."""
+        return cls(source, fidelity, action, action)
+
+    def implies(self, other: FidelityRequirement) -> bool:
+        """Whether an image that falls short of ``other`` falls short of this one, with no milder consequence."""
+        harder = self.fidelity >= other.fidelity
+        return harder and _STRICTNESS[self.on_failure] >= _STRICTNESS[other.on_failure]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerPolicy:
     """The operator's settings for a tenant; ``radius`` does not depend on what the request asks for."""
 
@@ -64,11 +96,13 @@ class ServerPolicy:
     on_failure: Action
     on_undecided: Action
     binds: bool
+    fidelity: float | None = None
+    on_low_fidelity: FidelityAction = "flag"
 
     @property
     def is_binding(self) -> bool:
         """Whether there is a minimum that requests cannot do without."""
-        return self.binds and self.similarity is not None
+        return self.binds and not (self.similarity is None and self.fidelity is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +114,8 @@ class AskedPolicy:
     space: Space
     on_failure: Action | None
     on_undecided: Action | None
+    fidelity: float | None = None
+    on_low_fidelity: FidelityAction | None = None
 
 
 def requirements_of(server: ServerPolicy, asked: AskedPolicy) -> list[Requirement]:
@@ -108,18 +144,40 @@ def requirements_of(server: ServerPolicy, asked: AskedPolicy) -> list[Requiremen
     return [own] if own.implies(bound) else [bound, own]
 
 
-def stricter(one: Action, other: Action) -> Action:
+def fidelity_requirements_of(server: ServerPolicy, asked: AskedPolicy) -> list[FidelityRequirement]:
+    """What smoothing must leave of the images of a request, by the same rules as :func:`requirements_of`."""
+    action = asked.on_low_fidelity or server.on_low_fidelity
+    own = None if asked.fidelity is None else FidelityRequirement.of("request", asked.fidelity, action)
+    if server.fidelity is None:
+        return [own] if own else []
+    if not server.binds:
+        return [own or FidelityRequirement.of("server", server.fidelity, action)]
+    strict = server.on_low_fidelity if own else stricter(server.on_low_fidelity, action)
+    bound = FidelityRequirement.of("server", server.fidelity, strict)
+    if own is None or bound.implies(own):
+        return [bound]
+    return [own] if own.implies(bound) else [bound, own]
+
+
+_AnyAction = TypeVar("_AnyAction", bound=Action)
+
+
+def stricter(one: _AnyAction, other: _AnyAction) -> _AnyAction:
     """The stricter of two actions: flag, withhold, reject."""
     return max(one, other, key=_STRICTNESS.__getitem__)
 
 
+AnyRequirement = Requirement | FidelityRequirement
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of one image at a requirement's radius.
+    """What is known of one image about a requirement, at its radius if it has one.
 
     Attributes:
-        certified: Certified similarity; None where nothing is certified.
-        estimate: Plug-in estimate of the same bound, without confidence; None where there is none.
+        certified: Certified value; None where nothing is certified.
+        estimate: Of a similarity, the plug-in estimate of its bound, without confidence; None where there is none. Of
+            a fidelity, that of the features that are served.
         full_budget: Whether the image was given as many samples as the server gives by default. With fewer, the
             sender chose that they would end, and "undecided" would be a way around ``on_failure``.
     """
@@ -129,15 +187,16 @@ class Evidence:
     full_budget: bool = True
 
 
-def judge(requirement: Requirement, evidence: Evidence) -> Verdict:
+def judge(requirement: AnyRequirement, evidence: Evidence) -> Verdict:
     """Whether a requirement is met. ``met`` is certified; the other two are told apart by an estimate."""
-    if evidence.certified is not None and evidence.certified >= requirement.similarity:
+    wanted = requirement.similarity if requirement.kind == "similarity" else requirement.fidelity
+    if evidence.certified is not None and evidence.certified >= wanted:
         return "met"
-    within_reach = evidence.estimate is not None and evidence.estimate >= requirement.similarity
+    within_reach = evidence.estimate is not None and evidence.estimate >= wanted
     return "undecided" if within_reach and evidence.full_budget else "failed"
 
 
-def consequence(requirements: Sequence[Requirement], verdicts: Sequence[Verdict]) -> Decision:
+def consequence(requirements: Sequence[AnyRequirement], verdicts: Sequence[Verdict]) -> Decision:
     """What one image's verdicts, one for each requirement, lead to: the strictest of all."""
     steps: list[Decision] = ["pass"]
     for requirement, verdict in zip(requirements, verdicts, strict=True):

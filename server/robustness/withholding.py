@@ -8,8 +8,8 @@ from server.language_models.base import IMAGE_PART, ImagePayload
 from server.robustness.answer import Robustness
 
 NOTICE = (
-    "[The server withheld the image that was here, because its certified robustness is below what is required. You "
-    "have not seen it. Say so, and do not guess what it shows.]"
+    "[The server withheld the image that was here, because its certified robustness, or what smoothing leaves of it, "
+    "is below what is required. You have not seen it. Say so, and do not guess what it shows.]"
 )
 
 

@@ -10,6 +10,8 @@ from fs_runtime.options import MAX_RADIUS, Granularity, Space, Stage, sigma_valu
 
 Action = Literal["flag", "withhold", "reject"]
 """What happens when an image does not meet a requirement."""
+FidelityAction = Literal["flag", "withhold"]
+"""What happens when smoothing leaves too little of an image: another sigma may show it, so it is not rejected."""
 
 
 class CertificateSettings(BaseModel):
@@ -83,10 +85,22 @@ class CertificateSettings(BaseModel):
         description="The same where the estimate reaches min_similarity but the samples ended before it was "
         "certified; by default as on_failure.",
     )
+    min_fidelity: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Smallest cosine similarity, by its certified lower bound, of the smoothed features with those of "
+        "the picture as sent, without noise: what smoothing must leave of every image. By default any is enough.",
+    )
+    on_low_fidelity: FidelityAction = Field(
+        "flag",
+        description="Below min_fidelity: answer and say so (flag), or answer without the image (withhold).",
+    )
     policy_binds: bool = Field(
         True,
-        description="min_similarity, its radius, on_failure, on_undecided, confidence, stage, centred and granularity "
-        "bind: requests may add to them, not take away. Without: they are defaults that a request may override.",
+        description="min_similarity, its radius, on_failure, on_undecided, min_fidelity, on_low_fidelity, confidence, "
+        "stage, centred and granularity bind: requests may add to them, not take away. Without: they are defaults that "
+        "a request may override.",
     )
 
     def contradiction(self) -> str | None:

@@ -137,6 +137,12 @@ class ModelSettings(BaseModel):
         description="Purifier and mapper: a folder that 'train psm' wrote, a purifier that ships by name ('small'), "
         "'none', or 'auto': those of the reference model for that one, 'small' for every other.",
     )
+    feature_statistics: Path | None = Field(
+        None,
+        description="File of 'evaluate features' for this model and purifier: the default sigma follows from it, "
+        "'centred' takes its mean off, and 'floor' is in answers. By default the one in the folder of the PSM or of "
+        "the model.",
+    )
 
     @model_validator(mode="after")
     def _one_list_of_servers(self) -> Self:

@@ -122,14 +122,20 @@ def test_certify_shows_all_bounds_and_draws_them(tmp_path: Path) -> None:
 
 
 def test_evaluate_features(tmp_path: Path) -> None:
-    small = ("evaluate", "features", "--count", "6", "--samples", "2", "--sigma", "0.1")
-    done = run_here(*small, "--json", "--output", str(tmp_path))
+    small = ("evaluate", "features", "--count", "6", "--samples", "2", "--sigma", "0.1", "--sigmas", "0.05,0.4")
+    done = run_here(*small, "--json", "--output", str(tmp_path), "--plot", str(tmp_path / "curve"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert list(found["levels"]) == ["with purifier and mapper", "without purifier"]
+    low, high = found["levels"]["without purifier"]
+    assert (low["sigma"], high["sigma"]) == (0.05, 0.4)
+    assert low["token_fidelity"] > high["token_fidelity"]
+    assert low["floors"]["encoder"][0]["mean"] < high["floors"]["encoder"][0]["mean"]
     assert found["card"]["images"] == 6
     floors = {(floor["stage"], floor["centred"]): floor["mean"] for floor in found["floors"]}
     assert floors["encoder", True] < floors["encoder", False]
-    assert [path.name for path in tmp_path.iterdir()] == ["feature_statistics.safetensors"]
+    names = {"feature_statistics.safetensors", "curve.png", "curve.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_a_variable_that_is_misspelt_starts_nothing() -> None:
@@ -166,6 +172,8 @@ def test_a_variable_that_is_misspelt_starts_nothing() -> None:
         (["bench", "bets", "--sigmas", "0"], "above 0"),
         (["evaluate", "features", "--images", "/no/such/folder"], "is not a folder"),
         (["evaluate", "features", "--output", "/no/such/folder"], "is not a folder"),
+        (["evaluate", "features", "--output", "/no/such/x.safetensors"], "is not a folder"),
+        (["evaluate", "features", "--sigmas", "0.1,-1"], "--sigmas must be positive"),
         (["evaluate", "features", "--sigma", "inf"], "sigma must be finite"),
         (["nonsense"], "nonsense"),
     ],

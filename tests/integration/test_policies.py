@@ -30,6 +30,8 @@ TENANTS: dict[str, dict[str, Any]] = {
     "patient": {"min_similarity": UNDECIDED, "on_failure": "reject", "on_undecided": "flag"},
     "impatient": {"min_similarity": UNDECIDED, "on_failure": "flag", "on_undecided": "reject"},
     "default": {"min_similarity": FAILED, "on_failure": "reject", "policy_binds": False},
+    "keeping": {"min_fidelity": 0.05, "on_low_fidelity": "withhold"},
+    "losing": {"min_fidelity": 1.0, "on_low_fidelity": "withhold"},
     # Larger pictures are scaled down, and the same radius on them is a smaller one for the encoder.
     "mixed": {
         "min_similarity": MET,
@@ -87,6 +89,7 @@ def test_decisions(gateway: Gateway, tenant: str, expected: tuple[int, str, str]
     robustness = response.json()["robustness"]
     assert robustness["satisfied"] is (expected[1] == "pass")
     (requirement,) = robustness["requirements"]
+    assert requirement["kind"] == "similarity"
     assert (requirement["source"], requirement["radius"]) == ("server", 0.05)
     assert response.headers["x-robustness-decision"] == expected[1]
     assert response.headers["x-robustness-samples"] == "16"
@@ -171,6 +174,35 @@ def test_certify_is_held_to_the_policy_too(gateway: Gateway) -> None:
     assert (withheld["decision"], withheld["images"][0]["withheld"]) == ("withhold", True)
 
 
+def test_a_fidelity_may_be_required(gateway: Gateway) -> None:
+    kept, lost = (ask(gateway, tenant) for tenant in ("keeping", "losing"))
+    assert outcome(kept) == (200, "pass", "met")
+    assert lost.json()["robustness"]["decision"] == "withhold"
+    (requirement,) = lost.json()["robustness"]["requirements"]
+    assert requirement == {
+        "kind": "fidelity",
+        "source": "server",
+        "fidelity": 1.0,
+        "on_failure": "withhold",
+        "on_undecided": "withhold",
+    }
+    (image,) = lost.json()["robustness"]["images"]
+    assert image["withheld"] is True
+    assert image["judgements"][0]["certified"] == image["fidelity"]["lower"]
+    assert image["judgements"][0]["estimate"] == image["fidelity"]["served"] < 1
+    assert float(kept.headers["x-robustness-fidelity"]) == pytest.approx(image["fidelity"]["lower"], abs=1e-6)
+    # A request adds to it and takes nothing away; without noise nothing is lost.
+    assert ask(gateway, "losing", min_fidelity=0.1).json()["robustness"]["decision"] == "withhold"
+    assert ask(gateway, "keeping", min_fidelity=1.0).json()["robustness"]["decision"] == "withhold"
+    assert ask(gateway, "losing", sigma=0).json()["robustness"]["decision"] == "pass"
+    assert ask(gateway, "free", min_fidelity=1.0).json()["robustness"]["decision"] == "flag"
+    for wrong in (0, 1.5, "x", float("nan")):
+        body = chat(picture(1), robustness={"min_fidelity": wrong})
+        answer = gateway.post("/v1/chat/completions", body, headers=bearer("free"))
+        assert answer.status_code in (400, 422), wrong
+        assert "min_fidelity" in answer.text or wrong != wrong
+
+
 # --- answers without the image ----------------------------------------------------------------------------------------
 
 
@@ -190,7 +222,7 @@ def test_the_language_model_sees_a_notice_in_place_of_the_image(gateway: Gateway
     assert answers == {content(gateway.post("/v1/chat/completions", told, headers=bearer("free")).json())}
     robustness = ask(gateway, "withholding").json()["robustness"]
     assert robustness["images"][0]["withheld"] is True
-    assert "withheld from the language model, below a required similarity: image 0" in robustness["detail"]
+    assert "withheld from the language model, below what is required: image 0" in robustness["detail"]
 
 
 def test_only_the_images_that_fall_short_are_withheld(gateway: Gateway) -> None:

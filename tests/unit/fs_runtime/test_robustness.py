@@ -15,7 +15,7 @@ from fs_runtime.certificate import (
     spectral_similarity,
     tight_similarity,
 )
-from fs_runtime.engine import CertificateTerms, SmoothingResult
+from fs_runtime.engine import CertificateTerms, MeasuredFidelity, SmoothingResult
 from fs_runtime.options import CertificateQuery
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.smoothing.feature_map import FeatureMap
@@ -38,6 +38,7 @@ def a_result(**changes: Any) -> SmoothingResult:
         norm_lower=0.9,
         norm_estimate=0.95,
         token_norm_lower=None,
+        fidelity=None,
         spread=None,
         spread_estimate=None,
         spread_samples=0,
@@ -111,3 +112,52 @@ def test_the_floor_is_handed_on() -> None:
     floor = Floor(0.7, 0.8)
     assert certify(a_result(), CertificateQuery(0.1), DIGESTS, floor).floor is floor
     assert certify(a_result(granularity="token"), CertificateQuery(0.1), DIGESTS, floor).floor is None
+
+
+def fidelity(lower: float, **changes: Any) -> MeasuredFidelity:
+    return MeasuredFidelity(0.9, lower, np.linspace(0.8, 1.0, 6), **changes)
+
+
+def test_fidelity_and_certificate_add_their_angles() -> None:
+    found = certificate(fidelity=fidelity(0.85))
+    assert found.fidelity is not None
+    assert found.smoothed.best is not None
+    angle = np.arccos(0.85) + np.arccos(found.smoothed.best)
+    assert found.fidelity.clean_to_attacked == pytest.approx(np.cos(angle), abs=1e-12)
+    assert (found.fidelity.served, found.fidelity.lower, found.fidelity.tokens) == (0.9, 0.85, None)
+    assert found.fidelity.confidence == pytest.approx(0.998)
+
+
+def test_tokens_fidelity_goes_with_the_map() -> None:
+    found = certificate(fidelity=fidelity(0.85), token_map=True).fidelity
+    assert found is not None
+    assert np.shape(found.tokens) == (2, 3)
+    assert found.tokens == [pytest.approx([0.8, 0.84, 0.88]), pytest.approx([0.92, 0.96, 1.0])]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fidelity": fidelity(0.0)},  # nothing is known of g
+        {"fidelity": fidelity(0.85), "norm_lower": 0.0, "spread": None},  # nothing is certified
+        {"fidelity": fidelity(0.85), "granularity": "token"},  # the certificate is of one token, fidelity of all
+    ],
+)
+def test_nothing_is_said_of_attacked_pictures_where_a_part_is_missing(changes: dict[str, Any]) -> None:
+    found = certificate(**changes).fidelity
+    assert found is not None
+    assert found.clean_to_attacked is None
+    assert found.lower == (0.85 if changes["fidelity"].lower else None)
+
+
+def test_two_wide_angles_leave_little_or_nothing_certain() -> None:
+    wide = certificate(CertificateQuery(0.4), fidelity=fidelity(0.01), norm_lower=0.95)
+    assert wide.smoothed.best is not None
+    assert wide.smoothed.best < 0.9
+    assert wide.fidelity is not None
+    assert wide.fidelity.clean_to_attacked is not None
+    assert -1 < wide.fidelity.clean_to_attacked < 0
+
+
+def test_without_noise_there_is_no_fidelity() -> None:
+    assert certificate(sigma=0.0).fidelity is None

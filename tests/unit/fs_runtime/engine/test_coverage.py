@@ -84,7 +84,7 @@ def test_hyperplanes_at_the_edge_of_what_is_certified(
     def feature(z: Tensor) -> Tensor:
         return torch.stack([torch.where(z <= threshold, 1.0, -1.0), torch.zeros_like(z)], dim=-1)
 
-    certified, wrong, wrong_map, guessed = start(feature), 0, 0, 0
+    certified, wrong, wrong_map, guessed, wrong_fidelity = start(feature), 0, 0, 0, 0
     radius = threshold * SIGMA * (1 + 1e-6)
     for seed in range(runs):
         _, found = certified(tokens, 0, radius, seed, granularity=granularity, token_map=True)
@@ -92,10 +92,13 @@ def test_hyperplanes_at_the_edge_of_what_is_certified(
         wrong += found.smoothed.best is not None
         wrong_map += bool(np.any(np.array(found.token_map.similarity) > 0))
         guessed += found.estimate.best is not None
+        assert found.fidelity is not None
+        wrong_fidelity += (found.fidelity.lower or 0) > 1 - 2 * p  # the mean that its bound is of
     limit = allowed_failures(ALPHA, runs)
     print(f"{granularity}: {runs} certificates, failures {wrong}, of the map {wrong_map}, of the estimate {guessed}")
     assert wrong <= limit
     assert 0 < wrong_map <= limit
+    assert wrong_fidelity <= limit
     if tokens == 1:  # with more, the least of all estimates is rarely too high
         assert wrong > 0
         assert guessed > limit
@@ -133,3 +136,41 @@ def test_turning_planes(start: Callable[[Callable[[Tensor], Tensor]], Certify], 
     assert claimed == runs
     for name, failures in wrong.items():
         assert failures <= allowed_failures(2 * ALPHA if name == "served" else ALPHA, runs), name
+
+
+@RUNS
+def test_features_that_turn_away_from_the_clean_ones(
+    start: Callable[[Callable[[Tensor], Tensor]], Certify], runs: int
+) -> None:
+    """f turns by s |z|, whichever way the pixel moves: the clean feature is (1, 0), and g points elsewhere."""
+    speed, moved = 1.2, 16
+    z, weights = np.polynomial.hermite_e.hermegauss(200)
+
+    def mean(ratio: float) -> NDArray[np.float64]:
+        angles = speed * np.abs(z + ratio)
+        return np.array([np.cos(angles) @ weights, np.sin(angles) @ weights]) / weights.sum()
+
+    def feature(z: Tensor) -> Tensor:
+        return torch.stack([torch.cos(speed * z.abs()), torch.sin(speed * z.abs())], dim=-1)
+
+    def cosine(vector: NDArray[np.float64]) -> float:
+        return float(vector[0] / np.linalg.norm(vector))
+
+    certified, radius = start(feature), moved / 255
+    of_g, of_attacked = cosine(mean(0.0)), cosine(mean(radius / SIGMA))
+    assert of_g < 0.9
+    wrong, wrong_attacked, claimed = 0, 0, 0
+    for seed in range(runs):
+        result, found = certified(1, 0, radius, seed, token_map=True)
+        assert found.fidelity is not None
+        served = result.payload["image_embeds"][0].astype(np.float64)
+        assert found.fidelity.served == pytest.approx(cosine(served), abs=1e-5)
+        assert found.fidelity.tokens == [[pytest.approx(found.fidelity.served, abs=1e-6)]]
+        assert found.fidelity.confidence == pytest.approx(1 - 2 * ALPHA)
+        wrong += (found.fidelity.lower or 0) > of_g
+        wrong_attacked += (found.fidelity.clean_to_attacked or -1) > of_attacked
+        claimed += found.fidelity.clean_to_attacked is not None
+    print(f"turned away: {runs} certificates, fidelity wrong {wrong}, of the attacked {wrong_attacked}")
+    assert claimed == runs
+    assert wrong <= allowed_failures(ALPHA, runs)
+    assert wrong_attacked <= allowed_failures(2 * ALPHA, runs)

@@ -1,5 +1,6 @@
 """A purifier for any encoder: storing and finding it, and telling it apart from the PSM of one encoder."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fs_runtime.cli.train.psm import _purifier
-from fs_runtime.encoders import CheckpointError, VisionEncoder, load_encoder
-from fs_runtime.evaluation.features import measure_feature_statistics
+from fs_runtime.encoders import VisionEncoder, load_encoder
+from fs_runtime.evaluation.features import measure_feature_statistics, measure_noise_levels
 from fs_runtime.loading.engine import load_smoother, psm_folder
 from fs_runtime.psm import shipped
 from fs_runtime.psm.storage import PsmError, load_psm, load_purifier, save_purifier
@@ -85,7 +86,7 @@ def test_it_is_the_default_of_models_without_a_psm(ships: Path, tiny_llava: Path
 
 
 def test_feature_statistics_lie_with_the_model_then(
-    ships: Path, tiny_llava: Path, tmp_path: Path, picture: NDArray[np.uint8]
+    ships: Path, tiny_llava: Path, tmp_path: Path, picture: NDArray[np.uint8], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = shutil.copytree(tiny_llava, tmp_path / "model")
     smoother = load_smoother(str(model), device="cpu")
@@ -93,8 +94,31 @@ def test_feature_statistics_lie_with_the_model_then(
     statistics = load_smoother(str(model), device="cpu").statistics
     assert statistics is not None
     assert statistics.card.purifier == smoother.purifier.fingerprint  # type: ignore[union-attr]
-    with pytest.raises(CheckpointError, match="made with other weights"):
-        load_smoother(str(model), psm="none", device="cpu")
+    assert load_smoother(str(model), psm="none", device="cpu").statistics is None
+    assert "made with another purifier or mapper and is not used" in caplog.text
+
+
+def test_the_default_sigma_follows_from_what_smoothing_leaves(
+    tiny_llava: Path, tmp_path: Path, picture: NDArray[np.uint8], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fs_runtime.loading")
+    smoother, pictures = load_smoother(str(tiny_llava), device="cpu"), [picture, picture[::-1].copy()]
+    assert smoother.sigma == 0.25
+    statistics = measure_feature_statistics(smoother, pictures, 0.25, 2)
+    levels = measure_noise_levels(smoother, pictures, (0.05, 0.2, 0.4), 2)
+    assert [level.sigma for level in levels] == [0.05, 0.2, 0.4]
+    assert 1 >= levels[0].fidelity > levels[2].fidelity
+    file = tmp_path / "statistics.safetensors"
+
+    def sigma_with(fidelities: tuple[float, ...]) -> float:
+        made = [dataclasses.replace(level, token_fidelity=each) for level, each in zip(levels, fidelities, strict=True)]
+        statistics.with_levels(made).save(file)
+        return load_smoother(str(tiny_llava), device="cpu", feature_statistics=file).sigma
+
+    assert sigma_with((0.99, 0.96, 0.8)) == 0.2
+    assert "default sigma 0.2, the largest measured that leaves tokens a fidelity of 0.95" in caplog.text
+    assert sigma_with((0.9, 0.8, 0.7)) == 0.05
+    assert "even there tokens keep a fidelity of 0.900 only" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -127,11 +127,14 @@ def test_statistics_of_other_weights_are_refused(
     tmp_path: Path, tiny_llava: Path, statistics: FeatureStatistics
 ) -> None:
     assert load_smoother(str(tiny_llava), device="cpu").statistics is None
-    assert load_statistics(tmp_path, Smoother(load_smoother(str(tiny_llava), device="cpu").encoder)) is None
-    statistics.save(tmp_path / FILE_NAME)
+    path = tmp_path / FILE_NAME
+    assert load_statistics(path, Smoother(load_smoother(str(tiny_llava), device="cpu").encoder)) is None
+    statistics.save(path)
     reference = load_smoother("fs_runtime/reference/weights", psm="none", device="cpu")
-    with pytest.raises(CheckpointError, match="other weights"):
-        load_statistics(tmp_path, reference)
+    with pytest.raises(CheckpointError, match="another encoder"):
+        load_statistics(path, reference)
+    with pytest.raises(CheckpointError, match=r"there is no file .*nowhere"):
+        load_smoother(str(tiny_llava), device="cpu", feature_statistics=tmp_path / "nowhere")
 
 
 def test_centring_without_statistics_says_so(encoder: VisionEncoder, picture: NDArray[np.uint8]) -> None:

@@ -34,7 +34,10 @@ def plain_smoothing(
 
 def run(smoother: Smoother, state: SmoothingState, blocks: list[int]) -> InnerProducts:
     found = [smoother.step([(state, size)])[0] for size in blocks]
-    return InnerProducts(torch.cat([p.image for p in found]), torch.cat([p.tokens for p in found]))
+    clean = [p.clean for p in found if p.clean is not None]
+    return InnerProducts(
+        torch.cat([p.image for p in found]), torch.cat([p.tokens for p in found]), torch.cat(clean) if clean else None
+    )
 
 
 @pytest.mark.parametrize("blocks", [[12], [1, 11], [5, 1, 6], [1] * 12])
@@ -49,7 +52,15 @@ def test_pass_equals_the_definition_however_it_is_cut(
     torch.testing.assert_close(products.image.double(), by_image, atol=2e-5, rtol=0)
     torch.testing.assert_close(products.tokens.double(), by_token, atol=2e-5, rtol=0)
     smoothed = smoother.finish(state)
+    with torch.inference_mode():
+        clean = torch.nn.functional.normalize(encoder.encode(image.pixels[None])[0].double(), dim=-1)
+    assert products.clean is not None
+    torch.testing.assert_close(products.clean.double(), (f * clean).sum(-1).mean(-1), atol=2e-5, rtol=0)
     mean = f.mean(0)
+    assert smoothed.fidelity == pytest.approx(float((mean * clean).sum() / mean.norm() / clean.norm()), abs=2e-5)
+    assert smoothed.token_fidelity is not None
+    by_token_fidelity = (mean * clean).sum(-1) / mean.norm(dim=-1)
+    torch.testing.assert_close(smoothed.token_fidelity.double(), by_token_fidelity, atol=2e-5, rtol=0)
     expected = mean / mean.norm(dim=-1, keepdim=True) * lengths.mean(0)[:, None]
     torch.testing.assert_close(smoothed.features.double(), expected, atol=2e-4, rtol=1e-4)
     with torch.inference_mode():
@@ -73,6 +84,8 @@ def test_images_that_share_batches_are_as_if_alone(encoder: VisionEncoder, pictu
     for index, state in enumerate(alone):
         expected = run(smoother, state, [10])
         torch.testing.assert_close(torch.cat([p.image for p in found[index]]), expected.image, atol=2e-5, rtol=0)
+        clean = [p.clean for p in found[index] if p.clean is not None]
+        torch.testing.assert_close(torch.cat(clean), expected.clean, atol=2e-5, rtol=0)
         torch.testing.assert_close(
             smoother.finish(together[index]).embeddings, smoother.finish(state).embeddings, atol=1e-4, rtol=1e-4
         )
@@ -86,7 +99,7 @@ def test_without_noise_the_features_are_the_encoders(encoder: VisionEncoder, pic
     smoothed = smoother.finish(state)
     with torch.inference_mode():
         torch.testing.assert_close(smoothed.features, encoder.encode(image.pixels[None])[0], atol=1e-5, rtol=1e-5)
-    assert smoothed.norm_estimate is None
+    assert smoothed.norm_estimate is smoothed.fidelity is smoothed.token_fidelity is None
 
 
 def test_estimate_of_the_norm_is_unbiased_for_its_square(encoder: VisionEncoder, picture: NDArray[np.uint8]) -> None:
@@ -134,6 +147,11 @@ def test_purifier_and_mapper_are_part_of_f(encoder: VisionEncoder, picture: NDAr
         with torch.inference_mode():
             expected = encoder.encode((image.pixels[None] + sigma * delta) / (1 + sigma))[0] + sigma * 4
         torch.testing.assert_close(smoother.finish(state).features, expected, atol=1e-4, rtol=1e-4)
+        # The clean features know neither of them.
+        with torch.inference_mode():
+            plain = torch.nn.functional.normalize(encoder.encode(image.pixels[None])[0], dim=-1)
+        assert state.clean is not None
+        torch.testing.assert_close(state.clean, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_a_failing_encoder_leaves_the_state_as_it_was(encoder: VisionEncoder, picture: NDArray[np.uint8]) -> None:

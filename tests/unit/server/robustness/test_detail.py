@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fs_runtime.engine import MeasuredFidelity
 from fs_runtime.options import CertificateQuery
 from fs_runtime.psm import PsmFacts
 from fs_runtime.robustness import certify
@@ -63,4 +65,21 @@ def test_the_remedy_is_one_that_helps(image: ImageEntry, remedy: str) -> None:
 
 
 def test_images_that_are_withheld_are_named() -> None:
-    assert "withheld from the language model, below a required similarity: image 0" in detail_of([entry(withheld=True)])
+    assert "withheld from the language model, below what is required: image 0" in detail_of([entry(withheld=True)])
+
+
+def kept(served: float) -> MeasuredFidelity:
+    return MeasuredFidelity(served, served - 0.05, np.full(6, served))
+
+
+@pytest.mark.parametrize(("served", "floor"), [(0.3, None), (0.8, Floor(0.7, 0.85)), (0.3, Floor(0.1, 0.2))])
+def test_a_picture_that_smoothing_has_taken_away_is_named(served: float, floor: Floor | None) -> None:
+    detail = detail_of([entry(fidelity=kept(0.95)), entry(fidelity=kept(served), floor=floor)])
+    assert "smoothing at sigma 0.25 leaves little of image 1" in detail
+    assert f"a cosine similarity of {served:.3f}" in detail
+    assert ("different pictures have up to 0.850" in detail) is (floor == Floor(0.7, 0.85))
+
+
+@pytest.mark.parametrize("floor", [None, Floor(0.7, 0.85)])
+def test_a_picture_that_is_still_there_needs_no_words(floor: Floor | None) -> None:
+    assert "leaves little" not in detail_of([entry(fidelity=kept(0.9), floor=floor), entry(sigma=0.0)])

@@ -123,3 +123,22 @@ def test_a_minimum_that_binds_is_not_tried_again_with_other_draws() -> None:
     assert plan({"min_similarity": 0.9}, cache=False).cache
     assert not plan({"min_similarity": 0.9, "policy_binds": False}, cache=False).cache
     assert not plan(cache=False).cache
+
+
+def test_a_fidelity_is_required_beside_a_similarity_and_ends_nothing_early() -> None:
+    made = plan(BINDING | {"min_fidelity": 0.9, "on_low_fidelity": "withhold"}, adaptive=True)
+    assert [item.kind for item in made.all_requirements] == ["similarity", "fidelity"]
+    assert made.all_requirements[1].on_undecided == "withhold"
+    assert made.until is None
+    assert plan(BINDING, adaptive=True).until is not None
+
+
+def test_a_fidelity_that_binds_pins_the_features_and_the_draws() -> None:
+    made = plan({"min_fidelity": 0.9}, cache=False, confidence=0.5)
+    assert (made.cache, made.terms.confidence) == (True, 0.999)
+    assert refused({"min_fidelity": 0.9}, stage="projector").code == "policy_conflict"
+
+
+def test_a_consequence_of_low_fidelity_needs_a_fidelity() -> None:
+    assert refused(on_low_fidelity="withhold").param == "robustness.min_fidelity"
+    assert plan(on_low_fidelity="flag").all_requirements == []

@@ -13,9 +13,11 @@ from server.robustness.policy import (
     AskedPolicy,
     Decision,
     Evidence,
+    FidelityRequirement,
     Requirement,
     ServerPolicy,
     consequence,
+    fidelity_requirements_of,
     judge,
     requirements_of,
     stricter,
@@ -185,3 +187,59 @@ def test_consequences() -> None:
     assert strictest([]) == "pass"
     assert strictest(["flag", "pass", "withhold"]) == "withhold"
     assert stricter("flag", "withhold") == stricter("withhold", "flag") == "withhold"
+
+
+# --- fidelity ---------------------------------------------------------------------------------------------------------
+
+FIDELITIES = st.sampled_from([0.25, 0.5, 0.9, 1.0])
+FIDELITY_ACTIONS = st.sampled_from(["flag", "withhold"])
+fidelity_servers = st.builds(
+    dataclasses.replace, servers, fidelity=FIDELITIES, on_low_fidelity=FIDELITY_ACTIONS, binds=st.booleans()
+)
+fidelity_asks = st.builds(
+    dataclasses.replace,
+    asks,
+    fidelity=st.none() | FIDELITIES,
+    on_low_fidelity=st.none() | FIDELITY_ACTIONS,
+)
+kept = st.builds(Evidence, st.none() | st.floats(0, 1), st.floats(0, 1), st.booleans())
+
+
+def of_fidelity(required: list[FidelityRequirement], evidence: Evidence) -> Decision:
+    return consequence(required, [judge(item, evidence) for item in required])
+
+
+@given(fidelity_servers, fidelity_asks, kept)
+def test_a_request_never_loosens_what_fidelity_binds(
+    server: ServerPolicy, asked: AskedPolicy, evidence: Evidence
+) -> None:
+    assume(server.binds)
+    silent = dataclasses.replace(asked, fidelity=None, on_low_fidelity=None)
+    before = of_fidelity(fidelity_requirements_of(server, silent), evidence)
+    assert ORDER.index(of_fidelity(fidelity_requirements_of(server, asked), evidence)) >= ORDER.index(before)
+
+
+@given(fidelity_servers, fidelity_asks, kept)
+def test_a_request_is_held_to_the_fidelity_that_it_asks_for(
+    server: ServerPolicy, asked: AskedPolicy, evidence: Evidence
+) -> None:
+    assume(asked.fidelity is not None)
+    (own,) = fidelity_requirements_of(dataclasses.replace(server, fidelity=None), asked)
+    required = fidelity_requirements_of(server, asked)
+    assert ORDER.index(of_fidelity(required, evidence)) >= ORDER.index(of_fidelity([own], evidence))
+    assert 1 <= len(required) <= 2
+    assert not any(one.implies(other) for one in required for other in required if one is not other)
+
+
+def test_a_default_fidelity_gives_way() -> None:
+    loose = dataclasses.replace(policy(similarity=None), binds=False, fidelity=0.9, on_low_fidelity="withhold")
+    assert not loose.is_binding
+    (given_,) = fidelity_requirements_of(loose, ask(fidelity=0.1, on_low_fidelity="flag"))
+    assert (given_.source, given_.fidelity, given_.on_failure, given_.on_undecided) == ("request", 0.1, "flag", "flag")
+    (default,) = fidelity_requirements_of(loose, ask())
+    assert (default.source, default.fidelity, default.on_failure) == ("server", 0.9, "withhold")
+    assert fidelity_requirements_of(policy(), ask()) == []
+
+
+def test_a_fidelity_alone_binds() -> None:
+    assert dataclasses.replace(policy(similarity=None), fidelity=0.9).is_binding
