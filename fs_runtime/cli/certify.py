@@ -160,6 +160,9 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
     if certificate.spread is not None:
         spread = certificate.spread
         facts.add_row("variance across / along, upper bounds", f"{at_most(spread.across)} / {at_most(spread.along)}")
+    if (fidelity := certificate.fidelity) is not None:
+        facts.add_row("fidelity: similarity to the picture without noise", f"{fidelity.served:.4f}")
+        facts.add_row("fidelity of g, lower bound", "none" if fidelity.lower is None else at_least(fidelity.lower))
     asked = certificate.radius
     facts.add_row("ℓ2 radius asked (model / client)", f"{at_least(asked.model)} / {at_least(asked.client)}")
     if certificate.floor is not None:
