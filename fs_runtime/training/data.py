@@ -71,6 +71,27 @@ class FolderPictures:
         return read_picture(self.paths[index])
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Some of other pictures.
+
+    Attributes:
+        pictures: All of them.
+        numbers: Which ones.
+    """
+
+    pictures: Pictures
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """Reads a picture."""
+        return self.pictures[int(self.numbers[index])]
+
+
 def find_pictures(source: str) -> tuple[Pictures, tuple[Skipped, ...]]:
     """Finds the pictures that ``--images`` selects.
 

@@ -1,4 +1,4 @@
-"""Trains a purifier for photographs and any encoder, on synthetic pictures (dead leaves).
+"""Trains a purifier for photographs and any encoder, on synthetic pictures (dead leaves), on photographs, or on both.
 
 All randomness of a step depends on the seed and the step's number alone, so a resumed run ends with the same weights as
 an uninterrupted one.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from fs_runtime import __version__
@@ -23,9 +24,12 @@ from fs_runtime.options import MixedPrecision
 from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.system.files import TrainingError
 from fs_runtime.training.checkpoint import CHECKPOINT, TrainingCheckpoint, read_checkpoint, write_checkpoint
+from fs_runtime.training.data import Chosen, Pictures, Split, digest, split
 from fs_runtime.training.dead_leaves import VERSION, LeavesStream, leaves_picture
 from fs_runtime.training.loop import warmup_cosine
+from fs_runtime.training.photo_crops import PhotoCrops
 from fs_runtime.training.progress import Progress
+from fs_runtime.training.teachers import Teacher, feature_distance
 
 _SERVED = 0.25  # the noise level that the paper and the gateway use
 _MEASURED = (0.1, _SERVED, 0.5)  # noise levels of the table in the card
@@ -51,6 +55,8 @@ class PurifierSettings:
         average: Decay of the running mean of the weights, which is the result.
         seed: Fixes weights, pictures and noise.
         precision: Arithmetic of the passes; weights and optimiser stay in float32.
+        leaves: Share of the crops that are dead leaves where there are photographs too; all of them without.
+        features: Weight of the teachers' loss beside that of pixels.
     """
 
     steps: int = 20_000
@@ -62,6 +68,8 @@ class PurifierSettings:
     average: float = 0.999
     seed: int = 0
     precision: MixedPrecision = "bf16"
+    leaves: float = 0.5
+    features: float = 4.0
 
     def __post_init__(self) -> None:
         for name in ("sigma", "focus"):
@@ -72,6 +80,10 @@ class PurifierSettings:
                 )
         if not 0 <= self.learning_rate < math.inf:
             raise TrainingError(f"learning rate must be finite and not negative; got {self.learning_rate}")
+        if not 0 <= self.leaves <= 1:
+            raise TrainingError(f"the share of leaves is between 0 and 1; got {self.leaves}")
+        if not 0 <= self.features < math.inf:
+            raise TrainingError(f"the weight of features must be finite and not negative; got {self.features}")
 
 
 def train_purifier(
@@ -79,6 +91,8 @@ def train_purifier(
     output: Path,
     settings: PurifierSettings,
     *,
+    pictures: Pictures | None = None,
+    teachers: Sequence[Teacher] = (),
     device: torch.device | None = None,
     workers: int = 1,
     checkpoint_every: int = 500,
@@ -88,12 +102,15 @@ def train_purifier(
 
     The loss is each crop's root mean squared error, divided by that of the best linear shrinkage, so that all noise
     levels have equal weight. It is a compromise: detailed crops would dominate the squared error, and flat crops its
-    logarithm.
+    logarithm. Teachers add the distance of purified from clean features (:func:`feature_distance`), so that the
+    purifier keeps what encoders see, at the price of some PSNR.
 
     Args:
         purifier: Fresh, or pretrained.
         output: Folder of the checkpoint.
         settings: How to train.
+        pictures: Photographs; without, all crops are dead leaves. Some are held out (:func:`split`).
+        teachers: Encoders to learn from, on ``device``.
         device: Where to train; the CPU by default.
         workers: Processes that draw pictures.
         checkpoint_every: Steps between checkpoints, and between scores.
@@ -107,11 +124,10 @@ def train_purifier(
     """
     device = device or torch.device("cpu")
     purifier.to(device).train().requires_grad_(True)
-    identity = {
-        "start": fingerprint(purifier.describe(), purifier),
-        "generator": VERSION,
-        **dataclasses.asdict(settings),
-    }
+    identity = {"start": fingerprint(purifier.describe(), purifier), "generator": VERSION} | _used(
+        settings, pictures, teachers
+    )
+    chosen = None if pictures is None else split(len(pictures), 1)
     mean = {name: parameter.detach().clone() for name, parameter in purifier.named_parameters()}
     optimizer = torch.optim.AdamW(
         purifier.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
@@ -126,11 +142,15 @@ def train_purifier(
         start, score = resumed.step, resumed.score
     held_out = _held_out(settings.seed)
     stream = LeavesStream(settings.seed, settings.batch_size, settings.crop)
-    for step, clean in enumerate(stream.batches(start, settings.steps, workers), start=start):
+    crops = stream.batches(start, settings.steps, workers)
+    if pictures is not None and chosen is not None:
+        photographs = PhotoCrops(Chosen(pictures, chosen.training), settings.crop, settings.seed)
+        crops = photographs.mixed_into(crops, start, 1 - settings.leaves, workers)
+    for step, clean in enumerate(crops, start=start):
         rate = settings.learning_rate * warmup_cosine(step, settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _loss(purifier, clean.to(device, non_blocking=True), settings, step)
+        loss = _loss(purifier, clean.to(device, non_blocking=True), settings, step, teachers)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(purifier.parameters(), 1.0)
         if not bool(torch.isfinite(norm)):
@@ -153,8 +173,27 @@ def train_purifier(
         for name, parameter in purifier.named_parameters():
             parameter.copy_(mean[name])
     purifier.eval().requires_grad_(False)
-    return {
-        "data": {"kind": "dead leaves", "generator": VERSION, "photographs": 0},
+    data: dict[str, Any] = {"kind": "dead leaves", "generator": VERSION, "photographs": 0}
+    if pictures is not None and chosen is not None:
+        data |= {"kind": "photographs", "photographs": len(chosen.training), "leaves": settings.leaves}
+        if settings.leaves:
+            data["kind"] = "dead leaves and photographs"
+    learnt: dict[str, Any] = {}
+    if teachers:
+        samples = held_out if pictures is None or chosen is None else _middles(pictures, chosen, settings.crop)
+        learnt["teachers"] = [
+            {
+                "model": teacher.name,
+                "family": teacher.encoder.family,
+                "fingerprint": teacher.encoder.fingerprint,
+                "held_out_fidelity": {
+                    str(sigma): _fidelity(purifier, teacher, samples, sigma, settings.seed) for sigma in _MEASURED
+                },
+            }
+            for teacher in teachers
+        ]
+    return learnt | {
+        "data": data,
         "sigma": {"served": _SERVED, "trained": list(settings.sigma), "focus": list(settings.focus)},
         "training": {name: value for name, value in dataclasses.asdict(settings).items() if name != "sigma"},
         "held_out_psnr": {str(sigma): _psnr(purifier, held_out, sigma, settings.seed) for sigma in _MEASURED},
@@ -162,7 +201,22 @@ def train_purifier(
     }
 
 
-def _loss(purifier: nn.Module, clean: Tensor, settings: PurifierSettings, step: int) -> Tensor:
+def _used(settings: PurifierSettings, pictures: Pictures | None, teachers: Sequence[Teacher]) -> dict[str, Any]:
+    """What a run is told by; a run without photographs and teachers as before there were any."""
+    used = dataclasses.asdict(settings)
+    for name, there in (("leaves", pictures is not None), ("features", bool(teachers))):
+        if not there:
+            del used[name]
+    if pictures is not None:
+        used["pictures"] = digest(pictures)
+    if teachers:
+        used["teachers"] = [teacher.encoder.fingerprint for teacher in teachers]
+    return used
+
+
+def _loss(
+    purifier: nn.Module, clean: Tensor, settings: PurifierSettings, step: int, teachers: Sequence[Teacher]
+) -> Tensor:
     generator = _generator(settings.seed, "noise", step)  # on the CPU, so that it is the same on every device
     count = len(clean)
     share = torch.rand(count, generator=generator)
@@ -172,10 +226,11 @@ def _loss(purifier: nn.Module, clean: Tensor, settings: PurifierSettings, step: 
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     with torch.autocast(clean.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         purified = purifier(clean + sigma.view(-1, 1, 1, 1) * noise, sigma)
+        seen = feature_distance(teachers, purified, clean) if teachers else None
     error = ((purified.float() - clean).square().mean(dim=(1, 2, 3)) + _LEAST_ERROR).sqrt()
     unit = sigma * _DATA_STD / (sigma.square() + _DATA_STD**2).sqrt()
     loss: Tensor = (error / unit).mean()
-    return loss
+    return loss if seen is None else loss + settings.features * seen
 
 
 def _held_out(seed: int) -> Tensor:
@@ -183,6 +238,27 @@ def _held_out(seed: int) -> Tensor:
     rngs = [np.random.default_rng((seed, _STREAMS["held out"], number)) for number in range(_HELD_OUT)]
     pictures = np.stack([leaves_picture(rng, _SIDE) for rng in rngs])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def _middles(pictures: Pictures, chosen: Split, side: int) -> Tensor:
+    """``(N, 3, side, side)`` middle squares of held-out photographs, at most as many as of held-out leaves."""
+    found = [
+        ImageOps.fit(Image.fromarray(pictures[int(number)]), (side, side), Image.Resampling.BICUBIC)
+        for number in chosen.held_out[:_HELD_OUT]
+    ]
+    return torch.from_numpy(np.stack([np.asarray(one) for one in found])).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.inference_mode()
+def _fidelity(purifier: nn.Module, teacher: Teacher, pictures: Tensor, sigma: float, seed: int) -> float:
+    """Cosine of a teacher's features of purified noisy pictures with those of clean ones, mean over tokens."""
+    device = next(purifier.parameters()).device
+    found = []
+    for number, clean in enumerate(pictures):
+        noise = torch.randn(clean.shape, generator=_generator(seed, "held out", number))
+        purified = purifier((clean + sigma * noise)[None].to(device), torch.tensor([sigma], device=device))
+        found.append(1 - float(feature_distance([teacher], purified, clean[None].to(device))))
+    return sum(found) / len(found)
 
 
 @torch.inference_mode()

@@ -30,6 +30,19 @@ def train(
     sigma: Annotated[str, typer.Option(help="Least and greatest noise level.")] = "0.05,1",
     focus: Annotated[str, typer.Option(help="Between these two lie half of the noise levels.")] = "0.1,0.5",
     start_from: Annotated[Path | None, typer.Option(help="Folder of such a purifier to go on training.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of photographs (with its subfolders) to train on beside dead leaves.")
+    ] = None,
+    leaves: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of dead leaves among the crops, with --images.")
+    ] = 0.5,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="Model whose encoder should see in purified pictures what it sees in clean ones; several."),
+    ] = None,
+    features: Annotated[
+        float, typer.Option(min=0.0, help="Weight of the teachers' features beside pixels in the loss.")
+    ] = 4.0,
     seed: Annotated[int, typer.Option(min=0, help="Fixes weights, pictures and noise.")] = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "bfloat16",
@@ -39,7 +52,11 @@ def train(
         Path | None, typer.Option(help="Draw pictures of the kind trained on into this PNG, and stop.")
     ] = None,
 ) -> None:
-    """Train a purifier for photographs and any encoder, on synthetic pictures that are drawn as it goes."""
+    """Train a purifier for photographs and any encoder.
+
+    It trains on synthetic pictures that are drawn as it goes; with --images on photographs too, and with --teacher on
+    what encoders see.
+    """
     from fs_runtime.cli.train.run import require_training_packages
     from fs_runtime.system.files import TrainingError
 
@@ -67,8 +84,10 @@ def train(
             focus=_levels("--focus", focus),
             seed=seed,
             precision=mixed_precision(precision, device),
+            leaves=leaves,
+            features=features,
         )
-        _run(settings, size, output, start_from, device, workers, checkpoint_every)
+        _run(settings, size, output, start_from, device, workers, checkpoint_every, images, teacher or [])
     except TrainingError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
@@ -82,24 +101,40 @@ def _run(
     device: str,
     workers: int,
     checkpoint_every: int,
+    images: Path | None,
+    teachers: list[str],
 ) -> None:
     import torch
     from rich.console import Console
 
+    from fs_runtime.cli.options import checkpoint_of
+    from fs_runtime.encoders import load_encoder
     from fs_runtime.loading.engine import resolve_device
     from fs_runtime.psm.storage import save_purifier
+    from fs_runtime.training.data import folder_pictures
     from fs_runtime.training.purifier import train_purifier
     from fs_runtime.training.report import RunReport
+    from fs_runtime.training.teachers import Teacher
 
     console = Console(stderr=True)
     training_device = torch.device(resolve_device(device))
     torch.manual_seed(settings.seed)
     purifier, start_facts = _start(size, start_from)
+    pictures = None
+    if images is not None:
+        pictures = folder_pictures(images)
+        console.print(f"{len(pictures)} pictures from {images}, {len(pictures.skipped)} files left out", markup=False)
+    learns_from = [
+        Teacher.of(name, load_encoder(checkpoint_of(name), device=str(training_device), dtype="float32"))
+        for name in teachers
+    ]
     with RunReport(output / "logs", console, shown=True) as report:
         facts = train_purifier(
             purifier,
             output,
             settings,
+            pictures=pictures,
+            teachers=learns_from,
             device=training_device,
             workers=workers,
             checkpoint_every=checkpoint_every,
@@ -108,6 +143,9 @@ def _run(
     card = save_purifier(output, purifier, {**start_facts, **facts})
     table = ", ".join(f"{psnr:.2f} dB at σ = {sigma}" for sigma, psnr in card["held_out_psnr"].items())
     console.print(f"PSNR on held-out synthetic pictures: {table}")
+    for learnt in card.get("teachers", []):
+        kept = ", ".join(f"{value:.3f} at σ = {sigma}" for sigma, value in learnt["held_out_fidelity"].items())
+        console.print(f"fidelity of one copy's tokens, {learnt['model']}: {kept}", markup=False)
     console.print(f"The purifier is in {output}; use it with --psm {output}", markup=False)
 
 

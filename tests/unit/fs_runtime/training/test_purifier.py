@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fs_runtime.cli.train.purifier import train as train_command
+from fs_runtime.encoders import VisionEncoder
 from fs_runtime.psm.residual_unet import SIZES, ResidualUNetConfig, ResidualUNetPurifier
 from fs_runtime.psm.storage import load_purifier
 from fs_runtime.system.files import TrainingError
+from fs_runtime.training.data import FolderPictures, folder_pictures
 from fs_runtime.training.progress import Progress
-from fs_runtime.training.purifier import PurifierSettings, train_purifier
+from fs_runtime.training.purifier import PurifierSettings, _used, train_purifier
+from fs_runtime.training.teachers import Teacher
 
 app = typer.Typer()
 app.command()(train_command)
@@ -130,11 +134,11 @@ def test_command_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["--output", "x", "--size", "huge"], "small or large"),
         (["--output", "x", "--sigma", "0.1"], "two levels"),
         (["--output", "x", "--sigma", "0.1,7"], "at most 1"),
-        (["--output", "x", "--precision", "fp4"], "bfloat16 or float32"),
+        (["--output", "x", "--precision", "fp4"], "is not one of 'auto', 'float32', 'bfloat16'"),
     ],
 )
 def test_command_explains_bad_arguments(arguments: list[str], message: str) -> None:
-    run = CliRunner().invoke(app, [*arguments])
+    run = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
     assert run.exit_code == 2
     assert message in run.output
 
@@ -144,3 +148,89 @@ def test_contact_sheet(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["--contact-sheet", str(path)])
     assert run.exit_code == 0, run.output
     assert np.asarray(Image.open(path)).shape == (1024, 1536, 3)
+
+
+# --- photographs and teachers -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> FolderPictures:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        colours = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((80, 60), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder_pictures(folder)
+
+
+@pytest.fixture
+def teacher(encoder: VisionEncoder) -> Teacher:
+    return Teacher.of("tiny", encoder)
+
+
+def test_a_teacher_is_part_of_the_loss(tmp_path: Path, photographs: FolderPictures, teacher: Teacher) -> None:
+    """With the features' weight so high that pixels hardly count, purified features come nearer to the clean ones."""
+    settings = PurifierSettings(
+        steps=60, batch_size=4, crop=32, learning_rate=4e-3, precision="no", average=0.9, features=50.0
+    )
+    network = purifier()
+    facts = train_purifier(network, tmp_path, settings, pictures=photographs, teachers=[teacher], workers=0)
+    still = PurifierSettings(steps=1, batch_size=2, crop=32, learning_rate=0, precision="no")
+    before = train_purifier(purifier(), tmp_path / "still", still, pictures=photographs, teachers=[teacher], workers=0)
+    (learnt,), (untrained,) = facts["teachers"], before["teachers"]
+    assert learnt["fingerprint"] == teacher.encoder.fingerprint
+    assert learnt["held_out_fidelity"]["0.25"] > untrained["held_out_fidelity"]["0.25"] + 0.01
+    assert facts["data"] == {
+        "kind": "dead leaves and photographs",
+        "generator": facts["data"]["generator"],
+        "photographs": 11,
+        "leaves": 0.5,
+    }
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_an_interrupted_run_with_photographs_ends_with_the_same_weights(
+    tmp_path: Path, photographs: FolderPictures, teacher: Teacher, stop: int
+) -> None:
+    options: dict[str, Any] = {"pictures": photographs, "teachers": [teacher]}
+    whole = train(tmp_path / "whole", **options).state_dict()
+
+    def stop_there(progress: Progress) -> None:
+        if progress.step == stop:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "cut", report=stop_there, **options)
+    again = train(tmp_path / "cut", **options).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    with pytest.raises(TrainingError, match="belongs to a run with other settings"):
+        train(tmp_path / "cut", pictures=photographs)
+    with pytest.raises(TrainingError, match="belongs to a run with other settings"):
+        train(tmp_path / "cut")
+
+
+def test_a_run_without_photographs_is_told_by_what_it_was_told_by_before() -> None:
+    assert _used(SETTINGS, None, ()).keys() == dataclasses.asdict(SETTINGS).keys() - {"leaves", "features"}
+
+
+@pytest.mark.parametrize("wrong", [{"leaves": 1.5}, {"leaves": float("nan")}, {"features": -1.0}])
+def test_shares_and_weights_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(TrainingError, match=r"share of leaves|weight of features"):
+        PurifierSettings(**wrong)
+
+
+def test_command_learns_from_photographs_and_teachers(
+    tmp_path: Path, photographs: FolderPictures, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "small", ResidualUNetConfig(widths=(8, 16), blocks=(1, 1)))
+    arguments = ["--steps", "2", "--batch-size", "1", "--crop", "32", "--workers", "0", "--device", "cpu"]
+    source = ["--images", str(photographs.paths[0].parent), "--teacher", str(tiny_llava), "--teacher", "reference"]
+    run = CliRunner().invoke(app, ["--output", str(tmp_path / "one"), *arguments, *source], env={"COLUMNS": "200"})
+    assert run.exit_code == 0, run.output
+    card = load_purifier(tmp_path / "one")[1]
+    assert [each["model"] for each in card["teachers"]] == [str(tiny_llava), "reference"]
+    assert "fidelity of one copy's tokens, reference" in run.output
+    run = CliRunner().invoke(app, ["--output", str(tmp_path / "two"), *arguments, "--images", str(tmp_path / "none")])
+    assert run.exit_code == 2
+    assert "is not a folder" in run.output
