@@ -104,9 +104,27 @@ class CertificateSettings(BaseModel):
     )
 
     def contradiction(self) -> str | None:
-        """Describes a default that exceeds its limit; None if there is none."""
+        """Describes a default that exceeds its limit, or that nothing can reach; None if there is none."""
         if self.sigma is not None and self.sigma > self.max_sigma:
             return f"sigma {self.sigma} is above max_sigma {self.max_sigma}"
         if self.samples > self.max_samples:
             return f"samples {self.samples} is above max_samples {self.max_samples}"
+        if self.min_fidelity is not None:
+            most = _largest_fidelity(self.samples, self.confidence)
+            if self.min_fidelity > most:
+                return (
+                    f"min_fidelity {self.min_fidelity:g} is above {most:.4f}, the most that {self.samples} samples can "
+                    f"certify with confidence {self.confidence:g}; set more samples, or a lower one"
+                )
         return None
+
+
+def _largest_fidelity(samples: int, confidence: float) -> float:
+    """The certified fidelity of a picture that noise does not change at all."""
+    import numpy as np
+
+    from fs_runtime.certificate import NormConfidenceSequence  # loads scipy, which few settings need
+
+    sequence = NormConfidenceSequence(confidence)
+    sequence.update(np.ones(samples))
+    return float(sequence.lower)

@@ -51,6 +51,7 @@ def test_equal_entries_make_equal_settings_and_others_do_not() -> None:
         ("models: [{name: a, model: x, served_model_name: b}]", "leave served_model_name out"),
         ("models: [{name: a, model: x}, {name: a, model: y}]", "model a appears twice"),
         ("models: [{name: a, model: x, samples: 9999}]", "model a: samples 9999 is above max_samples"),
+        ("models: [{name: a, model: x, min_fidelity: 0.96}]", "model a: min_fidelity 0.96 is above 0.9462, the most"),
         ("models: [{name: a, model: x, model: y}]", "'model' appears twice"),
         ("models: [{name: a, model: x, vllm_url: 'http://u:hidden@[b'}]", "models.0.vllm_url"),
         ("models: [", "not valid YAML in line 1"),
