@@ -84,9 +84,10 @@ def shared(engine: SmoothingEngine) -> SharedCache:
 
 def same(one: SmoothingResult, other: SmoothingResult) -> None:
     """All that a certificate is made from."""
-    for field in dataclasses.fields(one):
-        if field.name not in ("queue_seconds", "smoothing_seconds", "cache", "drawn"):
-            np.testing.assert_equal(getattr(one, field.name), getattr(other, field.name), field.name)
+    values = dataclasses.asdict(other)
+    for name, value in dataclasses.asdict(one).items():
+        if name not in ("queue_seconds", "smoothing_seconds", "cache", "drawn"):
+            np.testing.assert_equal(value, values[name], name)
 
 
 # --- one set of draws -------------------------------------------------------------------------------------------------
