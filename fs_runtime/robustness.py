@@ -64,7 +64,8 @@ class Fidelity:
     mean that smoothing took the attack away (docs/guarantee.md).
 
     Attributes:
-        served: Cosine similarity of the mean that is served with f₀; exact, no estimate.
+        served: Cosine similarity of the sample mean with f₀, both stacked; computed, no estimate. What is served has
+            each token of that mean at its typical length: a token that varies more counts less here.
         lower: Lower bound of the cosine similarity of g with f₀, with an α of its own; null where it is not positive.
         clean_to_attacked: Lower bound of the cosine similarity of f₀ with the smoothed features of **every** image
             within the radius; null where there is none.

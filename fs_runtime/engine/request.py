@@ -66,7 +66,7 @@ class MeasuredFidelity:
     """How near smoothed features are to f₀, the clean ones of the picture as sent; T tokens.
 
     Attributes:
-        served: Cosine of the sample mean with f₀, both stacked: of what is served it is exact.
+        served: Cosine of the sample mean with f₀, both stacked; exact.
         lower: Lower bound of ⟨g, f₀⟩, and where it is positive of cos(g, f₀), with the confidence of the terms and an
             α of its own.
         tokens: ``(T,)`` the first for each token.

@@ -86,6 +86,7 @@ def load_smoother(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     quantization: Quantization | None = None,
     feature_statistics: Path | None = None,
+    without_statistics: bool = False,
 ) -> Smoother:
     """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
 
@@ -94,6 +95,7 @@ def load_smoother(
     purifier, mapper and feature statistics stay those of the unquantised encoder. ``feature_statistics`` is a file of
     ``fs-serve evaluate features``; by default the one beside the PSM or in the model's folder. The default noise level
     is the largest of that file's at which the fidelity of tokens is :data:`LEAST_FIDELITY`, else the PSM's.
+    ``without_statistics`` loads none, to measure new ones.
 
     Raises:
         CheckpointError: The file of statistics is missing, damaged or of another encoder, the cap is too small, or the
@@ -116,14 +118,19 @@ def load_smoother(
         smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma, psm=loaded.facts)
     # A purifier for any encoder comes without feature statistics; they are in the model's folder.
     beside_psm = smoother.psm is not None and smoother.psm.encoder == "this"
-    found = (folder if folder and beside_psm else Path(model)) / FILE_NAME
+    if not without_statistics:
+        _add_statistics(smoother, feature_statistics, (folder if folder and beside_psm else Path(model)) / FILE_NAME)
+    if quantization == "fp8":
+        smoother.encoder = encoder.in_float8()
+    return smoother
+
+
+def _add_statistics(smoother: Smoother, feature_statistics: Path | None, found: Path) -> None:
+    """Gives a smoother its feature statistics, and the default noise level that follows from them."""
     if feature_statistics is not None and not feature_statistics.is_file():
         raise CheckpointError(f"feature_statistics: there is no file {feature_statistics}")
     smoother.statistics = load_statistics(feature_statistics or found, smoother)
     _choose_sigma(smoother)
-    if quantization == "fp8":
-        smoother.encoder = encoder.in_float8()
-    return smoother
 
 
 def _choose_sigma(smoother: Smoother) -> None:

@@ -142,11 +142,13 @@ def _shifted(result: SmoothingResult, by: float) -> SmoothingResult:
 
 
 def _shifted_fidelity(fidelity: MeasuredFidelity | None, by: float) -> MeasuredFidelity | None:
-    """A cosine with unit features moves by no more than the features do."""
+    """A cosine with unit features moves by no more than the features do, and towards 1 by no more than half of what
+    there is to it."""
     if fidelity is None:
         return None
-    served, lower = (min(max(value + by, -1.0), 1.0) for value in (fidelity.served, fidelity.lower))
-    return MeasuredFidelity(served, lower, np.clip(fidelity.tokens + by, -1.0, 1.0))
+    values = np.array([fidelity.served, fidelity.lower, *fidelity.tokens])
+    served, lower, *tokens = np.clip(values + by, -1.0, (1 + values) / 2).tolist()
+    return MeasuredFidelity(served, lower, np.array(tokens))
 
 
 @overload

@@ -127,6 +127,8 @@ def train_purifier(
     identity = {"start": fingerprint(purifier.describe(), purifier), "generator": VERSION} | _used(
         settings, pictures, teachers
     )
+    if pictures is not None and len(pictures) < 2:
+        raise TrainingError("one photograph is too few, since one is held out; give --images a folder with more")
     chosen = None if pictures is None else split(len(pictures), 1)
     mean = {name: parameter.detach().clone() for name, parameter in purifier.named_parameters()}
     optimizer = torch.optim.AdamW(
@@ -195,7 +197,11 @@ def train_purifier(
     return learnt | {
         "data": data,
         "sigma": {"served": _SERVED, "trained": list(settings.sigma), "focus": list(settings.focus)},
-        "training": {name: value for name, value in dataclasses.asdict(settings).items() if name != "sigma"},
+        "training": {
+            name: value
+            for name, value in _used(settings, pictures, teachers).items()
+            if name not in ("sigma", "pictures", "teachers")
+        },
         "held_out_psnr": {str(sigma): _psnr(purifier, held_out, sigma, settings.seed) for sigma in _MEASURED},
         "versions": {"fs_serve": __version__, "torch": torch.__version__},
     }

@@ -103,6 +103,6 @@ def _show(answer: dict[str, Any]) -> None:
             )
         else:
             console.print(f"[dim]No similarity is certified {radius}: take more samples or a smaller radius.[/dim]")
-        if certificate["fidelity"] is not None:
+        if certificate.get("fidelity") is not None:  # servers of earlier versions have none
             served = certificate["fidelity"]["served"]
             console.print(f"[dim]Their similarity to the features of this image without noise is {served:.3f}.[/dim]")

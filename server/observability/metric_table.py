@@ -161,7 +161,7 @@ class MetricTable(Table):
     fidelity = Counted(
         Histogram,
         "fs_fidelity",
-        "Cosine similarity of the features that are served with those of the picture as sent; 0 for a negative one. "
+        "Cosine similarity of the smoothed features with those of the picture as sent; 0 for a negative one. "
         "Images smoothed with noise only.",
         {"parameters": _PARAMETERS, "model": OPEN},
         buckets=_SIMILARITY,

@@ -88,8 +88,9 @@ def _what_is_lost(image: ImageEntry, named: str) -> str:
     if image.floor is not None:
         beside = f"; smoothed features of different pictures have up to {image.floor.high:.3f} with each other"
     return (
-        f"smoothing at sigma {image.sigma:g} leaves little of {named}: the features that are served have a cosine "
-        f"similarity of {image.fidelity.served:.3f} with those of the picture as sent (the first of them{beside}). "
+        f"smoothing at sigma {image.sigma:g} leaves little of {named}: the mean of the samples has a cosine "
+        f"similarity of {image.fidelity.served:.3f} with the features of the picture as sent (the first of them"
+        f"{beside}). "
         "Either noise has drowned the picture, and a smaller sigma or a better purifier shows more of it, or the "
         "picture was attacked, and smoothing took the attack away"
     )

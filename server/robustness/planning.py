@@ -147,8 +147,8 @@ def _pinned(name: str, options: RobustnessOptions, settings: RequestSettings, bi
     asked, default = getattr(options, name), getattr(settings, name)
     if binding and asked is not None and asked != default:
         raise invalid(
-            f"this server requires a similarity of features with {name}: {default!r}, so {name} cannot be {asked!r}; "
-            "leave it out",
+            f"this server requires a similarity or fidelity of features with {name}: {default!r}, so {name} cannot be "
+            f"{asked!r}; leave it out",
             f"robustness.{name}",
             "policy_conflict",
         )

@@ -19,10 +19,11 @@ from fs_runtime.cli.options import (
     JsonOption,
     ModelOption,
     PsmOption,
+    check_folder,
     checkpoint_of,
     positive_numbers,
 )
-from fs_runtime.options import LEAST_FIDELITY
+from fs_runtime.options import LEAST_FIDELITY, MIN_SIGMA
 from fs_runtime.system.progress_bar import ProgressBar
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ def evaluate_features(
     if sigma is not None and not math.isfinite(sigma):
         raise typer.BadParameter(f"sigma must be finite, not {sigma}")
     noise_levels = positive_numbers("--sigmas", sigmas, float)
+    if min(noise_levels) < MIN_SIGMA:
+        raise typer.BadParameter(f"--sigmas must be at least {MIN_SIGMA:g}, not {min(noise_levels):g}")
+    if plot is not None:
+        check_folder("--plot", plot)
     path = None if output is None else _file(output)
     try:
         if plot is not None:
@@ -78,7 +83,7 @@ def evaluate_features(
     except (TrainingError, PlottingError) as error:
         raise typer.BadParameter(str(error)) from None
     pictures = [found[index] for index in range(min(count, len(found)))]
-    smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype=dtype)
+    smoother = load_smoother(checkpoint_of(model), psm=psm, device=device, dtype=dtype, without_statistics=True)
     level = smoother.sigma_for(sigma)
     # Also without purifier and mapper, where there are some.
     bare = Smoother(smoother.encoder) if smoother.purifier or smoother.mapper else None

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fs_runtime.cli.train.psm import _purifier
-from fs_runtime.encoders import VisionEncoder, load_encoder
+from fs_runtime.encoders import CheckpointError, VisionEncoder, load_encoder
 from fs_runtime.evaluation.features import measure_feature_statistics, measure_noise_levels
 from fs_runtime.loading.engine import load_smoother, psm_folder
 from fs_runtime.psm import shipped
@@ -147,3 +147,11 @@ def test_training_for_an_encoder_goes_on_from_it(ships: Path) -> None:
     for found in (by_name, by_folder):
         assert found.fingerprint == expected.fingerprint
         assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_damaged_file_of_statistics_can_be_measured_anew(tiny_llava: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_llava, tmp_path / "model")
+    (model / FILE_NAME).write_bytes(b"no statistics")
+    with pytest.raises(CheckpointError, match="holds no feature statistics"):
+        load_smoother(str(model), device="cpu")
+    assert load_smoother(str(model), device="cpu", without_statistics=True).statistics is None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fs_runtime.certificate import Spread
 from fs_runtime.encoders import VisionEncoder, load_encoder
-from fs_runtime.engine import SmoothingEngine
+from fs_runtime.engine import MeasuredFidelity, SmoothingEngine
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts import Receipt, SigningKey, parse_receipt
 from fs_runtime.receipts.document import ReceiptError, ReceiptImage, ReceiptUntil
@@ -338,6 +338,16 @@ def test_the_ends_of_the_tolerance_stay_away_from_certainty() -> None:
     assert shifted.norm_lower == pytest.approx(0.998)
     assert shifted.norm_estimate == pytest.approx(0.9995)
     assert shifted.spread == Spread(0.002, 0.005)
+
+
+def test_fidelity_too_stays_away_from_certainty() -> None:
+    kept = MeasuredFidelity(0.998, -0.5, np.array([0.9, -0.3, 1.0]))
+    up, down = (_shifted(a_result(fidelity=kept), by).fidelity for by in (5e-3, -5e-3))
+    assert up is not None
+    assert down is not None
+    assert (up.served, up.lower, down.served) == pytest.approx((0.999, -0.495, 0.993))
+    assert up.tokens == pytest.approx([0.905, -0.295, 1.0])
+    assert down.tokens == pytest.approx([0.895, -0.305, 0.995])
 
 
 def test_signed(engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8], key: SigningKey) -> None:
