@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "served_model_name": NAME,
     "language_model": "vllm",
     "vllm_health_interval": 0.3,
-    "vllm_health_timeout": 5,  # on a busy machine a server that is well takes its time
+    "vllm_health_timeout": 15,  # on a busy machine a server that is well takes its time
     "vllm_connect_timeout": 10,
 }
 

@@ -19,6 +19,7 @@ from fs_runtime.engine import SmoothingEngine
 from fs_runtime.smoothing.smoother import Smoother
 from server.observability.logs import configure_logging
 from server.settings.gateway import Settings
+from tests.commands import kept_logging
 
 from .gateway import TINY, Gateway, chat, data_url, picture, running_gateway
 
@@ -169,10 +170,8 @@ def requests_that_fail(good: str) -> Iterator[tuple[str, Any, dict[str, str]]]:
 def test_no_secret_and_no_image_in_logs_or_errors(
     tiny_llava: Path, engine: SmoothingEngine, keys: list[str], capfd: pytest.CaptureFixture[str], request: Any
 ) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    configure_logging(Settings(log_level="debug"))  # type: ignore[call-arg]
-    try:
+    with kept_logging():
+        configure_logging(Settings(log_level="debug"))  # type: ignore[call-arg]
         with running_gateway(
             tiny_llava, engine, api_keys=keys, log_level="debug", max_body_bytes=3_000_000, remote_image_hosts=["*"]
         ) as gateway:
@@ -183,10 +182,7 @@ def test_no_secret_and_no_image_in_logs_or_errors(
                 assert keys == [] or response.status_code == 401 or response.status_code == 413
                 for secret in (CANARY, INNER):
                     assert secret not in response.text, response.text
-    finally:
-        root.handlers[0].flush()
-        root.handlers = handlers
-        root.setLevel(level)
+        logging.getLogger().handlers[0].flush()
     written = "".join(capfd.readouterr())
     assert '"event": "request"' in written
     for secret in (CANARY, INNER, "another-key"):

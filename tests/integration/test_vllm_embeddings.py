@@ -277,14 +277,13 @@ def test_a_client_that_leaves_ends_the_generation(tiny_llava_servers: TinyLlavaS
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
-        assert running_requests_become(1, server)
 
     assert running_requests_become(0, server)
     assert 0 < metric(server, "vllm:generation_tokens_total") - before < 400
 
 
 def running_requests_become(count: int, server: VllmServer) -> bool:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while (running := metric(server, "vllm:num_requests_running")) != count and time.monotonic() < end:
         time.sleep(0.05)
     return running == count
