@@ -11,6 +11,7 @@ from fs_runtime.certificate.spectral_bound import spectral_radius, spectral_simi
 from fs_runtime.certificate.spread_bound import Spread, SpreadConfidenceSequence
 from fs_runtime.certificate.stopping import StoppingRule, required_norm
 from fs_runtime.certificate.tight_bound import certified_radius, tight_similarity
+from fs_runtime.certificate.vote_bound import VoteCount, most_vote_radius, vote_radius
 from fs_runtime.certificate.worst_case import worst_case_feature
 
 __all__ = [
@@ -18,16 +19,19 @@ __all__ = [
     "Spread",
     "SpreadConfidenceSequence",
     "StoppingRule",
+    "VoteCount",
     "certified_radius",
     "chi_squared_similarity",
     "continued",
     "fcsb",
     "fcsb_radius",
+    "most_vote_radius",
     "required_norm",
     "score_from_norm",
     "served_similarity",
     "spectral_radius",
     "spectral_similarity",
     "tight_similarity",
+    "vote_radius",
     "worst_case_feature",
 ]

@@ -10,18 +10,21 @@ def test_exported_members() -> None:
             "Spread",
             "SpreadConfidenceSequence",
             "StoppingRule",
+                "VoteCount",
             "certified_radius",
             "chi_squared_similarity",
             "continued",
             "fcsb",
             "fcsb_radius",
-            "required_norm",
+            "most_vote_radius",
+                "required_norm",
             "score_from_norm",
             "served_similarity",
             "spectral_radius",
             "spectral_similarity",
             "tight_similarity",
-            "worst_case_feature",
+            "vote_radius",
+                "worst_case_feature",
         ]
     )
     for name in certificate.__all__:
