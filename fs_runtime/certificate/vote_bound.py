@@ -100,7 +100,8 @@ class VoteCount(Generic[Value]):
     def __init__(self, confidence: float, pilot: int = PILOT) -> None:
         if pilot < 1:
             raise ValueError(f"pilot must be at least 1, got {pilot}")
-        self._sequence = NormConfidenceSequence(confidence)
+        self._past = NormConfidenceSequence(confidence)
+        self._new: list[float] = []  # votes that are not in the sequence yet: it takes many as fast as one
         self._pilot = pilot
         self._for_winner = 0
         self.counts: Counter[Value | None] = Counter()
@@ -115,7 +116,7 @@ class VoteCount(Generic[Value]):
     @property
     def counted(self) -> int:
         """Copies that voted for or against the winner: those after the pilot."""
-        return self._sequence.count
+        return self._past.count + len(self._new)
 
     @property
     def agreement(self) -> float | None:
@@ -126,6 +127,13 @@ class VoteCount(Generic[Value]):
     def share(self) -> float:
         """p: the lower bound of p_a, at least one half; where it is one half nothing is certified."""
         return _share(float(self._sequence.lower))
+
+    @property
+    def _sequence(self) -> NormConfidenceSequence:
+        if self._new:
+            self._past.update(np.array(self._new))
+            self._new.clear()
+        return self._past
 
     def add(self, value: Value | None) -> None:
         """Counts the vote of the next copy.
@@ -140,7 +148,7 @@ class VoteCount(Generic[Value]):
         elif self.copies > self._pilot and self.winner is not None:
             agrees = value == self.winner
             self._for_winner += agrees
-            self._sequence.update(np.array([1.0 if agrees else -1.0]))
+            self._new.append(1.0 if agrees else -1.0)
 
     def radius(self, sigma: float) -> float:
         """The certified R, in the unit of σ; 0 for none."""
