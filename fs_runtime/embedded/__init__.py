@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 
 from fs_runtime.embedded.answer import Generation, Piece
+from fs_runtime.embedded.constraint import Form, FormError
 from fs_runtime.embedded.model import ContextLengthError, EmbeddedModel, Prompt, PromptError
 from fs_runtime.encoders import load_family
 
 __all__ = [
     "ContextLengthError",
     "EmbeddedModel",
+    "Form",
+    "FormError",
     "Generation",
     "Piece",
     "Prompt",

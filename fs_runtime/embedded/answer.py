@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fs_runtime.embedded.constraint import Form
+
 FinishReason = Literal["stop", "length"]
 # Below it decoding is greedy, as in vLLM (its `_SAMPLING_EPS`). At this temperature a token whose logit is 1e-3 below
 # the largest has a probability of e^-100, and logits divided by much less would overflow float32.
@@ -24,6 +26,7 @@ class Generation:
         top_p: Tokens are drawn from the smallest set with this probability.
         stop: Texts that end the answer; they are not part of it.
         seed: Of the sampling, from -2^63 to 2^64 - 1; None for a fresh one.
+        form: That the answer must have; None for any.
     """
 
     max_new_tokens: int
@@ -31,6 +34,12 @@ class Generation:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    form: Form | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each token is the likeliest."""
+        return self.temperature < MIN_TEMPERATURE
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ def _overlap(text: str, stop: str) -> int:
 
 def sample_token(logits: Tensor, options: Generation, generator: torch.Generator) -> int:
     """One token: the likeliest, or one drawn by nucleus sampling (Holtzman et al. 2020)."""
-    if options.temperature < MIN_TEMPERATURE:
+    if options.greedy:
         return int(logits.argmax())
     probabilities = torch.softmax(logits / options.temperature, dim=-1)
     if options.top_p < 1:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fs_runtime.embedded.answer import FinishReason, Generation, Piece, StopTextFilter, sample_token
+from fs_runtime.embedded.constraint import Form, FormState, FormTokens
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, load_weights
 
 Payload = dict[str, NDArray[np.generic]]
@@ -36,10 +37,10 @@ class ContextLengthError(PromptError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation, ready for the model.
+    """A conversation, ready for the model, or several of one length that differ in their images alone.
 
     Attributes:
-        embeddings: ``(1, L, hidden)``.
+        embeddings: ``(B, L, hidden)``, with B = 1 for one.
         length: L.
         inputs: Further arguments of the model's ``forward``, by name.
     """
@@ -47,6 +48,17 @@ class Prompt:
     embeddings: Tensor
     length: int
     inputs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Row:
+    """One of the answers that are made together."""
+
+    text: StopTextFilter
+    form: FormState | None
+    tokens: list[int] = field(default_factory=list)
+    said: str = ""
+    reason: FinishReason = "length"
 
 
 class EmbeddedModel:
@@ -88,6 +100,8 @@ class EmbeddedModel:
         self._image_token_text = self._spell(self._image_token)
         self._ends = _end_tokens(checkpoint, self._tokenizer)
         self.context_length = int(text.max_position_embeddings)
+        self._vocabulary = int(text.vocab_size)
+        self._form_tokens: FormTokens | None = None  # made when it is first needed
 
     def _language_part(self, text: Any) -> nn.Module:
         """The language model with its head, as ``model.…`` and ``lm_head``; on the meta device, without weights."""
@@ -171,6 +185,7 @@ class EmbeddedModel:
         generator = torch.Generator(self._device)
         generator.manual_seed(options.seed if options.seed is not None else time.time_ns())
         text = StopTextFilter(options.stop)
+        form = self._follow(options.form)
         tokens: list[int] = []
         inputs: dict[str, Any] = {"inputs_embeds": prompt.embeddings, **prompt.inputs}
         reason: FinishReason = "length"
@@ -179,20 +194,106 @@ class EmbeddedModel:
             if cancelled.is_set():
                 return
             out = self._model(**inputs, use_cache=True, logits_to_keep=1)
-            token = sample_token(out.logits[0, -1].float(), options, generator)
+            token = sample_token(_allowed(out.logits[0, -1].float(), form), options, generator)
             if token in self._ends:
                 reason = "stop"
                 break
             tokens.append(token)
+            if form is not None:
+                form.add(token)
             inputs = {"input_ids": self._ids([token]).unsqueeze(0), "past_key_values": out.past_key_values}
             inputs |= self._next_inputs(prompt, len(tokens))
-            new = text.feed(str(self._tokenizer.decode(tokens, skip_special_tokens=True)))
-            if text.stopped:
-                reason = "stop"
-                break
+            new = text.feed(self._decoded(tokens))
             if new:
                 yield Piece(new, len(tokens))
+            if text.stopped or (form is not None and form.complete):
+                reason = "stop"
+                break
         yield Piece(text.flush(), len(tokens), reason)
+
+    @torch.inference_mode()
+    def answers(self, prompts: Sequence[Prompt], options: Generation, cancelled: threading.Event) -> list[Piece] | None:
+        """Greedy answers to conversations that differ in their images alone, made together.
+
+        Each equals what :meth:`generate` makes of it, but for arithmetic that depends on the batch.
+
+        Args:
+            prompts: From :meth:`prompt`, all of one length.
+            options: Of the generation, with a temperature of 0.
+            cancelled: The caller sets it to stop.
+
+        Returns:
+            The whole text of each; None once it is cancelled.
+
+        Raises:
+            ValueError: The prompts have several lengths, or decoding is not greedy.
+        """
+        if len({prompt.length for prompt in prompts}) != 1 or not options.greedy:
+            raise ValueError("answers are made together for prompts of one length, by greedy decoding")
+        together = Prompt(
+            torch.cat([prompt.embeddings for prompt in prompts]),
+            prompts[0].length,
+            self._together([prompt.inputs for prompt in prompts]),
+        )
+        rows = [_Row(StopTextFilter(options.stop), self._follow(options.form)) for _ in prompts]
+        inputs: dict[str, Any] = {"inputs_embeds": together.embeddings, **together.inputs}
+        for made in range(1, 1 + min(options.max_new_tokens, self.context_length - together.length)):
+            if cancelled.is_set():
+                return None
+            out = self._model(**inputs, use_cache=True, logits_to_keep=1)
+            logits = out.logits[:, -1].float()
+            if options.form is None:
+                tokens = logits.argmax(-1).tolist()
+            else:
+                tokens = [int(_allowed(own, row.form).argmax()) for own, row in zip(logits, rows, strict=True)]
+            for row, token in zip(rows, tokens, strict=True):
+                self._append(row, token, bool(options.stop))
+            if all(row.reason == "stop" for row in rows):
+                break
+            inputs = {"input_ids": self._ids(tokens).unsqueeze(1), "past_key_values": out.past_key_values}
+            inputs |= self._next_inputs(together, made)
+        for row in rows:
+            row.said += row.text.feed(self._decoded(row.tokens)) + row.text.flush()
+        return [Piece(row.said, len(row.tokens), row.reason) for row in rows]
+
+    def check_form(self, form: Form) -> None:
+        """Refuses a form that answers cannot be held to.
+
+        Raises:
+            FormError: The message says why.
+        """
+        self._follow(form)
+
+    def _append(self, row: _Row, token: int, stops: bool) -> None:
+        """Adds a token to an answer that has not ended."""
+        if row.reason == "stop":
+            return
+        if token in self._ends:
+            row.reason = "stop"
+            return
+        row.tokens.append(token)
+        if row.form is not None:
+            row.form.add(token)
+            if row.form.complete:
+                row.reason = "stop"
+        if stops:
+            row.said += row.text.feed(self._decoded(row.tokens))
+            if row.text.stopped:
+                row.reason = "stop"
+
+    def _follow(self, form: Form | None) -> FormState | None:
+        if form is None:
+            return None
+        if self._form_tokens is None:
+            self._form_tokens = FormTokens(self._tokenizer, self._vocabulary, sorted(self._ends))
+        return self._form_tokens.follow(form)
+
+    def _together(self, inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Further arguments of ``forward`` for several prompts, from those for each."""
+        return {name: _concatenated([own[name] for own in inputs]) for name in inputs[0]}
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.long, device=self._device)
@@ -202,6 +303,20 @@ class EmbeddedModel:
 
     def _spell(self, token: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(token))
+
+
+def _allowed(logits: Tensor, form: FormState | None) -> Tensor:
+    return logits if form is None else form.apply(logits)
+
+
+def _concatenated(values: Sequence[Any]) -> Any:
+    """Tensors along their first axis; lists and dictionaries of tensors element by element."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {name: _concatenated([value[name] for value in values]) for name in first}
+    if isinstance(first, list):
+        return [_concatenated(parts) for parts in zip(*values, strict=True)]
+    return torch.cat(list(values)) if isinstance(first, Tensor) else first
 
 
 def _weight_name(key: str) -> str | None:

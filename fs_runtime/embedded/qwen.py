@@ -74,7 +74,14 @@ class QwenModel(EmbeddedModel):
         positions = prompt.inputs.get("position_ids")
         if positions is None:
             return {}
-        return {"position_ids": (positions.max() + made).expand(3, 1, 1)}
+        return {"position_ids": (positions.max() + made).expand(3, positions.shape[1], 1)}
+
+    @override
+    def _together(self, inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        together = super()._together(inputs)
+        if "position_ids" in together:  # (3, B, L)
+            together["position_ids"] = torch.cat([own["position_ids"] for own in inputs], dim=1)
+        return together
 
 
 def rotary_positions(image: NDArray[np.bool_], grids: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:

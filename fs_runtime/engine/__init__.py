@@ -9,6 +9,7 @@ from fs_runtime.engine.errors import (
     EngineOverloadedError,
     SmoothingError,
 )
+from fs_runtime.engine.copies import Copies
 from fs_runtime.engine.request import CacheOutcome, Ending, MeasuredFidelity, Recall, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.terms import MAX_CONFIDENCE, CertificateTerms, ConfidenceSplit
 
@@ -17,6 +18,7 @@ __all__ = [
     "CacheOutcome",
     "CertificateTerms",
     "ConfidenceSplit",
+    "Copies",
     "DeadlineExceededError",
     "DeadlineUnreachableError",
     "DeviceLostError",

@@ -20,6 +20,7 @@ from fs_runtime.engine.cache.origins import Origins, draws_name
 from fs_runtime.engine.cache.shared import SharedCache
 from fs_runtime.engine.cache.stored import StoredImage
 from fs_runtime.engine.capacity import BatchBudget
+from fs_runtime.engine.copies import Copies, CopyBudget
 from fs_runtime.engine.errors import DeadlineUnreachableError, DeviceLostError, EngineClosedError, EngineOverloadedError
 from fs_runtime.engine.fair_gate import FairGate
 from fs_runtime.engine.job import Job, PendingRequest, cost_of
@@ -55,6 +56,7 @@ class SmoothingEngine:
             ``cache_bytes``.
         max_sketch_bytes: Most memory for the sketch of one image's spread; where it would take more, the spread is not
             bounded, as if the request had not asked for it. 0 for no limit.
+        max_copy_bytes: Most memory, about, for copies that are asked about by themselves.
 
     Raises:
         ValueError: There is a shared cache without one in memory.
@@ -70,6 +72,7 @@ class SmoothingEngine:
         cache_bytes: int = 0,
         shared_cache: SharedCache | None = None,
         max_sketch_bytes: int = 0,
+        max_copy_bytes: int = 2**28,
     ) -> None:
         if shared_cache is not None and not cache_bytes:
             raise ValueError("a shared cache needs one in memory in front of it; give cache_bytes")
@@ -86,6 +89,7 @@ class SmoothingEngine:
         self._origins = Origins()  # guarded as the cache is
         self.shared_cache = shared_cache
         self._worker = Worker(smoother, BatchBudget(self._full_batch), self._cache, shared_cache)
+        self._copies = CopyBudget(max_copy_bytes, self._worker.changed)
         # Of its own, so that images being prepared do not keep others from being found in the cache.
         places = max(1, min(4, os.cpu_count() or 1))
         self._preparers = ThreadPoolExecutor(places, thread_name_prefix="prepare")
@@ -229,19 +233,23 @@ class SmoothingEngine:
         finally:
             self._leave(place)
 
-    async def smooth(self, recall: Recall, pixels: Pixels, place: Place) -> SmoothingResult:
+    async def smooth(
+        self, recall: Recall, pixels: Pixels, place: Place, copies: Copies | None = None
+    ) -> SmoothingResult:
         """Smooths an image that :meth:`recall` had no result for; cancelling the task cancels the work.
 
         Args:
             recall: What this engine made of the request.
             pixels: Of the image. Keep no reference to them: nobody looks at them again once they are prepared.
             place: One of :meth:`place`, which is left as soon as the image is prepared.
+            copies: Gets each sample by itself, and says how many; the request should name a purpose. None for nobody.
 
         Raises:
             EngineOverloadedError, EngineClosedError, SmoothingError, DeadlineExceededError: As their names say.
             ImageSizeError: The encoder does not take an image of this size.
         """
-        pending, key = PendingRequest(recall.request, received=recall.received), self._key(recall.request)
+        pending = PendingRequest(recall.request, received=recall.received, copies=copies)
+        key = self._key(recall.request)
         try:
             work = asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, pending, pixels)
         except RuntimeError:  # the engine was closed while the image was decoded
@@ -375,7 +383,7 @@ class SmoothingEngine:
         with self._worker.changed:
             if self._worker.closed:
                 raise self._closed()
-            job = self._worker.jobs.get(key) if key is not None else None
+            job = self._worker.jobs.get(key) if key is not None and pending.copies is None else None
             if job is not None:
                 had = job.draws.count + job.remaining
                 self._admit(pending, max(0, request.samples - had), job.draws.count, job.cost)
@@ -390,15 +398,18 @@ class SmoothingEngine:
             if name is not None:
                 self._origins[name] = origin
                 pending.cache = "extended" if stored else "miss"
+            if pending.copies is not None:
+                pending.copies.attach(self._copies)
             job = Job(
                 request,
                 image,
                 origin,
                 self._token_grids(request, image),
-                key,
+                key if pending.copies is None else None,  # nobody joins, and nothing is kept but the origin
                 stored,
                 [pending],
                 unseen=stored is not None,
+                copies=pending.copies,
             )
             self._worker.add(job)
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs_runtime.certificate import StoppingRule
-from fs_runtime.encoders import PreparedImage
+from fs_runtime.encoders import PreparedImage, VisionEncoder
 from fs_runtime.engine.cache.key import CacheKey
 from fs_runtime.engine.cache.stored import Mean, StoredImage
+from fs_runtime.engine.copies import Copies
 from fs_runtime.engine.draws import Draws
 from fs_runtime.engine.request import CacheOutcome, Ending, MeasuredFidelity, Origin, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.terms import CertificateTerms
@@ -34,6 +35,7 @@ class PendingRequest:
         rule: Ends the sampling early; None if nothing does.
         ended: Why no more samples are needed; None as long as they are.
         look_at: Number of samples at which the rule looks next.
+        copies: Whoever asks about each sample by itself; None if nobody does.
     """
 
     request: SmoothingRequest
@@ -44,6 +46,7 @@ class PendingRequest:
     rule: StoppingRule | None = None
     ended: Ending | None = None
     look_at: int = 0
+    copies: Copies | None = None
 
     @property
     def deadline(self) -> float:
@@ -78,6 +81,9 @@ class PendingRequest:
         """
         terms, samples, count = self.request.terms, self.request.samples, draws.count
         latest = draws.latest(terms)
+        if self.copies is not None and self.copies.stopped and count < samples:
+            self.ended = "votes"
+            return
         if self.rule is not None and len(latest) and (count >= self.look_at or count >= samples):
             sequence, spread = draws.norm_sequence(terms), draws.spread_sequence(terms)
             decision = self.rule.decide(sequence, latest, spread)
@@ -93,6 +99,8 @@ class PendingRequest:
     def wanted(self, count: int) -> int:
         """Further samples that are of use before it looks again; ``count`` there are."""
         left = self.request.samples - count
+        if self.copies is not None:
+            left = min(left, self.copies.room)
         return left if self.rule is None else min(left, max(1, self.look_at - count))
 
     def result(self, image: StoredImage | Job, mean: Mean, started: float | None) -> SmoothingResult:
@@ -152,6 +160,7 @@ class Job:
         started: When the first sample was drawn.
         unseen: Whether there are requests that have not looked at the draws yet.
         answered: Whether a request has got a result from these draws.
+        copies: Whoever asks about each sample by itself; no other request joins then. None if nobody does.
     """
 
     first: SmoothingRequest
@@ -166,6 +175,7 @@ class Job:
     started: float | None = None
     unseen: bool = False
     answered: bool = False
+    copies: Copies | None = None
     _mean: tuple[int, Mean] | None = None
 
     def __post_init__(self) -> None:
@@ -183,6 +193,11 @@ class Job:
         """Jobs of one bucket may share a batch."""
         terms = self.first.terms
         return tuple(self.image.pixels.shape), self.image.grid, terms.feature_map, terms.sigma == 0
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to answer without a further sample."""
+        return self.unseen or (self.copies is not None and self.copies.stopped and self.draws.count > 0)
 
     @property
     def cost(self) -> int:
@@ -216,14 +231,18 @@ class Job:
                 self.state = smoother.start(
                     self.image, terms.sigma, self.origin.seed, terms.feature_map, spectral=terms.bounds_spread
                 )
+            self.state.keeps_copies = self.copies is not None
             self.started = time.monotonic()
         return self.state
 
-    def add(self, products: InnerProducts) -> None:
-        """Takes note of samples that were added to the state."""
+    def add(self, products: InnerProducts, encoder: VisionEncoder) -> None:
+        """Takes note of samples that were added to the state, and hands on the copies that somebody asks about."""
         assert self.state is not None  # noqa: S101 (begun)
+        copies, self.state.copies = self.state.copies, None
         self.draws.sketch = self.state.sketch
         self.draws.add(products, self.state.count)
+        if self.copies is not None and copies is not None:
+            self.copies.put([encoder.payload(copy, self.image) for copy in copies.cpu()])
 
     def mean(self, smoother: Smoother) -> Mean:
         """The smoothed image as of now. Raises as :meth:`Mean.of`."""

@@ -14,7 +14,7 @@ from fs_runtime.engine.terms import CertificateTerms
 from fs_runtime.options import CertificateQuery
 from fs_runtime.smoothing.noise import fresh_seed
 
-Ending = Literal["samples", "reached", "out_of_reach"]
+Ending = Literal["samples", "reached", "out_of_reach", "votes"]
 CacheOutcome = Literal["hit", "extended", "miss"]
 Pixels = NDArray[np.uint8]
 """``(H, W, 3)`` uint8 RGB."""
@@ -35,6 +35,7 @@ class SmoothingRequest:
             the pixels come with the request; an image that is to be recalled before it is decoded needs one.
         timeout: Seconds from now within which the result is of use; None for any time.
         use_cache: Whether the result may come from the cache and go into it.
+        purpose: Names what the draws are for, where they may serve nothing else; they are the same for the same purpose.
     """
 
     terms: CertificateTerms
@@ -45,6 +46,7 @@ class SmoothingRequest:
     image_id: str | None = None
     timeout: float | None = None
     use_cache: bool = True
+    purpose: str = ""
 
     def without_spread(self) -> Self:
         """The same request, but for the bound of the features' spread."""

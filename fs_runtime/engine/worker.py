@@ -27,6 +27,7 @@ log = logging.getLogger("fs_runtime.engine")
 
 Batch = Sequence[tuple[Job, int]]
 _IDLE_SECONDS = 1.0  # between heartbeats when there is nothing to do
+_BLOCKED_SECONDS = 0.1  # between looks for requests that were given up, while all images wait for their readers
 
 
 class Worker:
@@ -140,7 +141,7 @@ class Worker:
                 self.changed.wait(_IDLE_SECONDS)
                 return
             late, left = self._remove_ended()
-            joined = [job for job in self.queue if job.unseen]
+            joined = [job for job in self.queue if job.due]
             for job in joined:
                 job.unseen = False
         if call is not None:
@@ -160,6 +161,8 @@ class Worker:
         with self.changed:
             batch = self.queue.next_batch(self._budget.current)
             concerned[:] = [job for job, _ in batch]
+            if not batch and self.queue and not self._calls and not any(job.due for job in self.queue):
+                self.changed.wait(_BLOCKED_SECONDS)
         if batch:
             self._run_batch(batch)
 
@@ -204,7 +207,7 @@ class Worker:
         # From here on the samples are counted, so no failure may run an image again.
         for (job, _), new in zip(batch, products, strict=True):
             try:
-                job.add(new)
+                job.add(new, self._smoother.encoder)
             except Exception as error:
                 self._check_device(error)
                 self._drop([job], _smoothing_error(error), error)
@@ -331,6 +334,8 @@ class Worker:
         """Takes an image out of the queue; with ``changed`` held."""
         if job in self.queue:
             self.queue.remove(job)
+        if job.copies is not None:
+            job.copies.end()
         if job.key is not None and self.jobs.get(job.key) is job:
             del self.jobs[job.key]
 

@@ -222,6 +222,7 @@ class Smoother:
             x, sigma = self._noisy_copies(parts)
             first = parts[0][0]
             features = self.features(x, sigma, first.image.grid, noisy=first.sigma > 0)
+            self._keep_copies(parts, features)
             features = self.mapped(features, first.image.grid, first.feature_map)  # (B, T, D)
         except Exception:
             for (state, _), position in zip(parts, positions, strict=True):
@@ -229,6 +230,13 @@ class Smoother:
             raise
         lengths = torch.linalg.vector_norm(features, dim=-1)  # (B, T)
         return features / lengths.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1), lengths
+
+    def _keep_copies(self, parts: Sequence[tuple[SmoothingState, int]], features: Tensor) -> None:
+        """Keeps what the language model would read of each new sample, for the images that want it."""
+        by_image = torch.split(features, [count for _, count in parts])
+        for (state, _), own in zip(parts, by_image, strict=True):
+            if state.keeps_copies:
+                state.copies = self.encoder.project(own, state.image.grid)
 
     def _add_clean_features(self, states: Sequence[SmoothingState]) -> None:
         """Computes ``clean`` of images of one shape in one batch; noise levels are not mixed in a batch of samples."""

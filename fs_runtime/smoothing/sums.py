@@ -26,6 +26,8 @@ class SmoothingState:
         sketch: Bounds the features' spread; None if it is not wanted.
         clean: ``(T, D)`` unit features of the image without noise, purifier and mapper, which samples are compared
             with for fidelity; None before the first sample, and without noise.
+        keeps_copies: Whether the newest samples' input of the language model is kept in ``copies``.
+        copies: ``(n, T', D')`` that of the samples of the latest step; None if it is not kept.
         count: Samples taken so far.
         feature_sum: ``(T, D)`` float32, Σ f_t over the samples; f_t is token t's unit feature.
         token_squares: ``(T,)`` float32, ‖feature_sum_t‖².
@@ -39,6 +41,8 @@ class SmoothingState:
     feature_map: FeatureMap = ENCODER_FEATURES
     sketch: SpreadSketch | None = None
     clean: Tensor | None = None
+    keeps_copies: bool = False
+    copies: Tensor | None = None
     count: int = 0
     feature_sum: Tensor | None = None
     token_squares: Tensor | None = None

@@ -30,6 +30,7 @@ class CacheKey:
         weights: Fingerprints of all that f is made of.
         preprocessing: What makes x of the image, as JSON; a cap on its pixels, which no fingerprint tells of, included.
         arithmetic: Device, precision, how networks are compiled, and libraries; one seed gives other draws elsewhere.
+        purpose: What the draws are for, where they may serve nothing else.
     """
 
     tenant: str
@@ -42,6 +43,7 @@ class CacheKey:
     weights: tuple[str | None, ...]
     preprocessing: str
     arithmetic: tuple[str, ...]
+    purpose: str = ""
 
     @classmethod
     def of(
@@ -70,6 +72,7 @@ class CacheKey:
                 smoother.encoder.dtype,
                 None if smoother.compiled is None else smoother.compiled.mode,
             ),
+            request.purpose,
         )
 
     def parts(self) -> tuple[str, ...]:
@@ -77,7 +80,8 @@ class CacheKey:
         stage, centred = self.feature_map.stage, self.feature_map.centred
         spread = self.spectral, self.max_sketch_bytes
         values = self.tenant, self.image, self.sigma, stage, centred, *spread, self.token_confidence
-        return tuple(repr(value) for value in (*values, *self.weights, self.preprocessing, *self.arithmetic))
+        named = (f"for {self.purpose}",) if self.purpose else ()
+        return tuple(repr(value) for value in (*values, *self.weights, self.preprocessing, *self.arithmetic, *named))
 
 
 def _image_name(request: SmoothingRequest, pixels: Pixels | None) -> str:

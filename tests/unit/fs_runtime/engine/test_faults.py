@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fs_runtime.encoders import VisionEncoder
 from fs_runtime.engine import (
     DeviceLostError,
     EngineClosedError,
@@ -96,10 +97,10 @@ def test_a_failure_after_the_samples_were_added_counts_none_twice(
     before = {sigma: alone(engine, ask, sigma=sigma, seed=3, samples=4) for sigma in (0.1, 0.2)}
     add = Job.add
 
-    def failing(job: Job, products: object) -> None:
+    def failing(job: Job, products: object, encoder: VisionEncoder) -> None:
         if job.first.terms.sigma == 0.2:
             raise RuntimeError("the copy to the host failed")
-        add(job, products)  # type: ignore[arg-type]
+        add(job, products, encoder)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Job, "add", failing)
     smoother.hold()
