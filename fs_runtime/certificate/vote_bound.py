@@ -177,6 +177,22 @@ class VoteCount(Generic[Value]):
         counted = max(0, copies - self.copies) + self.counted
         return vote_radius(_share(_usual_lower(share, counted, self._sequence.confidence)), sigma)
 
+    def copies_for(self, radius: float, sigma: float, most: int) -> int:
+        """About how many copies in all certify a radius, if they agree as those so far do: where to look next.
+
+        A multiple of the pilot beyond the copies so far; ``most`` where more would be needed.
+        """
+        forecast = self.best_radius if self.agreement in (None, 1.0) else self.likely_radius
+        low = self.copies // self._pilot + 1  # in pilots
+        high = max(low, -(-most // self._pilot))
+        while low < high:
+            middle = (low + high) // 2
+            if forecast(sigma, middle * self._pilot) >= radius:
+                high = middle
+            else:
+                low = middle + 1
+        return min(most, low * self._pilot)
+
     def out_of_reach(self, radius: float, sigma: float, copies: int) -> bool:
         """Whether so many copies in all will not certify a radius: surely, or by four standard errors."""
         if self.split or self.best_radius(sigma, copies) < radius:

@@ -37,10 +37,14 @@ class Copies:
 
     Args:
         notify: Called, on any thread, when there may be something to :meth:`take`, and at the end.
+
+    Attributes:
+        spectral_norm: ‖A‖₂ from the image as sent to the encoder's; 0 before the first copy.
     """
 
     def __init__(self, notify: Callable[[], None]) -> None:
         self._notify = notify
+        self.spectral_norm = 0.0
         self._budget: CopyBudget | None = None
         self._ready: deque[Payload] = deque()
         self._wanted = 0
@@ -48,6 +52,7 @@ class Copies:
         self._alive = 0
         self._bytes = 0  # of one copy; 0 until one is there
         self._stopped = False
+        self._let_go = False
         self._ended = False
 
     # --- the reader's side ---------------------------------------------------------------------------------------
@@ -76,9 +81,15 @@ class Copies:
         self._stopped = True
         self._wake()
 
+    def let_go(self) -> None:
+        """Wants no further copy, while the drawing goes on for the image's certificate."""
+        self._let_go = True
+        self._ready.clear()
+        self._wake()
+
     def close(self) -> None:
-        """Ends the drawing and gives up all room; call it at last, whatever happened."""
-        self._stopped = True
+        """Gives up all room, and ends the drawing if it was not let go; call it at last, whatever happened."""
+        self._stopped = self._stopped or not self._let_go
         self._ready.clear()
         self.release(self._alive)
 
@@ -94,14 +105,19 @@ class Copies:
 
     # --- the engine's side, with ``changed`` held ----------------------------------------------------------------
 
-    def attach(self, budget: CopyBudget) -> None:
+    def attach(self, budget: CopyBudget, spectral_norm: float) -> None:
         """Connects them to an engine, before it draws any."""
-        self._budget = budget
+        self._budget, self.spectral_norm = budget, spectral_norm
 
     @property
     def stopped(self) -> bool:
         """Whether the reader wants no more."""
         return self._stopped
+
+    @property
+    def is_let_go(self) -> bool:
+        """Whether samples are drawn that nobody takes."""
+        return self._let_go
 
     @property
     def room(self) -> int:
@@ -124,7 +140,7 @@ class Copies:
             self._alive += len(payloads)
             self._budget.used += len(payloads) * self._bytes
             self._ready.extend(payloads)
-            if self._stopped:  # nobody takes them any more
+            if self._stopped or self._let_go:  # nobody takes them any more
                 self._ready.clear()
         self._notify()
 

@@ -399,7 +399,7 @@ class SmoothingEngine:
                 self._origins[name] = origin
                 pending.cache = "extended" if stored else "miss"
             if pending.copies is not None:
-                pending.copies.attach(self._copies)
+                pending.copies.attach(self._copies, image.spectral_norm)
             job = Job(
                 request,
                 image,

@@ -99,7 +99,7 @@ class PendingRequest:
     def wanted(self, count: int) -> int:
         """Further samples that are of use before it looks again; ``count`` there are."""
         left = self.request.samples - count
-        if self.copies is not None:
+        if self.copies is not None and not self.copies.is_let_go:
             left = min(left, self.copies.room)
         return left if self.rule is None else min(left, max(1, self.look_at - count))
 
@@ -241,7 +241,9 @@ class Job:
         copies, self.state.copies = self.state.copies, None
         self.draws.sketch = self.state.sketch
         self.draws.add(products, self.state.count)
-        if self.copies is not None and copies is not None:
+        if self.copies is not None and self.copies.is_let_go:
+            self.state.keeps_copies = False
+        elif self.copies is not None and copies is not None:
             self.copies.put([encoder.payload(copy, self.image) for copy in copies.cpu()])
 
     def mean(self, smoother: Smoother) -> Mean:

@@ -208,6 +208,7 @@ class EngineOptions:
     max_queued_images: int = 1024
     cache_bytes: int = 0
     max_sketch_bytes: int = 0
+    max_copy_bytes: int = 2**28
 
     @classmethod
     def of(cls, settings: object) -> EngineOptions:
@@ -264,6 +265,7 @@ def load_engine(
         cache_bytes=chosen.cache_bytes,
         shared_cache=shared_cache,
         max_sketch_bytes=chosen.max_sketch_bytes,
+        max_copy_bytes=chosen.max_copy_bytes,
     )
 
 

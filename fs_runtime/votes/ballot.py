@@ -62,6 +62,11 @@ class Ballot:
         """Whether all names are certified at a radius."""
         return self.copies > 0 and self.radius >= radius and self.radius > 0
 
+    def next_look(self, radius: float) -> int:
+        """Copies in all after which to look whether it is :meth:`settled`."""
+        unsettled = [count for count in self.counts.values() if count.radius(self.sigma) < radius]
+        return max((count.copies_for(radius, self.sigma, self.samples) for count in unsettled), default=self.copies)
+
     def settled(self, radius: float) -> bool:
         """Whether further copies are of no use: each name is certified at the radius, or will not be."""
         return all(

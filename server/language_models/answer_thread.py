@@ -44,12 +44,15 @@ class AnswerThread:
                 headers={"retry-after": "1"},
             )
 
-    async def pieces(self, make: Callable[[threading.Event], Iterator[T]]) -> AsyncGenerator[T, None]:
+    async def pieces(
+        self, make: Callable[[threading.Event], Iterator[T]], *, admitted: bool = False
+    ) -> AsyncGenerator[T, None]:
         """Generates an answer on the thread. It counts as pending until the thread is done with it.
 
         Args:
             make: Generates the pieces on the thread. It must end early once the event is set, which happens when this
                 generator is closed.
+            admitted: Whether it is a further part of something that was admitted, and has its place.
 
         Yields:
             What ``make`` yields.
@@ -58,7 +61,10 @@ class AnswerThread:
             ApiError: As :meth:`admit`, or 503 if :meth:`close` ended the answer.
             Exception: Whatever ``make`` raises.
         """
-        self.admit()
+        if not admitted:
+            self.admit()
+        elif self._closed:
+            raise shutting_down()
         ended = threading.Event()
         self._pending.add(ended)
         loop = asyncio.get_running_loop()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from server.errors import ApiError
 
 ImagePayload = dict[str, NDArray[np.generic]]
 # Type of the content part that refers to image `index` of a ChatRequest.
@@ -23,12 +25,43 @@ class ChatRequest:
         images: Embeddings of each image.
         request_id: Forwarded to the back end, to correlate logs.
         cache_salt: Separates the prefix cache of each tenant; None without a tenant.
+        tenant: Whose request it is: votes of tenants take turns.
     """
 
     body: dict[str, Any]
     images: list[ImagePayload]
     request_id: str
     cache_salt: str | None = None
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyAnswer:
+    """The answer to one noisy copy of a request's images.
+
+    Attributes:
+        completion: As an OpenAI chat completion.
+    """
+
+    completion: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return str(self.completion["choices"][0]["message"].get("content") or "")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model ended it, rather than a limit of its length."""
+        return self.completion["choices"][0].get("finish_reason") == "stop"
+
+
+class CopySource(Protocol):
+    """Noisy copies of a request's images, in the order in which they were drawn."""
+
+    async def take(self, most: int) -> list[list[ImagePayload]]:
+        """The next copies that are there, at least one, each with all images in order; none at the end."""
+        ...
 
 
 class LanguageModel(Protocol):
@@ -55,6 +88,18 @@ class LanguageModel(Protocol):
 
     def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """The answer as OpenAI chat completion chunks, without the closing ``[DONE]``."""
+        ...
+
+    def answers(
+        self, request: ChatRequest, copies: CopySource, choices: tuple[str, ...] | None
+    ) -> AsyncGenerator[CopyAnswer | ApiError, None]:
+        """The answer to each copy by itself, or why there is none, in the order of the copies.
+
+        Args:
+            request: As for each of them, but for its images; greedy.
+            copies: The images.
+            choices: Texts of which each answer must be one; None for any.
+        """
         ...
 
     async def ready(self) -> bool:

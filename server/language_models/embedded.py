@@ -11,10 +11,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fs_runtime.embedded import ContextLengthError, EmbeddedModel, Generation, Piece, PromptError
+from fs_runtime.embedded import (
+    ContextLengthError,
+    EmbeddedModel,
+    Form,
+    FormError,
+    Generation,
+    Piece,
+    Prompt,
+    PromptError,
+)
 from server.errors import ApiError, from_validation, invalid
 from server.language_models.answer_thread import AnswerThread
-from server.language_models.base import IMAGE_PART, ChatRequest, ImagePayload
+from server.language_models.base import IMAGE_PART, ChatRequest, CopyAnswer, CopySource, ImagePayload
 from server.settings.gateway import Settings
 
 
@@ -24,12 +33,38 @@ def _seed(seed: int) -> int:
     return seed
 
 
-class _TextFormat(BaseModel):
-    """OpenAI's default format of an answer."""
+class _Format(BaseModel):
+    """OpenAI's formats of an answer: text, JSON, or JSON of a schema."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["text"]
+    type: Literal["text", "json_object"]
+
+    def form(self) -> Form | None:
+        """The form of answers; None for any."""
+        return Form.of_json() if self.type == "json_object" else None
+
+
+class _JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class _SchemaFormat(BaseModel):
+    """OpenAI's format of an answer with a JSON schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: _JsonSchema
+
+    def form(self) -> Form:
+        """The form of answers. Raises :class:`FormError`."""
+        return Form.of_json(self.json_schema.schema_)
 
 
 # Unsupported options: what to say of values that would have an effect.
@@ -37,7 +72,7 @@ _UNSUPPORTED = {
     "n": "makes one answer",
     "frequency_penalty": "has no penalties",
     "presence_penalty": "has no penalties",
-    "response_format": "answers in plain text only",
+    "response_format": "answers in the formats text, json_object and json_schema",
     "modalities": "answers in plain text only",
     "logprobs": "gives no log probabilities",
     "top_logprobs": "gives no log probabilities",
@@ -45,6 +80,7 @@ _UNSUPPORTED = {
     "tools": "calls no tools",
     "tool_choice": "calls no tools",
 }
+_TOGETHER = 32  # copies whose answers are made together
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -67,7 +103,7 @@ class _Options(BaseModel):
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
-    response_format: _TextFormat | None = None
+    response_format: Annotated[_Format | _SchemaFormat, Field(discriminator="type")] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
     logit_bias: dict[str, Any] | None = Field(None, max_length=0)
@@ -79,8 +115,13 @@ class _Options(BaseModel):
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 
-    def generation(self, default_length: int) -> Generation:
-        """Returns the options for the model."""
+    def generation(self, default_length: int, choices: tuple[str, ...] | None = None) -> Generation:
+        """Returns the options for the model.
+
+        Raises:
+            FormError: Answers cannot have the format.
+        """
+        form = None if self.response_format is None else self.response_format.form()
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Generation(
             max_new_tokens=self.max_completion_tokens or self.max_tokens or default_length,
@@ -88,6 +129,7 @@ class _Options(BaseModel):
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=stop,
             seed=self.seed,
+            form=form if choices is None else Form.of_choices(choices),
         )
 
 
@@ -118,22 +160,7 @@ class EmbeddedLanguageModel:
         async with aclosing(self._pieces(request)) as pieces:
             made = [pair async for pair in pieces]
         prompt_length, last = made[-1]
-        return {
-            **self._frame("chat.completion"),
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {
-                        "role": "assistant",
-                        "content": "".join(piece.text for _, piece in made),
-                        "refusal": None,
-                    },
-                    "finish_reason": last.finish_reason,
-                    "logprobs": None,
-                }
-            ],
-            "usage": _usage(prompt_length, last),
-        }
+        return self._completion(prompt_length, "".join(piece.text for _, piece in made), last)
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[dict[str, Any]]:
         """See :class:`LanguageModel`."""
@@ -153,6 +180,23 @@ class EmbeddedLanguageModel:
         if (request.body.get("stream_options") or {}).get("include_usage"):
             yield {**frame, "choices": [], "usage": _usage(prompt_length, piece)}
 
+    async def answers(
+        self, request: ChatRequest, copies: CopySource, choices: tuple[str, ...] | None
+    ) -> AsyncGenerator[CopyAnswer | ApiError, None]:
+        """See :class:`LanguageModel`. As many copies as are there are answered together."""
+        options = self._generation(request, choices)
+        messages = _template_messages(request)
+        self._thread.admit()
+        while batch := await copies.take(_TOGETHER):
+
+            def make(ended: threading.Event, batch: list[list[ImagePayload]] = batch) -> Iterator[list[CopyAnswer]]:
+                yield self._together(messages, batch, options, ended)
+
+            async with aclosing(self._thread.pieces(make, admitted=True)) as made:
+                async for answers in made:
+                    for answer in answers:
+                        yield answer
+
     async def ready(self) -> bool:
         """Always: it was loaded at start."""
         return True
@@ -168,17 +212,32 @@ class EmbeddedLanguageModel:
             ApiError: The request has unsupported options. While iterating, as :meth:`_make` and
                 :meth:`AnswerThread.pieces`.
         """
+        options = self._generation(request)
+        messages = _template_messages(request)
+        return self._thread.pieces(lambda ended: self._make(messages, request.images, options, ended))
+
+    def _generation(self, request: ChatRequest, choices: tuple[str, ...] | None = None) -> Generation:
+        """The options of a request.
+
+        Raises:
+            ApiError: One is not supported, or answers cannot have the format.
+        """
         known = _Options.model_fields
         given = {name: value for name, value in request.body.items() if value is not None}  # null is as good as absent
         others = (name for name in given if name not in known and name not in ("model", "messages"))
         first = next(others, None)  # only the first: reporting very many would block the event loop
         body = {name: value for name, value in given.items() if name in known or name == first}
         try:
-            options = _Options.model_validate(body).generation(self._default_length)
+            options = _Options.model_validate(body).generation(self._default_length, choices)
         except ValidationError as error:
             raise _explained(from_validation(error)) from None
-        messages = _template_messages(request)
-        return self._thread.pieces(lambda ended: self._make(messages, request.images, options, ended))
+        if options.form is not None:
+            try:
+                self._model.check_form(options.form)
+            except FormError as error:
+                name = "response_format" if choices is None else "robustness.answer.choices"
+                raise invalid(f"{name}: {error}", name) from None
+        return options
 
     def _make(
         self, messages: list[dict[str, Any]], images: list[ImagePayload], options: Generation, ended: threading.Event
@@ -188,15 +247,42 @@ class EmbeddedLanguageModel:
         Raises:
             ApiError: The prompt cannot be made, or is too long.
         """
+        prompt = self._prompt(messages, images)
+        yield prompt.length, Piece("", 0)
+        for piece in self._model.generate(prompt, options, ended):
+            yield prompt.length, piece
+
+    def _together(
+        self,
+        messages: list[dict[str, Any]],
+        copies: list[list[ImagePayload]],
+        options: Generation,
+        ended: threading.Event,
+    ) -> list[CopyAnswer]:
+        """Answers some copies; runs on the thread. Raises as :meth:`_make`."""
+        prompts = [self._prompt(messages, images) for images in copies]
+        answers = self._model.answers(prompts, options, ended) or []
+        return [
+            CopyAnswer(self._completion(prompt.length, answer.text, answer))
+            for prompt, answer in zip(prompts, answers, strict=False)
+        ]
+
+    def _prompt(self, messages: list[dict[str, Any]], images: list[ImagePayload]) -> Prompt:
+        """Raises :class:`ApiError`: the prompt cannot be made, or is too long."""
         try:
-            prompt = self._model.prompt(messages, images)
+            return self._model.prompt(messages, images)
         except ContextLengthError as error:
             raise invalid(str(error), "messages", "context_length_exceeded") from error
         except PromptError as error:
             raise invalid(str(error), "messages") from error
-        yield prompt.length, Piece("", 0)
-        for piece in self._model.generate(prompt, options, ended):
-            yield prompt.length, piece
+
+    def _completion(self, prompt_length: int, text: str, last: Piece) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {
+            **self._frame("chat.completion"),
+            "choices": [{"index": 0, "message": message, "finish_reason": last.finish_reason, "logprobs": None}],
+            "usage": _usage(prompt_length, last),
+        }
 
     def _frame(self, kind: str) -> dict[str, Any]:
         return {

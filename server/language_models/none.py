@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from server.errors import ApiError
-from server.language_models.base import ChatRequest
+from server.language_models.base import ChatRequest, CopyAnswer, CopySource
 
 
 def no_language_model() -> ApiError:
@@ -37,6 +37,13 @@ class NoLanguageModel:
         """Always raises :func:`no_language_model`."""
         raise no_language_model()
         yield {}
+
+    async def answers(
+        self, request: ChatRequest, copies: CopySource, choices: tuple[str, ...] | None
+    ) -> AsyncGenerator[CopyAnswer | ApiError, None]:
+        """Always raises :func:`no_language_model`."""
+        raise no_language_model()
+        yield no_language_model()
 
     async def ready(self) -> bool:
         """Always true: there is nothing to wait for."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
 
 from server.errors import ApiError
-from server.language_models.base import ChatRequest, LanguageModel
+from server.language_models.base import ChatRequest, CopyAnswer, CopySource, LanguageModel
 from server.observability.model_metrics import ModelMetrics
 from server.observability.tracing import record_failure, tracer
+
+T = TypeVar("T")
 
 # The numeric request fields of these conventions. Other fields may hold the client's text, so they are not traced.
 _REQUEST_NUMBERS = {
@@ -87,6 +89,25 @@ class ObservedLanguageModel:
             finally:
                 call.end()
 
+    async def answers(
+        self, request: ChatRequest, copies: CopySource, choices: tuple[str, ...] | None
+    ) -> AsyncGenerator[CopyAnswer | ApiError, None]:
+        """See :class:`LanguageModel`. All votes are one span."""
+        call = self._begin(request)
+        async with aclosing(self._inner.answers(request, copies, choices)) as answers:
+            try:
+                while (answer := await _next(answers, call.span)) is not None:
+                    if isinstance(answer, ApiError):
+                        self._count(answer)
+                    else:
+                        call.read_vote(answer.completion)
+                    yield answer
+            except ApiError as error:
+                self._count(error)
+                raise
+            finally:
+                call.end()
+
     async def ready(self) -> bool:
         """See :class:`LanguageModel`."""
         return await self._inner.ready()
@@ -138,6 +159,11 @@ class _Call:
                 self.span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
         self._usage = answer.get("usage") or self._usage  # a stream may state it with every chunk
 
+    def read_vote(self, answer: dict[str, Any]) -> None:
+        """Counts the tokens of one of several answers."""
+        for direction, name in (("input", "prompt_tokens"), ("output", "completion_tokens")):
+            self._metrics.count_tokens(direction, (answer.get("usage") or {}).get(name) or 0)
+
     def succeeded(self) -> None:
         """Records metrics of a complete answer."""
         self._metrics.observe_stage("language_model", time.perf_counter() - self._start)
@@ -160,7 +186,7 @@ def _current(span: Span) -> Iterator[None]:
         yield
 
 
-async def _next(chunks: AsyncIterator[dict[str, Any]], span: Span) -> dict[str, Any] | None:
-    """Returns the next chunk. The span is current only here, since several tasks may ask for chunks."""
+async def _next(chunks: AsyncIterator[T], span: Span) -> T | None:
+    """Returns the next one. The span is current only here, since several tasks may ask for them."""
     with _current(span):
         return await anext(chunks, None)

@@ -125,5 +125,6 @@ def _language_model(loaded: LoadedModel, metrics: ModelMetrics) -> LanguageModel
         return EmbeddedLanguageModel(settings, loaded.embedded, name)
     if settings.language_model == "vllm":
         compatibility = CompatibilityCheck.of(loaded.engine.encoder, loaded.family, settings.vllm_model)
-        return VllmLanguageModel(Upstreams(settings, metrics.upstreams, compatibility), name)
+        upstreams = Upstreams(settings, metrics.upstreams, compatibility)
+        return VllmLanguageModel(upstreams, name, settings.vllm_answer_concurrency)
     return NoLanguageModel()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fs_runtime.encoders.base import ImageSizeError
 from fs_runtime.engine import (
+    Copies,
     DeadlineExceededError,
     DeviceLostError,
     EngineClosedError,
@@ -29,15 +30,18 @@ from server.images.limits import ImageLimits
 from server.images.picture import Picture
 from server.images.reader import ImageReader
 from server.language_models.base import ImagePayload
+from server.models.voting import Vote
 from server.observability.model_metrics import ModelMetrics
 from server.observability.tracing import certificate_attributes, record_pass, stage
 from server.rate_limits.limiter import RateLimiter
 from server.robustness.answer import Robustness
+from server.robustness.answer_plan import AnswerPlan, answer_plan_of
 from server.robustness.entry import ImageEntry, Judgement
 from server.robustness.headers import robustness_headers
 from server.robustness.options import RobustnessOptions
 from server.robustness.planning import SmoothingPlan, plan_of
 from server.robustness.policy import (
+    AnswerRequirement,
     AnyRequirement,
     Decision,
     Evidence,
@@ -68,6 +72,16 @@ class Caller:
     tenant: Tenant
     request_id: str
     headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One image of a request, and who asks about its copies; None for nobody."""
+
+    number: int
+    source: ImageSource
+    vote: Vote | None
+    copies: Copies | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +116,9 @@ class SmoothingService:
         self._key = key
 
     async def run(
-        self, images: list[ImageSource], options: RobustnessOptions, caller: Caller
+        self, images: list[ImageSource], options: RobustnessOptions, caller: Caller, vote: Vote | None = None
     ) -> tuple[list[ImagePayload], Robustness]:
-        """Smooths all images of one request together.
+        """Smooths all images of one request together, and has each noisy copy of them asked about if there is a vote.
 
         The tenant is charged for images and samples before any work is done, and gets back samples that an early end
         saved. What fails or is cancelled stays charged: else failing on purpose would be a way around the limits.
@@ -117,7 +131,9 @@ class SmoothingService:
                 was rejected.
         """
         settings = caller.tenant.settings_for(self._settings)
-        plan = plan_of(options, settings, self._engine.smoother, allow_seed=self._settings.allow_seed)
+        plan = self.plan(options, caller)
+        if vote is not None:
+            plan = plan.beside_votes(vote.plan.samples)
         most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
         if len(images) > most:
             raise invalid(
@@ -133,22 +149,63 @@ class SmoothingService:
             caller.tenant, {"images": len(images), "samples": len(images) * plan.samples}
         )
         caller.headers.update(charge.headers)
-        tasks = [asyncio.create_task(self._one(image, plan, caller)) for image in images]
+        copies = vote.copies_for(len(images)) if vote is not None else [None] * len(images)
+        tasks = [
+            asyncio.create_task(self._one(_Task(number, image, vote, own), plan, caller))
+            for number, (image, own) in enumerate(zip(images, copies, strict=True))
+        ]
+        voting = asyncio.create_task(self._vote(vote, plan))
         try:
-            done = await asyncio.gather(*tasks)
+            *done, _ = await asyncio.gather(*tasks, voting)
         finally:
+            voting.cancel()
             for task in tasks:  # one bad image, or a client that left, ends the work on the others
                 task.cancel()
         unused = sum(plan.samples - min(plan.samples, image.result.drawn) for image in done)
         await self._limiter.give_back(charge, {"samples": unused})
-        robustness = await self._decide(done, plan, caller)
+        robustness = await self._decide(done, plan, caller, vote)
         return [image.result.payload for image in done], robustness
 
-    async def _decide(self, images: list[_Smoothed], plan: SmoothingPlan, caller: Caller) -> Robustness:
+    def plan(self, options: RobustnessOptions, caller: Caller) -> SmoothingPlan:
+        """How a request's images are smoothed.
+
+        Raises:
+            ApiError: The request asks for what the operator does not allow, or for what does not fit together.
+        """
+        settings = caller.tenant.settings_for(self._settings)
+        return plan_of(options, settings, self._engine.smoother, allow_seed=self._settings.allow_seed)
+
+    def answer_plan(self, options: RobustnessOptions, caller: Caller, *, has_images: bool) -> AnswerPlan | None:
+        """How a request's answer is voted on; None where nobody wants that, or there is nothing to certify.
+
+        Raises:
+            ApiError: As :meth:`plan`.
+        """
+        asked = options.answer is not None and options.answer.certify
+        if not has_images and not asked:
+            return None
+        settings = caller.tenant.settings_for(self._settings)
+        default_sigma = self._engine.smoother.sigma_for(settings.sigma)
+        sigma = default_sigma if options.sigma is None else options.sigma
+        return answer_plan_of(options.answer, settings, sigma, default_sigma)
+
+    @staticmethod
+    async def _vote(vote: Vote | None, plan: SmoothingPlan) -> None:
+        if vote is not None:
+            go_on = plan.samples > vote.plan.samples
+            await vote.run(plan.terms.sigma, plan.terms.confidence, go_on=go_on)
+
+    async def _decide(
+        self, images: list[_Smoothed], plan: SmoothingPlan, caller: Caller, vote: Vote | None
+    ) -> Robustness:
         """Sums up the verdicts, and writes the decision down before it takes effect."""
         requirements = plan.all_requirements
         decision = strictest([image.decision for image in images]) if requirements else None
         robustness = Robustness.of([image.entry for image in images], requirements, decision)
+        if vote is not None:
+            norms = [image.result.spectral_norm for image in images]
+            robustness = robustness.with_answer(vote.entry(norms, plan.terms.confidence), vote.plan.requirements)
+            decision = robustness.decision
         caller.headers.update(robustness_headers(robustness))
         if decision is not None:
             self._metrics.count_decision(decision)
@@ -163,7 +220,8 @@ class SmoothingService:
             raise _rejected(robustness)
         return robustness
 
-    async def _one(self, source: ImageSource, plan: SmoothingPlan, caller: Caller) -> _Smoothed:
+    async def _one(self, task: _Task, plan: SmoothingPlan, caller: Caller) -> _Smoothed:
+        source = task.source
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
         file = await self._images.file(source.url, source.param, limits)
         picture = Picture(
@@ -171,7 +229,7 @@ class SmoothingService:
             lambda file: self._images.decode(file, source.param, limits),
             described=plan.receipt or self._audit.enabled,
         )
-        result = await self._smooth(picture, source, plan, caller.tenant.name)
+        result = await self._smooth(picture, task, plan, caller.tenant.name)
         record_pass(
             result.queue_seconds,
             result.smoothing_seconds,
@@ -214,7 +272,8 @@ class SmoothingService:
         image_digest = (await picture.description()).digest if self._audit.enabled else ""
         return _Smoothed(result, entry, decision, image_digest)
 
-    async def _smooth(self, picture: Picture, source: ImageSource, plan: SmoothingPlan, tenant: str) -> SmoothingResult:
+    async def _smooth(self, picture: Picture, task: _Task, plan: SmoothingPlan, tenant: str) -> SmoothingResult:
+        source, image_id = task.source, await picture.file_digest()
         # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
         # take longer than all the rest.
         request = SmoothingRequest(
@@ -223,9 +282,11 @@ class SmoothingService:
             seed=plan.seed,
             until=plan.until,
             tenant=tenant,
-            image_id=await picture.file_digest(),
-            timeout=self._settings.smoothing_timeout,
+            image_id=image_id,
+            # Where each copy is asked about, drawing waits for the answers.
+            timeout=self._settings.smoothing_timeout + (self._settings.answer_timeout if task.vote else 0),
             use_cache=plan.cache,
+            purpose="" if task.vote is None else await task.vote.purpose_of(task.number, image_id),
         )
         try:
             recall = await self._engine.recall(request)
@@ -233,7 +294,7 @@ class SmoothingService:
                 return recall.result
             async with self._engine.place(tenant) as place:
                 # The pixels are nowhere but in this call, so that they go as soon as they are prepared.
-                return await self._engine.smooth(recall, await picture.pixels(), place)
+                return await self._engine.smooth(recall, await picture.pixels(), place, task.copies)
         except ImageSizeError as error:
             raise invalid(str(error), source.param, "image_size_not_supported") from None
         except EngineOverloadedError as error:
@@ -286,14 +347,10 @@ def _judgement(requirement: AnyRequirement, evidence: Evidence) -> Judgement:
 
 
 def _rejected(robustness: Robustness) -> ApiError:
-    """The 422, with the image and requirement that decided."""
-    failed = [
-        (requirement, judgement)
-        for image in robustness.images
-        for requirement, judgement in zip(robustness.requirements, image.judgements, strict=True)
-        if isinstance(requirement, Requirement)  # low fidelity rejects nothing
-        and {"failed": requirement.on_failure, "undecided": requirement.on_undecided}.get(judgement.verdict) == "reject"
-    ]
+    """The 422, with the image and requirement that decided, or the answer."""
+    if not any(_rejects(robustness, image) for image in robustness.images):
+        return _answer_rejected(robustness)
+    failed = [pair for image in robustness.images for pair in _rejects(robustness, image)]
     requirement, judgement = min(failed, key=lambda pair: (pair[1].verdict == "undecided", pair[1].certified or 0.0))
     whose = "this server's" if requirement.source == "server" else "the"
     message = (
@@ -309,5 +366,36 @@ def _rejected(robustness: Robustness) -> ApiError:
         message,
         code="certificate_undecided" if judgement.verdict == "undecided" else "certificate_below_minimum",
         param="robustness.min_similarity",
+        extra={"robustness": robustness.model_dump(mode="json")},
+    )
+
+
+def _rejects(robustness: Robustness, image: ImageEntry) -> list[tuple[Requirement, Judgement]]:
+    """Requirements that reject a request for one of its images; those of the answer follow those of images."""
+    return [
+        (requirement, judgement)
+        for requirement, judgement in zip(robustness.requirements, image.judgements, strict=False)
+        if isinstance(requirement, Requirement)  # low fidelity rejects nothing
+        and {"failed": requirement.on_failure, "undecided": requirement.on_undecided}.get(judgement.verdict) == "reject"
+    ]
+
+
+def _answer_rejected(robustness: Robustness) -> ApiError:
+    answer = robustness.answer
+    assert answer is not None  # noqa: S101 (nothing else rejects)
+    required = [item for item in robustness.requirements if isinstance(item, AnswerRequirement)]
+    short = [
+        (requirement, verdict)
+        for requirement, verdict in zip(required, answer.verdicts, strict=True)
+        if {"failed": requirement.on_failure, "undecided": requirement.on_undecided}.get(verdict) == "reject"
+    ]
+    requirement, verdict = max(short, key=lambda pair: (pair[1] == "failed", pair[0].radius))
+    whose = "this server requires" if requirement.source == "server" else "the request asks for"
+    return ApiError(
+        422,
+        f"the answer is certified at radius {at_least(answer.radius.model)}, and {whose} {requirement.space} radius "
+        f"{requirement.radius:g}: {robustness.detail.partition('; ')[0]}",
+        code="answer_undecided" if verdict == "undecided" else "answer_below_minimum",
+        param="robustness.answer.radius",
         extra={"robustness": robustness.model_dump(mode="json")},
     )

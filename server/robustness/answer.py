@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from server.robustness.detail import detail_of
+from server.robustness.answer_entry import AnswerEntry
+from server.robustness.detail import answer_detail, detail_of
 from server.robustness.entry import ImageEntry
-from server.robustness.policy import AnyRequirement, Decision
+from server.robustness.policy import AnswerRequirement, AnyRequirement, Decision, strictest
 
 
 class Robustness(BaseModel):
@@ -22,7 +23,10 @@ class Robustness(BaseModel):
         None, description="What followed: pass, flag, withhold or reject; null without image or requirement."
     )
     detail: str
-    requirements: list[AnyRequirement] = Field([], description="What every image had to reach.")
+    requirements: list[AnyRequirement | AnswerRequirement] = Field(
+        [], description="What every image had to reach, then, of kind answer, what the answer had to."
+    )
+    answer: AnswerEntry | None = Field(None, description="The vote on the answer; null where there was none.")
     images: list[ImageEntry]
 
     @classmethod
@@ -42,6 +46,23 @@ class Robustness(BaseModel):
             satisfied=all(verdict == "met" for verdict in verdicts) if verdicts else None,
             decision=decision,
             detail=detail,
-            requirements=requirements or [],
+            requirements=[*(requirements or [])],
             images=images,
+        )
+
+    def with_answer(self, answer: AnswerEntry, requirements: list[AnswerRequirement]) -> Robustness:
+        """With the vote on the answer, whose consequence counts if it is stricter."""
+        satisfied, decision = self.satisfied, self.decision
+        if requirements:
+            met = all(verdict == "met" for verdict in answer.verdicts)
+            satisfied = met if satisfied is None else satisfied and met
+            decision = strictest([*([decision] if decision else []), answer.decision(requirements)])
+        return self.model_copy(
+            update={
+                "answer": answer,
+                "requirements": [*self.requirements, *requirements],
+                "satisfied": satisfied,
+                "decision": decision,
+                "detail": f"{answer_detail(answer)}; {self.detail}",
+            }
         )

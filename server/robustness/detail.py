@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fs_runtime.rounding import at_least
 
 if TYPE_CHECKING:
+    from server.robustness.answer_entry import AnswerEntry, CertifiedValue
     from server.robustness.entry import ImageEntry
 
 # Below it an answer is no longer about the picture: DINOv2 has 0.37 at sigma 0.5 without purifier, and different
@@ -45,6 +46,35 @@ def detail_of(images: Sequence[ImageEntry]) -> str:
             f"{psm.sigma_high:g}: certificates hold, answers may suffer"
         )
     return "; ".join(parts)
+
+
+def answer_detail(answer: AnswerEntry) -> str:
+    """Sums up the vote on an answer for the person who reads it."""
+    short = [value for value in answer.values if not value.satisfied]
+    if not short:
+        text = (
+            f"the answer is certified: at every set of images within l2 distance {at_least(answer.radius.model)} of "
+            "these, as the encoder reads them, the answer that is most frequent under noise is this one"
+        )
+    else:
+        named = "the answer" if answer.function != "fields" else ", ".join(value.name for value in short)
+        text = f"{named} is not certified at radius {answer.asked_radius.model:g}: {_why_not(short[0], answer)}"
+        if len(short) == len(answer.values) == 1 and short[0].certified:
+            text += f"; it is at {at_least(answer.radius.model)}"
+    if not answer.returned:
+        text += "; the text of this response is not the one that was voted for"
+    return text
+
+
+def _why_not(value: CertifiedValue, answer: AnswerEntry) -> str:
+    if value.shortfall == "split":
+        return "the first copies chose no value; ask so that answers are shorter, give choices, or a smaller sigma"
+    if value.shortfall == "time":
+        return f"the votes ended after {answer.samples} copies for want of time; ask about fewer copies or a smaller one"
+    agreement = "none" if value.agreement is None else f"{value.agreement:.0%}"
+    if value.shortfall == "samples":
+        return f"{agreement} of the votes agree, so more copies than {answer.max_samples} would do"
+    return f"{agreement} of the votes agree; ask for a smaller radius, another sigma, or give choices"
 
 
 def _certified(images: Sequence[ImageEntry]) -> str:

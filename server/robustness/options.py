@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fs_runtime.engine import MAX_CONFIDENCE
 from fs_runtime.options import MAX_RADIUS, Granularity, Space, Stage, sigma_value
+from server.robustness.answer_options import AnswerOptions
 from server.settings.certificate import Action, FidelityAction
 
 # What the certified similarity of an image depends on beside the image.
@@ -90,6 +91,10 @@ class RobustnessOptions(BaseModel):
     )
     seed: int | None = Field(
         None, ge=0, lt=2**64, strict=True, description="Fixes the noise; only where the operator allows it."
+    )
+
+    answer: AnswerOptions | None = Field(
+        None, description="Certify the answer itself, in chat requests: which answer noisy copies of the images get."
     )
 
     @property

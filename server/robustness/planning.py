@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fs_runtime.engine import CertificateTerms
@@ -44,6 +44,11 @@ class SmoothingPlan:
     receipt: bool
     own_parameters: bool
     cache: bool
+
+    def beside_votes(self, copies: int) -> SmoothingPlan:
+        """With the copies that are voted on as its samples, and more where a requirement of images needs them."""
+        samples = max(copies, self.samples) if self.all_requirements else copies
+        return replace(self, samples=samples, until=None)
 
     @property
     def all_requirements(self) -> list[AnyRequirement]:

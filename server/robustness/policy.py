@@ -87,6 +87,36 @@ class FidelityRequirement:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerRequirement:
+    """The answer must be certified: no change of the images below a size turns the vote on it.
+
+    Attributes:
+        source: Who requires it.
+        radius: ℓ2 size of a change of all images together, in pixels of [0, 1].
+        space: Where it is measured.
+        on_failure: What happens where the votes do not reach it, and would not with more copies.
+        on_undecided: What happens where they would.
+        kind: Tells it from other requirements in JSON.
+    """
+
+    source: Source
+    radius: float
+    space: Space
+    on_failure: Action
+    on_undecided: Action
+    kind: Literal["answer"] = "answer"
+
+    def implies(self, other: AnswerRequirement) -> bool:
+        """Whether an answer that falls short of ``other`` falls short of this one, with no milder consequence."""
+        if self.space != other.space or self.radius < other.radius:
+            return False
+        failure, undecided = _STRICTNESS[self.on_failure], _STRICTNESS[self.on_undecided]
+        if self.radius != other.radius:
+            undecided = min(failure, undecided)
+        return failure >= _STRICTNESS[other.on_failure] and undecided >= _STRICTNESS[other.on_undecided]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerPolicy:
     """The operator's settings for a tenant; ``radius`` does not depend on what the request asks for."""
 
@@ -168,6 +198,7 @@ def stricter(one: _AnyAction, other: _AnyAction) -> _AnyAction:
 
 
 AnyRequirement = Requirement | FidelityRequirement
+"""What every image of a request must reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +227,8 @@ def judge(requirement: AnyRequirement, evidence: Evidence) -> Verdict:
     return "undecided" if within_reach and evidence.full_budget else "failed"
 
 
-def consequence(requirements: Sequence[AnyRequirement], verdicts: Sequence[Verdict]) -> Decision:
-    """What one image's verdicts, one for each requirement, lead to: the strictest of all."""
+def consequence(requirements: Sequence[AnyRequirement | AnswerRequirement], verdicts: Sequence[Verdict]) -> Decision:
+    """What the verdicts on one image or answer, one for each requirement, lead to: the strictest of all."""
     steps: list[Decision] = ["pass"]
     for requirement, verdict in zip(requirements, verdicts, strict=True):
         if verdict != "met":

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fs_runtime.options import MAX_RADIUS, Granularity, Space, Stage, sigma_value
+from server.settings.fields import CommaList
 
 Action = Literal["flag", "withhold", "reject"]
 """What happens when an image does not meet a requirement."""
@@ -96,6 +97,31 @@ class CertificateSettings(BaseModel):
         "flag",
         description="Below min_fidelity: answer and say so (flag), or answer without the image (withhold).",
     )
+    answer_samples: int = Field(
+        128, ge=1, description="Noisy copies that are asked about for a certified answer when the request does not say."
+    )
+    min_answer_radius: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_RADIUS,
+        description="l2 radius, on the encoder's images, within which every answer about images must be certified: "
+        "answers are then voted on, whether a request asks for it or not. By default none.",
+    )
+    on_answer_failure: Action = Field(
+        "flag",
+        description="Where an answer is not certified at min_answer_radius: return it and say so (flag), answer "
+        "without the images (withhold), or 422 (reject).",
+    )
+    on_answer_undecided: Action | None = Field(
+        None,
+        description="The same where the votes would reach it with more copies; by default as on_answer_failure.",
+    )
+    answer_functions: CommaList[str] = Field(
+        ["text"],
+        description="What may be voted on where min_answer_radius binds, separated by commas: text (the whole answer), "
+        "choices, fields, or pattern: before one regular expression. A function that hardly depends on the answer "
+        "would be certified at any radius.",
+    )
     policy_binds: bool = Field(
         True,
         description="min_similarity, its radius, on_failure, on_undecided, min_fidelity, on_low_fidelity, confidence, "
@@ -107,8 +133,12 @@ class CertificateSettings(BaseModel):
         """Describes a default that exceeds its limit, or that nothing can reach; None if there is none."""
         if self.sigma is not None and self.sigma > self.max_sigma:
             return f"sigma {self.sigma} is above max_sigma {self.max_sigma}"
-        if self.samples > self.max_samples:
-            return f"samples {self.samples} is above max_samples {self.max_samples}"
+        for name in ("samples", "answer_samples"):
+            if getattr(self, name) > self.max_samples:
+                return f"{name} {getattr(self, name)} is above max_samples {self.max_samples}"
+        for function in self.answer_functions:
+            if function not in ("text", "choices", "fields") and not function.startswith("pattern:"):
+                return f"answer_functions: {function!r} is none of text, choices, fields and pattern:REGEX"
         if self.min_fidelity is not None:
             most = _largest_fidelity(self.samples, self.confidence)
             if self.min_fidelity > most:

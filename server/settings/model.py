@@ -125,6 +125,22 @@ class ModelSettings(BaseModel):
     vllm_health_timeout: float = Field(
         2.0, gt=0, description="Seconds that a vLLM server has to answer a health check; two late ones in a row count."
     )
+    vllm_answer_concurrency: int = Field(
+        16,
+        ge=1,
+        description="Most votes of certified answers at the vLLM servers at once, of all requests together, so that "
+        "they leave room for others.",
+    )
+    answer_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds for the votes of a certified answer; after that it is certified by those that are there.",
+    )
+    max_copy_bytes: int = Field(
+        2**28,
+        ge=2**20,
+        description="Memory, about, for noisy copies on their way to the language model: what certified answers take.",
+    )
     max_waiting: int = Field(
         256, ge=0, description="Most requests that may wait for the language model; above it they are answered 429."
     )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.language_models.base import IMAGE_PART, ChatRequest, ImagePayload
+from fs_runtime.engine.fair_gate import FairGate
+from server.errors import ApiError
+from server.language_models.base import IMAGE_PART, ChatRequest, CopyAnswer, CopySource, ImagePayload
+from server.language_models.vllm import errors as upstream_errors
 from server.language_models.vllm.exchange import ExchangeError
 from server.language_models.vllm.retries import Outcome
 from server.language_models.vllm.upstreams import Upstreams
+
+
+T = TypeVar("T")
 
 
 def _npy(array: NDArray[np.generic]) -> str:
@@ -60,11 +68,14 @@ class VllmLanguageModel:
     Args:
         upstreams: The pool.
         model_name: The model's name in answers to clients.
+        max_votes: Most votes of certified answers at the servers at once.
     """
 
-    def __init__(self, upstreams: Upstreams, model_name: str) -> None:
+    def __init__(self, upstreams: Upstreams, model_name: str, max_votes: int = 16) -> None:
         self._upstreams = upstreams
         self._model_name = model_name
+        self._max_votes = max_votes
+        self._votes = FairGate(max_votes)
 
     async def start(self) -> None:
         """See :class:`LanguageModel`."""
@@ -95,6 +106,53 @@ class VllmLanguageModel:
         finally:
             await self._upstreams.end(exchange, outcome)
 
+    async def answers(
+        self, request: ChatRequest, copies: CopySource, choices: tuple[str, ...] | None
+    ) -> AsyncGenerator[CopyAnswer | ApiError, None]:
+        """See :class:`LanguageModel`. Each copy is a request of its own; tenants' votes take turns."""
+        body = request.body
+        if choices is not None:
+            body = {**body, "structured_outputs": {"choice": list(choices)}}
+        # In the order of the copies, whatever the order in which the answers arrive.
+        votes: asyncio.Queue[asyncio.Task[CopyAnswer | ApiError] | None] = asyncio.Queue(self._max_votes)
+        pending: set[asyncio.Task[CopyAnswer | ApiError]] = set()
+
+        async def ask() -> None:
+            while batch := await copies.take(1):
+                for images in batch:
+                    vote = asyncio.create_task(self._vote(replace(request, body=body, images=images)))
+                    pending.add(vote)
+                    vote.add_done_callback(pending.discard)
+                    await votes.put(vote)
+            await votes.put(None)
+
+        asking = asyncio.create_task(ask())
+        try:
+            while (vote := await _unless_failed(votes.get(), asking)) is not None:
+                yield await vote
+        finally:
+            asking.cancel()
+            for vote in list(pending):
+                vote.cancel()
+
+    async def _vote(self, request: ChatRequest) -> CopyAnswer | ApiError:
+        """The answer to one copy, asked for again once if the servers' fault; or why there is none."""
+        for attempt in (1, 2):
+            await self._votes.enter(request.tenant)
+            try:
+                answer = CopyAnswer(await self.complete(request))
+                _ = answer.text, answer.finished
+                return answer
+            except ApiError as error:
+                if attempt == 2 or (error.status < 500 and error.status != 429):
+                    return error
+            except (KeyError, IndexError, TypeError, AttributeError):
+                if attempt == 2:
+                    return upstream_errors.failed()
+            finally:
+                self._votes.leave()
+        raise AssertionError("not reached")
+
     async def ready(self) -> bool:
         """See :class:`LanguageModel`."""
         return await self._upstreams.ready()
@@ -102,3 +160,15 @@ class VllmLanguageModel:
     async def close(self) -> None:
         """See :class:`LanguageModel`."""
         await self._upstreams.close()
+
+
+async def _unless_failed(wanted: Coroutine[Any, Any, T], work: asyncio.Task[None]) -> T:
+    """Waits for something that ``work`` is to bring, and raises if that fails first."""
+    task = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait({task, work}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and work.done() and not work.cancelled() and work.exception() is not None:
+            raise work.exception() or AssertionError("not reached")
+        return await task
+    finally:
+        task.cancel()

@@ -6,7 +6,8 @@ import fs_runtime.certificate as certificate
 def test_exported_members() -> None:
     assert certificate.__all__ == sorted(
         [
-            "NormConfidenceSequence",
+            "PILOT",
+                "NormConfidenceSequence",
             "Spread",
             "SpreadConfidenceSequence",
             "StoppingRule",
