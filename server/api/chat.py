@@ -27,17 +27,20 @@ from server.api.schemas import TEXT_PART_FIELDS, TEXT_PARTS, ChatCompletionReque
 from server.errors import ApiError, internal_error, invalid
 from server.http.event_stream import EventStream
 from server.language_models.base import IMAGE_PART, ChatRequest
+from server.models.answering import Answering
 from server.models.served import ServedModel
-from server.models.smoothing import ImageSource
+from server.models.smoothing import Caller, ImageSource
+from server.models.voting import Vote
 from server.prompt_safety.answer_tokens import cap_answer_tokens
 from server.prompt_safety.passthrough import check_template_variables, refuse_fields
 from server.robustness.answer import Robustness
-from server.robustness.withholding import withhold
+from server.robustness.options import RobustnessOptions
 
 router = APIRouter()
 log = structlog.get_logger("server.chat")
 
 CLIENT_CLOSED_REQUEST = 499
+_COMMENT_SECONDS = 10.0  # between comment lines at most, so that proxies keep a connection that waits
 _EXAMPLE = {
     "model": "fs-reference",
     "messages": [
@@ -87,15 +90,68 @@ async def _answer(
     # On a thread: megabytes of text take a while.
     await asyncio.to_thread(model.control_tokens.neutralise_body, body, settings.max_text_characters)
     await model.language_model.admit()
-    smoothing = model.smoothing.run(sources, chat.robustness, caller)
-    payloads, robustness = await while_connected(request, smoothing)
-    images = withhold(body, payloads, robustness)
-    language_request = ChatRequest(body, images, caller.request_id, cache_salt)
+    answering = Answering(model, ChatRequest(body, [], caller.request_id, cache_salt, caller.tenant.name))
+    vote = answering.vote(chat.robustness, caller, images=len(sources))
+    if vote is not None and chat.stream and not vote.plan.may_reject:
+        return _stream_votes(request, answering, vote, sources, chat.robustness, caller, resources)
+    robustness = await while_connected(request, answering.smooth(sources, chat.robustness, caller, vote))
     if chat.stream:
-        return await _start_stream(request, model.language_model.stream(language_request), robustness, resources)
-    answer = await while_connected(request, model.language_model.complete(language_request))
+        return await _start_stream(request, answering.stream(vote), robustness, resources)
+    answer = await while_connected(request, answering.complete(vote))
     answer["robustness"] = robustness.model_dump(mode="json")
     return JSONResponse(answer)
+
+
+def _stream_votes(
+    request: Request,
+    answering: Answering,
+    vote: Vote,
+    sources: list[ImageSource],
+    options: RobustnessOptions,
+    caller: Caller,
+    resources: ExitStack,
+) -> EventStream:
+    """Begins the stream at once: comment lines say how far the votes are, and the answer follows in one piece."""
+    gateway = gateway_of(request)
+    reached = asyncio.Event()
+
+    def progress(copies: int) -> None:
+        reached.set()
+
+    vote.progress = progress
+
+    async def events() -> AsyncGenerator[str, None]:
+        work = asyncio.create_task(answering.smooth(sources, options, caller, vote))
+        try:
+            async with gateway.drain.deadline():
+                while not work.done():
+                    yield f": {vote.copies} of {vote.plan.samples} votes\n\n"
+                    reached.clear()
+                    await asyncio.wait(
+                        {work, signal := asyncio.ensure_future(reached.wait())},
+                        timeout=_COMMENT_SECONDS,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    signal.cancel()
+            robustness = work.result()
+            chunks = answering.stream(vote)
+            first = await anext(chunks)
+            first["robustness"] = robustness.model_dump(mode="json")
+            async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
+                async for chunk in _with_robustness(first, _until_drained(gateway, chunks), robustness):
+                    yield _event(chunk)
+        except ApiError as error:
+            gateway.metrics.count_error(error)
+            yield _event(error.body())
+        except Exception:
+            log.exception("stream failed")
+            gateway.metrics.count_error(internal_error())
+            yield _event(internal_error().body())
+        finally:
+            work.cancel()
+        yield "data: [DONE]\n\n"
+
+    return EventStream(events(), gateway.settings.client_write_timeout, resources.pop_all())
 
 
 async def _start_stream(

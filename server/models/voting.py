@@ -103,6 +103,11 @@ class Vote:
     _returned: bool = True
     _usage: list[int] = field(default_factory=lambda: [0, 0])
 
+    @property
+    def copies(self) -> int:
+        """Copies asked about so far."""
+        return 0 if self._ballot is None else self._ballot.copies
+
     def copies_for(self, images: int) -> list[Copies]:
         """Where the engine puts the copies of each image."""
         self._reader = _Reader(images)

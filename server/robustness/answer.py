@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import BaseModel, Field
 
 from server.robustness.answer_entry import AnswerEntry
@@ -51,18 +53,27 @@ class Robustness(BaseModel):
         )
 
     def with_answer(self, answer: AnswerEntry, requirements: list[AnswerRequirement]) -> Robustness:
-        """With the vote on the answer, whose consequence counts if it is stricter."""
-        satisfied, decision = self.satisfied, self.decision
+        """With the vote on the answer, whose consequence counts if it is stricter.
+
+        An answer that saw images which are withheld is not returned.
+        """
+        satisfied, decision, images = self.satisfied, self.decision, self.images
         if requirements:
             met = all(verdict == "met" for verdict in answer.verdicts)
             satisfied = met if satisfied is None else satisfied and met
-            decision = strictest([*([decision] if decision else []), answer.decision(requirements)])
+            own = answer.decision(requirements)
+            decision = strictest([*([decision] if decision else []), own])
+            if own == "withhold":
+                images = [replace(image, withheld=True) for image in images]
+        if any(image.withheld for image in images):
+            answer = replace(answer, returned=False)
         return self.model_copy(
             update={
                 "answer": answer,
                 "requirements": [*self.requirements, *requirements],
                 "satisfied": satisfied,
                 "decision": decision,
-                "detail": f"{answer_detail(answer)}; {self.detail}",
+                "images": images,
+                "detail": f"{answer_detail(answer)}; {detail_of(images)}",
             }
         )

@@ -37,6 +37,11 @@ class AnswerPlan:
     requirements: list[AnswerRequirement]
 
     @property
+    def may_reject(self) -> bool:
+        """Whether the votes may end in an error, so that no byte may go out before they do."""
+        return any("reject" in (item.on_failure, item.on_undecided) for item in self.requirements)
+
+    @property
     def choices(self) -> tuple[str, ...] | None:
         """Texts of which the language model must say one; None for any text."""
         return self.reading.choices if isinstance(self.reading, Choices) else None
