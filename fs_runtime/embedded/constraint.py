@@ -38,7 +38,7 @@ class Form:
             FormError: The schema is none, or uses what cannot be enforced.
         """
         wanted = {"type": "object"} if schema is None else schema
-        compact = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        compact: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         try:
             return cls(llguidance.LLMatcher.grammar_from_json_schema(wanted, defaults=compact))
         except (ValueError, TypeError) as error:

@@ -1,5 +1,6 @@
 """The engine: samples of every request in flight share the batches of one device, and what was drawn is kept."""
 
+from fs_runtime.engine.copies import Copies
 from fs_runtime.engine.engine import SmoothingEngine
 from fs_runtime.engine.errors import (
     DeadlineExceededError,
@@ -9,7 +10,6 @@ from fs_runtime.engine.errors import (
     EngineOverloadedError,
     SmoothingError,
 )
-from fs_runtime.engine.copies import Copies
 from fs_runtime.engine.request import CacheOutcome, Ending, MeasuredFidelity, Recall, SmoothingRequest, SmoothingResult
 from fs_runtime.engine.terms import MAX_CONFIDENCE, CertificateTerms, ConfidenceSplit
 

@@ -35,7 +35,7 @@ class SmoothingRequest:
             the pixels come with the request; an image that is to be recalled before it is decoded needs one.
         timeout: Seconds from now within which the result is of use; None for any time.
         use_cache: Whether the result may come from the cache and go into it.
-        purpose: Names what the draws are for, where they may serve nothing else; they are the same for the same purpose.
+        purpose: Names what the draws are for, where they may serve nothing else. For one purpose they are the same.
     """
 
     terms: CertificateTerms

@@ -6,6 +6,9 @@ from fs_runtime.certificate import VoteCount
 from fs_runtime.votes.reading import Reading, Value
 
 
+_FIRST_LOOK = 32
+
+
 class Ballot:
     """One vote for each name of a reading, with a confidence of its own each.
 
@@ -63,9 +66,10 @@ class Ballot:
         return self.copies > 0 and self.radius >= radius and self.radius > 0
 
     def next_look(self, radius: float) -> int:
-        """Copies in all after which to look whether it is :meth:`settled`."""
+        """Copies in all after which to look whether it is :meth:`settled`: twice as many as there are, at most."""
         unsettled = [count for count in self.counts.values() if count.radius(self.sigma) < radius]
-        return max((count.copies_for(radius, self.sigma, self.samples) for count in unsettled), default=self.copies)
+        most = min(self.samples, max(_FIRST_LOOK, 2 * self.copies))
+        return max((count.copies_for(radius, self.sigma, most) for count in unsettled), default=self.copies)
 
     def settled(self, radius: float) -> bool:
         """Whether further copies are of no use: each name is certified at the radius, or will not be."""

@@ -53,7 +53,7 @@ class CopyAnswer:
     @property
     def finished(self) -> bool:
         """Whether the model ended it, rather than a limit of its length."""
-        return self.completion["choices"][0].get("finish_reason") == "stop"
+        return bool(self.completion["choices"][0].get("finish_reason") == "stop")
 
 
 class CopySource(Protocol):

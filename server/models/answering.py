@@ -77,8 +77,10 @@ class Answering:
                 yield chunk
             return
         answer, usage = vote.completion, (self._request.body.get("stream_options") or {}).get("include_usage")
-        frame = {name: answer[name] for name in ("id", "created", "model") if name in answer}
-        frame["object"] = "chat.completion.chunk"
+        frame: dict[str, Any] = {
+            **{name: answer[name] for name in ("id", "created", "model") if name in answer},
+            "object": "chat.completion.chunk",
+        }
         choice = answer["choices"][0]
         content = choice["message"].get("content")
         for delta, reason in (({"role": "assistant", "content": content}, None), ({}, choice.get("finish_reason"))):

@@ -23,6 +23,7 @@ from fs_runtime.receipts import SigningKey
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.rounding import at_least
+from fs_runtime.smoothing.noise import SEED_BITS
 from server.access.tenants import Tenant
 from server.audit.log import AuditLog
 from server.errors import ApiError, invalid, shutting_down
@@ -156,11 +157,12 @@ class SmoothingService:
         ]
         voting = asyncio.create_task(self._vote(vote, plan))
         try:
-            *done, _ = await asyncio.gather(*tasks, voting)
+            await asyncio.gather(*tasks, voting)
         finally:
             voting.cancel()
             for task in tasks:  # one bad image, or a client that left, ends the work on the others
                 task.cancel()
+        done = [task.result() for task in tasks]
         unused = sum(plan.samples - min(plan.samples, image.result.drawn) for image in done)
         await self._limiter.give_back(charge, {"samples": unused})
         robustness = await self._decide(done, plan, caller, vote)
@@ -279,7 +281,8 @@ class SmoothingService:
         request = SmoothingRequest(
             plan.terms,
             plan.samples,
-            seed=plan.seed,
+            # Of a vote, the noise of all images is independent; else one file has one certificate wherever it stands.
+            seed=plan.seed if plan.seed is None or task.vote is None else (plan.seed + task.number) % 2**SEED_BITS,
             until=plan.until,
             tenant=tenant,
             image_id=image_id,

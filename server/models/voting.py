@@ -186,9 +186,7 @@ class Vote:
                     look = ballot.next_look(radius)
                     reader.want(look)
 
-    def _add(
-        self, ballot: Ballot, answer: CopyAnswer, kept: dict[tuple[Value | None, ...], dict[str, Any]]
-    ) -> None:
+    def _add(self, ballot: Ballot, answer: CopyAnswer, kept: dict[tuple[Value | None, ...], dict[str, Any]]) -> None:
         values = ballot.add(answer.text, answer.finished)
         if values not in kept and len(kept) < _MOST_COMPLETIONS:
             kept[values] = answer.completion
@@ -211,9 +209,7 @@ class Vote:
         )
 
 
-def _chosen(
-    ballot: Ballot, kept: dict[tuple[Value | None, ...], dict[str, Any]]
-) -> tuple[dict[str, Any] | None, bool]:
+def _chosen(ballot: Ballot, kept: dict[tuple[Value | None, ...], dict[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
     """The answer that is returned, and whether it carries all winners.
 
     Where the pilot chose none, it carries what was most frequent. Where no copy carries all, its text is left out.

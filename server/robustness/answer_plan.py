@@ -131,9 +131,7 @@ def _requirements(options: AnswerOptions, settings: RequestSettings, binding: bo
     least = settings.min_answer_radius
     if least is None:
         if own is None and "reject" in (options.on_failure, options.on_undecided):
-            raise invalid(
-                "on_failure needs a radius to fail by; give one", "robustness.answer.radius"
-            )
+            raise invalid("on_failure needs a radius to fail by; give one", "robustness.answer.radius")
         return [own] if own else []
     if not binding:
         return [own or AnswerRequirement("server", least, "model", on_failure, on_undecided)]

@@ -70,7 +70,9 @@ def _why_not(value: CertifiedValue, answer: AnswerEntry) -> str:
     if value.shortfall == "split":
         return "the first copies chose no value; ask so that answers are shorter, give choices, or a smaller sigma"
     if value.shortfall == "time":
-        return f"the votes ended after {answer.samples} copies for want of time; ask about fewer copies or a smaller one"
+        return (
+            f"the votes ended after {answer.samples} copies for want of time; ask about fewer copies or a smaller one"
+        )
     agreement = "none" if value.agreement is None else f"{value.agreement:.0%}"
     if value.shortfall == "samples":
         return f"{agreement} of the votes agree, so more copies than {answer.max_samples} would do"

@@ -22,7 +22,6 @@ from server.language_models.vllm.exchange import ExchangeError
 from server.language_models.vllm.retries import Outcome
 from server.language_models.vllm.upstreams import Upstreams
 
-
 T = TypeVar("T")
 
 

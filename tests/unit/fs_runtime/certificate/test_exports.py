@@ -7,25 +7,25 @@ def test_exported_members() -> None:
     assert certificate.__all__ == sorted(
         [
             "PILOT",
-                "NormConfidenceSequence",
+            "NormConfidenceSequence",
             "Spread",
             "SpreadConfidenceSequence",
             "StoppingRule",
-                "VoteCount",
+            "VoteCount",
             "certified_radius",
             "chi_squared_similarity",
             "continued",
             "fcsb",
             "fcsb_radius",
             "most_vote_radius",
-                "required_norm",
+            "required_norm",
             "score_from_norm",
             "served_similarity",
             "spectral_radius",
             "spectral_similarity",
             "tight_similarity",
             "vote_radius",
-                "worst_case_feature",
+            "worst_case_feature",
         ]
     )
     for name in certificate.__all__:

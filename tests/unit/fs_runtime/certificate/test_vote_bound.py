@@ -28,19 +28,19 @@ def test_radius_is_inside_the_law_of_the_vote() -> None:
     assert vote_radius(0.5, 0.25) == vote_radius(0.2, 0.25) == vote_radius(0.9, 0.0) == 0.0
 
 
-@pytest.mark.parametrize("share, sigma", [(math.nan, 1.0), (-0.1, 1.0), (1.1, 1.0), (0.9, -1.0), (0.9, math.inf)])
+@pytest.mark.parametrize(("share", "sigma"), [(math.nan, 1.0), (-0.1, 1.0), (1.1, 1.0), (0.9, -1.0), (0.9, math.inf)])
 def test_radius_refuses_what_is_out_of_range(share: float, sigma: float) -> None:
     with pytest.raises(ValueError, match="must"):
         vote_radius(share, sigma)
 
 
-@pytest.mark.parametrize("copies, ratio", [(96, 1.48), (128, 1.62), (256, 1.93), (1000, 2.46)])
+@pytest.mark.parametrize(("copies", "ratio"), [(96, 1.48), (128, 1.62), (256, 1.93), (1000, 2.46)])
 def test_information_limit(copies: int, ratio: float) -> None:
     assert most_vote_radius(copies, 0.999, 0.25) / 0.25 == pytest.approx(ratio, abs=0.005)
     assert most_vote_radius(0, 0.999, 0.25) == 0.0
 
 
-@pytest.mark.parametrize("ratio, needed", [(0.5, 24), (1.0, 48), (1.5, 104)])
+@pytest.mark.parametrize(("ratio", "needed"), [(0.5, 24), (1.0, 48), (1.5, 104)])
 def test_copies_that_agree_certify_with_few_more_than_any_method_needs(ratio: float, needed: int) -> None:
     count = counted(["a"] * PILOT)
     while count.radius(1.0) < ratio:
@@ -135,7 +135,7 @@ def misses(shares: tuple[float, ...], alpha: float, runs: int, copies: int, seed
 
 @pytest.mark.parametrize("law", range(len(LAWS)))
 @pytest.mark.parametrize(
-    "runs, copies", [(8_000, 72), pytest.param(60_000, 264, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("runs", "copies"), [(8_000, 72), pytest.param(60_000, 264, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_coverage(law: int, runs: int, copies: int) -> None:
     """More misses than this have a chance of 1e-6 where the confidence is what it says."""

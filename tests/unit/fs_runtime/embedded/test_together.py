@@ -63,9 +63,7 @@ FORMS: list[Callable[[], Form | None]] = [
 
 @pytest.mark.parametrize("form", range(len(FORMS)))
 @pytest.mark.parametrize("length", [1, 12])
-def test_each_is_what_it_is_by_itself(
-    model: EmbeddedModel, prompts: list[Prompt], form: int, length: int
-) -> None:
+def test_each_is_what_it_is_by_itself(model: EmbeddedModel, prompts: list[Prompt], form: int, length: int) -> None:
     options = Generation(length, temperature=0, form=FORMS[form]())
     assert together(model, prompts, options) == one_by_one(model, prompts, options)
 
