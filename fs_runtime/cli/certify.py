@@ -172,6 +172,7 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
     if min_similarity is not None:
         endings = {
             "reached": "sampling ended there",
+            "votes": "sampling ended with the vote on the answer",
             "out_of_reach": "sampling ended early, since it will not be reached with the samples allowed",
             "samples": "all samples were used",
         }

@@ -25,11 +25,16 @@ def impossible_ending(receipt: Receipt) -> list[str]:
     draws = receipt.draws
     all_drawn = draws.samples == draws.max_samples
     if draws.until is not None:
-        fits = {"samples": all_drawn, "reached": True, "out_of_reach": not all_drawn}
+        fits = {"samples": all_drawn, "reached": True, "out_of_reach": not all_drawn, "votes": False}
     else:  # nothing could end it early, or it was made before receipts had the field: only the query is known of then
-        fits = {"samples": all_drawn, "reached": satisfied is True, "out_of_reach": satisfied is not None}
+        fits = {
+            "samples": all_drawn,
+            "reached": satisfied is True,
+            "out_of_reach": satisfied is not None,
+            "votes": not all_drawn,  # a vote on the answer was settled; the bounds hold at every number of samples
+        }
     if not isinstance(ended, str) or ended not in fits:
-        return [f"certificate.ended is {ended!r}; it is samples, reached or out_of_reach"]
+        return [f"certificate.ended is {ended!r}; it is samples, reached, out_of_reach or votes"]
     if not fits[ended]:
         return [
             f"certificate.ended is {ended!r}, which contradicts {draws.samples} of {draws.max_samples} samples and "

@@ -15,6 +15,7 @@ from server.audit.file import LineFile
 from server.errors import ApiError
 from server.observability.metrics import Metrics
 from server.robustness.answer import Robustness
+from server.robustness.answer_entry import AnswerEntry
 from server.robustness.entry import ImageEntry
 from server.settings.gateway import Settings
 
@@ -142,7 +143,28 @@ def _entry(robustness: Robustness, digests: list[str], request_id: str, tenant: 
         "decision": robustness.decision,
         "detail": robustness.detail,
         "requirements": [dataclasses.asdict(item) for item in robustness.requirements],
+        "answer": None if robustness.answer is None else _answer(robustness.answer),
         "images": [_image(image, digest) for image, digest in zip(robustness.images, digests, strict=True)],
+    }
+
+
+def _answer(answer: AnswerEntry) -> dict[str, Any]:
+    """What was certified of the answer, but not what it said."""
+    return {
+        "function": answer.function,
+        "certified": answer.certified,
+        "satisfied": answer.satisfied,
+        "radius": dataclasses.asdict(answer.radius),
+        "asked_radius": dataclasses.asdict(answer.asked_radius),
+        "confidence": answer.confidence,
+        "samples": answer.samples,
+        "failed": answer.failed,
+        "returned": answer.returned,
+        "verdicts": list(answer.verdicts),
+        "values": [
+            {"radius": value.radius.model, "agreement": value.agreement, "shortfall": value.shortfall}
+            for value in answer.values
+        ],
     }
 
 

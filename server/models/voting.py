@@ -42,7 +42,8 @@ class _Reader:
         """See :class:`CopySource`."""
         while True:
             self._there.clear()
-            ended = any(each.ended for each in self.copies)
+            # One image may be done before another has begun.
+            ended = any(each.ended and not each.ready for each in self.copies)
             ready = min(each.ready for each in self.copies)
             if ready:
                 count = min(most, ready)

@@ -141,8 +141,8 @@ class MetricTable(Table):
     endings = Counted(
         Counter,
         "fs_sampling_endings",
-        "Images by why sampling ended: samples (all drawn), reached, out_of_reach.",
-        {"ended": ("samples", "reached", "out_of_reach"), "model": OPEN},
+        "Images by why sampling ended: samples (all drawn), reached, out_of_reach, votes (that on the answer ended).",
+        {"ended": ("samples", "reached", "out_of_reach", "votes"), "model": OPEN},
     )
     similarity = Counted(
         Histogram,
