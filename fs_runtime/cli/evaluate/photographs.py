@@ -63,7 +63,10 @@ def evaluate_photographs(
     ] = None,
     attack_sigmas: Annotated[
         str | None,
-        typer.Option(help="Noise levels of adaptive attacks; by default that of the purifier that ships, and 0.25."),
+        typer.Option(
+            help="Noise levels that attacked photographs are served at; by default that of the purifier that ships and "
+            "0.25."
+        ),
     ] = None,
     attack_images: Annotated[int, typer.Option(min=2, help="Photographs of an attacked cell, at most.")] = 60,
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps of every attack.")] = 20,
@@ -96,6 +99,7 @@ def evaluate_photographs(
     from fs_runtime.system.files import TrainingError
     from fs_runtime.system.progress_bar import ProgressBar
 
+    confidence = probability("--confidence", confidence)
     levels = _levels("--sigmas", sigmas)
     attacked_levels = _levels("--attack-sigmas", attack_sigmas or _default_attack_sigmas()) if attacks else ()
     console = Console(stderr=True)
@@ -119,7 +123,7 @@ def evaluate_photographs(
     plan = PhotographPlan(
         sigmas=tuple(sorted({*levels, *attacked_levels})),
         samples=samples,
-        confidence=probability("--confidence", confidence),
+        confidence=confidence,
         seed=seed,
         attacks=attacks,
         attack_images=attack_images,
@@ -137,7 +141,7 @@ def evaluate_photographs(
     sizes = {"batch_size": 64, "gradient_batch_size": 32} if on_gpu else {}
     try:
         run = PhotographRun(plan, encoders, purifiers, taken, file, **sizes)
-        console.print(f"{len(taken)} photographs, {len(run.missing)} cells: about {_duration(run.seconds)}")
+        console.print(f"{len(taken)} photographs; cells to measure: {len(run.missing)}, about {_duration(run.seconds)}")
         with ProgressBar(console=console, speed_estimate_period=600) as progress:
             task = progress.add_task("measuring", total=run.seconds)
             run.measure(lambda seconds, text: progress.update(task, advance=seconds, description=text))

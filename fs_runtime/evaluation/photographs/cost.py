@@ -12,7 +12,7 @@ from fs_runtime.evaluation.photographs.plan import PhotographPlan
 from fs_runtime.smoothing.smoother import Smoother
 
 GRADIENT = 3  # passes that a gradient takes, about: one forward, two backward
-_TIMED_COPIES = 2
+_TIMED_COPIES = 4
 
 
 @dataclass(frozen=True, slots=True)

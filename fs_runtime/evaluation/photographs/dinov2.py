@@ -58,9 +58,8 @@ class Dinov2Encoder(VisionEncoder):
             hidden_size=_WIDTH, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=_PATCH
         )
         with _quiet_loading():
-            network, report = Dinov2Model.from_pretrained(
-                None, config=config, state_dict=weights, output_loading_info=True
-            )
+            loaded: Any = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+        network, report = loaded
         wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
         if wrong or report["mismatched_keys"]:
             raise CheckpointError(f"the backbone in {_PACKAGE} is not DINOv2 ViT-S/14: {wrong[:1]}; {_INSTALL}")
@@ -142,9 +141,9 @@ def _onnx_graph() -> Any:
 def _quiet_loading() -> Iterator[None]:
     """Keeps transformers from drawing a progress bar of its own."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ class PhotographPlan:
         steps: Gradient steps of every attack.
         draws: Fresh noisy copies behind each gradient of an adaptive attack.
         adaptive: Names of the encoders that are attacked adaptively.
-        attack_sigmas: Noise levels of adaptive attacks, among ``sigmas``.
+        attack_sigmas: Noise levels that attacked pictures are served at, among ``sigmas``.
     """
 
     sigmas: tuple[float, ...]
@@ -41,8 +41,8 @@ class PhotographPlan:
     attack_sigmas: tuple[float, ...] = ()
 
     def balls(self, sigma: float) -> Iterator[ThreatModel]:
-        """The balls of attacks on a noise level; those of every level for 0, the encoder without smoothing."""
-        radii = {ratio * each: None for each in ((sigma,) if sigma else self.sigmas) for ratio in L2_RATIOS}
+        """The balls of attacks on a noise level; those of every such level for 0, the encoder without smoothing."""
+        radii = {ratio * each: None for each in ((sigma,) if sigma else self.attack_sigmas) for ratio in L2_RATIOS}
         yield from (ThreatModel("l2", radius) for radius in radii)
         yield from (ThreatModel("linf", size) for size in LINF_SIZES)
 
@@ -59,18 +59,17 @@ class PhotographPlan:
             keys += [PhotographKey(encoder, purifier, sigma) for sigma in self.sigmas for purifier in purifiers]
         if not self.attacks:
             return keys
+        smoothed = [(purifier, sigma) for sigma in self.attack_sigmas for purifier in purifiers]
         for encoder in encoders:
-            rows = [(NO_PURIFIER, 0.0), *((purifier, sigma) for sigma in self.sigmas for purifier in purifiers)]
             keys += [
                 PhotographKey(encoder, purifier, sigma, "fixed", ball.norm, ball.epsilon)
-                for purifier, sigma in rows
+                for purifier, sigma in [(NO_PURIFIER, 0.0), *smoothed]
                 for ball in self.balls(sigma)
             ]
         for encoder in (name for name in encoders if name in self.adaptive):
             keys += [
                 PhotographKey(encoder, purifier, sigma, "adaptive", ball.norm, ball.epsilon)
-                for sigma in self.attack_sigmas
-                for purifier in purifiers
+                for purifier, sigma in smoothed
                 for ball in self.balls(sigma)
             ]
         return keys

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from fs_runtime.evaluation.photographs.cells import MEASURES, Measure, PhotographCell
+from fs_runtime.evaluation.intervals import Estimate
+from fs_runtime.evaluation.photographs.cells import MEASURES, PhotographCell
 from fs_runtime.evaluation.photographs.summary import CellEstimates, estimates_of
 from fs_runtime.evaluation.plotting import plot_to
+from fs_runtime.options import NORMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DRAWN = {
-    "top1": ("top1_smoothed", "top1_copy"),
-    "fidelity": ("token_fidelity", "class_token_fidelity", "norm"),
-    "attacks": ("top1_smoothed", "clean_token_fidelity"),
-}
+_TOP1 = ("top1_smoothed", "top1_copy")
+_FIDELITY = ("token_fidelity", "class_token_fidelity", "norm")
+_ATTACKED = ("top1_smoothed", "clean_token_fidelity")
 _STYLES = ("-", "--", ":")
+_TITLES = {measure.name: measure.title for measure in MEASURES}
 
 
 def write_plots(folder: Path, cells: Sequence[PhotographCell]) -> list[Path]:
-    """Draws top-1 and fidelity of each encoder over σ, and what adaptive attacks leave, as PNG and SVG.
+    """Draws top-1 and fidelity of each encoder over σ, and what adaptive attacks leave over ε, as PNG and SVG.
 
     Args:
         folder: For the files.
@@ -36,63 +37,68 @@ def write_plots(folder: Path, cells: Sequence[PhotographCell]) -> list[Path]:
         PlottingError: matplotlib is not installed.
     """
     written = []
-    titles = {measure.name: measure for measure in MEASURES}
     for encoder in dict.fromkeys(cell.key.encoder for cell in cells):
         estimates = [estimates_of(cell) for cell in cells if cell.key.encoder == encoder]
-        for name, wanted in _DRAWN.items():
-            kind = "adaptive" if name == "attacks" else "none"
-            rows = [one for one in estimates if one.key.attack == kind and one.key.sigma > 0]
-            measures = [titles[each] for each in wanted if any(each in one.values for one in rows)]
-            if measures:
-                path = folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', encoder)}-{name}"
-                _over_radius(rows, measures, path) if name == "attacks" else _over_sigma(rows, measures, path)
-                written.append(path.with_name(f"{path.name}.png"))
+        start = re.sub(r"[^\w-]+", "_", encoder)
+        smoothed = [one for one in estimates if one.key.attack == "none" and one.key.sigma > 0]
+        bare = next((one for one in estimates if one.key.attack == "none" and one.key.sigma == 0), None)
+        for name, wanted in (("top1", _TOP1), ("fidelity", _FIDELITY)):
+            if any(measure in one.values for one in smoothed for measure in wanted):
+                written.append(folder / f"{start}-{name}.png")
+                with plot_to(folder / f"{start}-{name}") as axes:
+                    _draw_rows(axes, smoothed, wanted, "sigma")
+                    if name == "top1" and bare is not None:
+                        value = bare.values["top1_smoothed"].value
+                        axes.axhline(value, color="0.4", linewidth=1, label="top-1 without smoothing")
+                    axes.set(xlabel="σ, in pixels of [0, 1]")
+                    _finish(axes)
+        for norm in NORMS:
+            adaptive = [one for one in estimates if (one.key.attack, one.key.norm) == ("adaptive", norm)]
+            if adaptive:
+                written.append(folder / f"{start}-adaptive-{norm}.png")
+                with plot_to(folder / f"{start}-adaptive-{norm}") as axes:
+                    _draw_rows(axes, adaptive, _ATTACKED, "radius")
+                    axes.set(xlabel=f"ε of the adaptive attack, {norm}, in pixels of [0, 1]")
+                    _finish(axes)
     return written
 
 
-def _over_sigma(rows: Sequence[CellEstimates], measures: Sequence[Measure], path: Path) -> None:
-    with plot_to(path) as axes:
-        for number, purifier in enumerate(dict.fromkeys(one.key.purifier for one in rows)):
-            for measure, style in zip(measures, _STYLES, strict=False):
-                line = [one for one in rows if one.key.purifier == purifier]
-                _draw(axes, sorted(line, key=lambda one: one.key.sigma), "sigma", measure, number, style, purifier)
-        axes.set(xlabel="σ, in pixels of [0, 1]", ylim=(0, 1.01))
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-
-
-def _over_radius(rows: Sequence[CellEstimates], measures: Sequence[Measure], path: Path) -> None:
-    with plot_to(path) as axes:
-        for number, (purifier, sigma, norm) in enumerate(
-            dict.fromkeys((one.key.purifier, one.key.sigma, one.key.norm) for one in rows)
-        ):
-            for measure, style in zip(measures, _STYLES, strict=False):
-                line = [o for o in rows if (o.key.purifier, o.key.sigma, o.key.norm) == (purifier, sigma, norm)]
-                label = f"{purifier}, σ = {sigma:g}, {norm}"
-                _draw(axes, sorted(line, key=lambda one: one.key.radius), "radius", measure, number, style, label)
-        axes.set(xlabel="radius of the adaptive attack, in pixels of [0, 1]", ylim=(0, 1.01))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small")
-
-
-def _draw(
-    axes: Axes, line: Sequence[CellEstimates], over: str, measure: Measure, number: int, style: str, label: str
+def _draw_rows(
+    axes: Axes, rows: Sequence[CellEstimates], measures: Sequence[str], over: Literal["sigma", "radius"]
 ) -> None:
-    shown = [(getattr(one.key, over), one.values[measure.name]) for one in line if measure.name in one.values]
-    if not shown:
-        return
-    values = [estimate.value for _, estimate in shown]
-    below = [max(0.0, estimate.value - estimate.low) for _, estimate in shown]
-    above = [max(0.0, estimate.high - estimate.value) for _, estimate in shown]
+    """A line for each purifier, under attack also for each noise level, and each measure."""
+    lines: dict[str, list[CellEstimates]] = {}
+    for one in rows:
+        label = one.key.purifier if over == "sigma" else f"{one.key.purifier}, σ = {one.key.sigma:g}"
+        lines.setdefault(label, []).append(one)
+    for number, (label, found) in enumerate(lines.items()):
+        line = sorted(found, key=lambda one: (one.key.sigma, one.key.radius))
+        for measure, style in zip(measures, _STYLES, strict=False):
+            points = [(getattr(one.key, over), one.values[measure]) for one in line if measure in one.values]
+            if points:
+                _draw(axes, points, f"C{number % 10}", style, f"{_TITLES[measure]}, {label}")
+
+
+def _draw(axes: Axes, points: Iterable[tuple[float, Estimate]], colour: str, style: str, label: str) -> None:
+    places, estimates = zip(*points, strict=True)
+    values = [one.value for one in estimates]
+    below = [max(0.0, one.value - one.low) for one in estimates]
+    above = [max(0.0, one.high - one.value) for one in estimates]
     axes.errorbar(
-        [place for place, _ in shown],
+        places,
         values,
         yerr=(below, above),
-        color=f"C{number % 10}",
+        color=colour,
         linestyle=style,
         marker="o",
         markersize=3,
         capsize=2,
-        label=f"{measure.title}, {label}",
+        label=label,
     )
+
+
+def _finish(axes: Axes) -> None:
+    axes.set(ylim=(0, 1.01))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")

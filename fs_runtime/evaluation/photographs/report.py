@@ -129,7 +129,8 @@ def _attack_text(estimates: Sequence[CellEstimates], settings: Mapping[str, Any]
         "are known, else away from the picture's features. *Fixed* attacks are made on the encoder without smoothing, "
         f"*adaptive* ones through purifier and noise, {settings['draws']} fresh copies behind each gradient. Fidelity "
         "has two meanings here: to the picture *as sent*, which is what a server can report (low may mean that "
-        "smoothing took the attack away), and to the *clean* picture, which only an evaluation knows."
+        "smoothing took the attack away), and to the *clean* picture, which only an evaluation knows. Balls are on the "
+        "picture that the encoder reads, in pixels of [0, 1]."
     )
     if not any(one.key.attack == "adaptive" for one in estimates):
         text += " No adaptive attack was made on this encoder: fixed ones alone flatter smoothing."
@@ -162,7 +163,8 @@ def _difference_lines(differences: Sequence[PairedDifference]) -> list[str]:
     start = "| ball | attack " if attacked else ""
     lines = [
         "",
-        "Paired differences on the same pictures, the first row minus the second:",
+        "Paired differences on the same pictures, the first row minus the second. Where no picture differs, Student's "
+        "interval has no width, and says nothing of other pictures.",
         "",
         f"{start}| σ | | {' | '.join(one.title for one in measures)} |",
         _rule(4 if attacked else 2, len(measures)),

@@ -53,9 +53,7 @@ def estimates_of(cell: PhotographCell) -> CellEstimates:
     for measure in MEASURES:
         if values := cell.values.get(measure.name):
             estimate = proportion(round(sum(values)), len(values)) if measure.binary else mean(values)
-            # No mean of shares or cosines is beyond these ends, which Student's interval does not know.
-            low, high = max(estimate.low, 0.0 if measure.share else -1.0), min(estimate.high, 1.0)
-            found[measure.name] = Estimate(estimate.value, low, high)
+            found[measure.name] = _within(estimate, 0.0 if measure.share else -1.0, 1.0)
     return CellEstimates(cell.key, cell.pictures, found)
 
 
@@ -86,9 +84,15 @@ def paired_differences(cells: Sequence[PhotographCell]) -> list[PairedDifference
 
 
 def _difference(cell: PhotographCell, other: PhotographCell, name: str) -> PairedDifference:
-    values = {
-        measure.name: mean([a - b for a, b in zip(cell.values[measure.name], other.values[measure.name], strict=True)])
-        for measure in MEASURES
-        if measure.name in cell.values and measure.name in other.values
-    }
+    values = {}
+    for measure in MEASURES:
+        if measure.name in cell.values and measure.name in other.values:
+            pairs = zip(cell.values[measure.name], other.values[measure.name], strict=True)
+            most = 1.0 if measure.share else 2.0
+            values[measure.name] = _within(mean([one - another for one, another in pairs]), -most, most)
     return PairedDifference(cell.key, name, cell.pictures, values)
+
+
+def _within(estimate: Estimate, least: float, most: float) -> Estimate:
+    """The estimate with an interval that ends where the values do, which Student's does not know."""
+    return Estimate(estimate.value, max(estimate.low, least), min(estimate.high, most))
