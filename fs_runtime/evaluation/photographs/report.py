@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fs_runtime.certificate import NormConfidenceSequence
 from fs_runtime.evaluation.intervals import Estimate
 from fs_runtime.evaluation.photographs.cells import MEASURES, Measure, PhotographCell, PhotographKey
 from fs_runtime.evaluation.photographs.plan import LINF_SIZES
@@ -57,11 +58,12 @@ def markdown(cells: Sequence[PhotographCell], settings: Mapping[str, Any]) -> st
     """For each encoder: rows without attack, paired differences, rows under attack."""
     estimates = [estimates_of(cell) for cell in cells]
     differences = paired_differences(cells)
-    alpha = 1 - settings["confidence"]
+    samples, confidence = settings["samples"], settings["confidence"]
+    provable = NormConfidenceSequence(confidence).forecast(1.0, samples - 1)
     lines = [
         "# Photographs",
         "",
-        f"{len(settings['pictures'])} photographs, n = {settings['samples']} noisy copies each, seed "
+        f"{len(settings['pictures'])} photographs, n = {samples} noisy copies each, seed "
         f"{settings['seed']}; `photographs.json` lists them. {_CAVEAT} In brackets 95% intervals over the pictures: "
         "Wilson's for shares, Student's for means and differences.",
         "",
@@ -70,8 +72,8 @@ def markdown(cells: Sequence[PhotographCell], settings: Mapping[str, Any]) -> st
         "- *Fidelity*: cosine similarity of the smoothed features with those of the picture as sent, without noise: "
         "stacked, and by token. Computed for what was served; no bound.",
         "- *ρ*: plug-in estimate, without confidence. *Certified*: mean certified similarity at ℓ2 radius σ/2, α = "
-        f"{alpha:.3g} for each picture, from {settings['samples']} copies; *at the estimate of ρ* is what many copies "
-        "would give, and **not** certified.",
+        f"{1 - confidence:.3g} for each picture; {samples} copies prove no ρ above {provable:.2f}. *At the estimate of "
+        "ρ* is what many copies would give, and **not** certified.",
         "- *Finds itself*: share of pictures whose smoothed features are nearest to their own clean ones among all.",
     ]
     for encoder in dict.fromkeys(cell.key.encoder for cell in cells):

@@ -292,6 +292,8 @@ def test_the_estimated_time_is_that_of_what_is_missing(
 
 
 def test_reports_and_plots_show_both_meanings_of_fidelity(file: PhotographFile, tmp_path: Path) -> None:
+    equal = NormConfidenceSequence(PLAN.confidence)
+    equal.update(np.ones(PLAN.samples - 1))
     written = write_report(tmp_path, file.cells, file.settings)
     text = written[0].read_text()
     for words in (
@@ -301,6 +303,7 @@ def test_reports_and_plots_show_both_meanings_of_fidelity(file: PhotographFile, 
         "| ℓ∞ 8/255 | adaptive | 0.2 | grey |",
         "to the picture *as sent*",
         "grey − without smoothing",
+        f"7 copies prove no ρ above {equal.lower:.2f}",
     ):
         assert words in text
     assert "fixed ones alone flatter" not in text
