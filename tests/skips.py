@@ -14,6 +14,7 @@ REMEDIES = (
     ("FS_TEST_IMAGE", "FS_TEST_IMAGE=1 make test"),
     ("CUDA", "a machine with an NVIDIA GPU"),
     ("licence", "pip install 'fs-serve[bm3d]'"),
+    ("extra 'photographs'", "pip install 'fs-serve[photographs]'"),
 )
 
 

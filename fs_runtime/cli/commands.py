@@ -22,6 +22,7 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.cli.evaluate.certificates import evaluate_certificates
     from fs_runtime.cli.evaluate.features import evaluate_features
     from fs_runtime.cli.evaluate.masking import evaluate_masking
+    from fs_runtime.cli.evaluate.photographs import evaluate_photographs
     from fs_runtime.cli.evaluate.purifier import evaluate_purifier
     from fs_runtime.cli.evaluate.reference import evaluate as evaluate_reference
     from fs_runtime.cli.evaluate.robustness import robustness
@@ -49,6 +50,7 @@ def add_commands(app: typer.Typer) -> None:
     evaluate.command("robustness")(robustness)
     evaluate.command("masking")(evaluate_masking)
     evaluate.command("certificates")(evaluate_certificates)
+    evaluate.command("photographs")(evaluate_photographs)
     evaluate.command("purifier")(evaluate_purifier)
     app.add_typer(train, name="train")
     app.add_typer(evaluate, name="evaluate")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fs_runtime.evaluation.intervals import Estimate
+from fs_runtime.evaluation.result_file import ResultFile
 from fs_runtime.evaluation.robustness.defences import UNDEFENDED
 from fs_runtime.options import Norm
-from fs_runtime.system.files import write_file
 
 NO_ATTACK = "none"
 
@@ -70,55 +68,25 @@ class Cell:
     radius: float
 
 
-class CellFile:
-    """Finished cells, one JSON line each, after a line with the settings of the measurement.
-
-    An incomplete last line is dropped. Cells of other settings are refused.
+class CellFile(ResultFile[Cell]):
+    """The finished cells of the robustness table.
 
     Args:
         path: The file; created with its folder if it is missing.
         settings: Settings that all cells share, as JSON values.
-        row_specific: Names of settings that affect some rows only. If one is None, here or in the file, those rows are
-            missing there, and the value of the other side is used.
+        row_specific: Names of settings that affect some rows only (:class:`ResultFile`).
 
     Raises:
         ValueError: The file holds cells of other settings, or a line that is not a cell.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], row_specific: Sequence[str] = ()) -> None:
-        self._path = path
-        self.cells: dict[CellKey, Cell] = {}
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        complete = text[: text.rfind("\n") + 1]
-        settings = json.loads(json.dumps(settings))
-        lines: list[str] = []
-        if complete:
-            head, *lines = complete.splitlines(keepends=True)
-            try:
-                found = json.loads(head)["settings"]
-                cells = [_cell(json.loads(line)) for line in lines]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} does not hold cells of an evaluation ({error}): move it away") from None
-            settings = _joined(path, found, settings, row_specific)
-            self.cells = {cell.key: cell for cell in cells}
-        contents = "".join((json.dumps({"settings": settings}) + "\n", *lines))
-        if contents != text:
-            write_file(path, contents.encode())
+        super().__init__(path, settings, _cell, row_specific)
 
-    def attacked_path(self, name: str, settings: dict[str, Any]) -> Path:
-        """Path of attacked images; it depends on the settings that they are made under."""
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return self._path.parent / "attacked" / f"{name}-{digest[:16]}.safetensors"
-
-    def add(self, cell: Cell) -> None:
-        """Stores a finished cell; it is on disk when this returns.
-
-        Raises:
-            TrainingError: The disk is full or cannot be written.
-        """
-        line = json.dumps(dataclasses.asdict(cell)) + "\n"
-        write_file(self._path, self._path.read_bytes() + line.encode())
-        self.cells[cell.key] = cell
+    @property
+    def cells(self) -> dict[Hashable, Cell]:
+        """The cells by their keys."""
+        return self.results
 
 
 def withheld(cells: Sequence[Cell]) -> set[CellKey]:
@@ -126,21 +94,6 @@ def withheld(cells: Sequence[Cell]) -> set[CellKey]:
     keys = {cell.key for cell in cells}
     fixed = {key for key in keys if key.attack != NO_ATTACK and key.defence != UNDEFENDED and not key.adaptive}
     return {key for key in fixed if dataclasses.replace(key, adaptive=True) not in keys}
-
-
-def _joined(path: Path, found: dict[str, Any], settings: dict[str, Any], row_specific: Sequence[str]) -> dict[str, Any]:
-    """The union of both settings; ValueError if they differ."""
-    found, settings = dict(found), dict(settings)
-    for name in row_specific:
-        if found.get(name) is None or settings.get(name) is None:
-            found[name] = settings[name] = found.get(name) or settings.get(name)
-    differing = sorted(name for name in found | settings if found.get(name) != settings.get(name))
-    if differing:
-        raise ValueError(
-            f"{path} was measured under other settings ({', '.join(differing)}): "
-            "choose another output folder, or remove it to start again"
-        )
-    return settings
 
 
 def _cell(line: dict[str, Any]) -> Cell:

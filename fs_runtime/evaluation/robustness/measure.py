@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from fs_runtime.evaluation.robustness.attack_settings import attack_settings
 from fs_runtime.evaluation.robustness.cells import NO_ATTACK, Cell, CellFile, CellKey
 from fs_runtime.evaluation.robustness.defences import UNDEFENDED, Defence, ServedImages, serve_images
 from fs_runtime.evaluation.robustness.items import EvaluationItem, with_pixels
+from fs_runtime.evaluation.seeds import seed_of
 from fs_runtime.system.files import write_file
 
 _ATTACKED_AT_ONCE = 20  # images; they are stored after their attack, so an interruption loses at most these
@@ -177,7 +177,7 @@ class _EvaluationRun:
             if path.exists():
                 found = load_file(path)["images"]
             else:
-                seed = self._seed("attack", f"{label}.safetensors")
+                seed = seed_of(self.plan.seed, "attack", f"{label}.safetensors")
                 found = self._attack(source, attack, norm, size, items, seed).cpu()
                 write_file(path, save({"images": found}, {"settings": json.dumps(settings)}))
             parts.append(found)
@@ -220,7 +220,7 @@ class _EvaluationRun:
     def _serve(self, row: Defence, samples: int, pixels: Tensor, purpose: str) -> _Outcome:
         items = self.items[: len(pixels)]
         images = [with_pixels(item.image, one) for item, one in zip(items, pixels, strict=True)]
-        seed = self._seed("noise", row.name, samples, purpose)
+        seed = seed_of(self.plan.seed, "noise", row.name, samples, purpose)
         served = serve_images(
             row, images, samples, seed=seed, confidence=self.plan.confidence, batch_size=self.batch_size
         )
@@ -253,11 +253,3 @@ class _EvaluationRun:
             seconds=served.seconds,
             radius=self.plan.radius,
         )
-
-    def _seed(self, *parts: object) -> int:
-        """A seed below 2**63 that depends on the purpose and the plan's seed, and is the same after a resume.
-
-        Bits of the plan's seed above the low 23 enter through the hash.
-        """
-        high, low = divmod(self.plan.seed, 2**23)
-        return low * 2**40 + zlib.crc32(repr(parts).encode(), high) * 2**8
