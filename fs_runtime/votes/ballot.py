@@ -5,7 +5,6 @@ from __future__ import annotations
 from fs_runtime.certificate import VoteCount
 from fs_runtime.votes.reading import Reading, Value
 
-
 _FIRST_LOOK = 32
 
 

@@ -14,7 +14,7 @@ from fs_runtime.loading.engine import EngineOptions, load_engine
 from fs_runtime.reference import example_images, reference_model_path
 from server.robustness.withholding import NOTICE
 
-from .gateway import Gateway, chat, image_part, running_gateway
+from .gateway import Gateway, chat, running_gateway
 from .tenants import bearer, key_of, write_access
 
 MODEL = "fs-reference"

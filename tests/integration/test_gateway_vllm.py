@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
-from fs_runtime.reference import reference_model_path
+from fs_runtime.loading.engine import EngineOptions, load_engine
+from fs_runtime.reference import example_images, reference_model_path
 from fs_runtime.smoothing.smoother import Smoother
 
 from .conftest import TinyLlavaServers
@@ -102,6 +104,66 @@ def test_reference_model_equals_vllms_own_image_path(reference_servers: tuple[Vl
                 theirs = httpx.post(f"{with_tower.url}/v1/chat/completions", json=body, timeout=60).json()
                 ours = gateway.post("/v1/chat/completions", body | {"robustness": NO_NOISE}).json()
                 assert_parity(ours, theirs)
+    finally:
+        engine.close()
+
+
+def test_votes_at_vllm_are_those_of_the_embedded_model(reference_servers: tuple[VllmServer, VllmServer]) -> None:
+    """The same copies, asked about here and there: at most one vote in a hundred differs by arithmetic."""
+    model = reference_model_path()
+    engine = load_engine(str(model), EngineOptions(psm="auto"))
+    circle = Image.open(example_images()["red-circle"]).convert("RGB")
+    options = {"served_model_name": "fs-reference", "allow_seed": True, "answer_samples": 128}
+    url = reference_servers[1].url
+    try:
+        with (
+            running_gateway(model, engine, **options) as embedded,
+            running_gateway(model, engine, **options, language_model="vllm", vllm_url=url) as vllm,
+        ):
+            for pictures, answer in (
+                ([circle], {}),
+                ([circle], {"choices": ["The circle is red.", "The circle is orange."]}),
+                ([circle], {"pattern": r"is (\w+)", "radius": 0.125}),
+                ([picture(4, 96), circle], {"samples": 64}),
+            ):
+                asked = {"seed": 11, "answer": {"certify": True, **answer}}
+                body = chat(*pictures, text="What colour is the circle?", max_tokens=24, robustness=asked)
+                body["model"] = "fs-reference"
+                here, there = (
+                    gateway.post("/v1/chat/completions", body).json()["robustness"]["answer"]
+                    for gateway in (embedded, vllm)
+                )
+                assert here["samples"] == there["samples"]
+                assert here["text"] == there["text"]
+                ours, theirs = (
+                    {vote["value"]: vote["copies"] for vote in one["values"][0]["votes"]} for one in (here, there)
+                )
+                differing = sum(abs(ours.get(value, 0) - theirs.get(value, 0)) for value in ours.keys() | theirs.keys())
+                assert differing / 2 <= 0.01 * here["samples"] + 1
+    finally:
+        engine.close()
+
+
+def test_votes_leave_room_for_others(reference_servers: tuple[VllmServer, VllmServer]) -> None:
+    """Of all votes together no more are at vLLM than the operator allows, and chats go past those that wait."""
+    model = reference_model_path()
+    engine = load_engine(str(model), EngineOptions(psm="auto"))
+    circle = Image.open(example_images()["red-circle"]).convert("RGB")
+    options = {"served_model_name": "fs-reference", "vllm_url": reference_servers[1].url, "max_waiting": 0}
+    try:
+        with running_gateway(
+            model, engine, **options, language_model="vllm", vllm_answer_concurrency=2, vllm_max_in_flight=3
+        ) as gateway:
+            body = chat(circle, text="What colour is the circle?", max_tokens=24) | {"model": "fs-reference"}
+            voted = body | {"robustness": {"answer": {"certify": True, "samples": 64}}}
+            with ThreadPoolExecutor(3) as threads:
+                votes = [threads.submit(gateway.post, "/v1/chat/completions", voted) for _ in range(2)]
+                chats = []
+                while not all(vote.done() for vote in votes):
+                    chats.append(gateway.post("/v1/chat/completions", body).status_code)
+            assert [vote.result().status_code for vote in votes] == [200, 200]
+            assert chats
+            assert set(chats) == {200}
     finally:
         engine.close()
 
