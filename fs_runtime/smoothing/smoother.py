@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
-from fs_runtime.options import CompileMode, sigma_value
+from fs_runtime.options import DEFAULT_SIGMA, CompileMode, sigma_value
 from fs_runtime.psm import Mapper, PsmFacts, Purifier
 from fs_runtime.smoothing.compilation import CompiledNetworks
 from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
@@ -28,8 +28,6 @@ from fs_runtime.smoothing.sums import (
     norm_estimate,
     sums_update,
 )
-
-DEFAULT_SIGMA = 0.05  # a bare encoder's features fall apart above it (docs/reference-model.md)
 
 
 class Smoother:
