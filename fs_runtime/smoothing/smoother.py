@@ -42,6 +42,7 @@ class Smoother:
         psm: Facts about purifier and mapper that answers report; None if nothing is known.
 
     Attributes:
+        psm_sigma: ``sigma`` as it was given: the default before feature statistics are asked.
         compiled: The networks after :meth:`compile`; None while they run eagerly.
     """
 
@@ -59,7 +60,7 @@ class Smoother:
         self.mapper = mapper
         self.statistics = statistics
         self.psm = psm
-        self.sigma = sigma
+        self.sigma = self.psm_sigma = sigma
         self.compiled: CompiledNetworks | None = None
 
     def sigma_for(self, sigma: float | None) -> float:
