@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from fs_runtime.psm.guided_diffusion import BETAS, is_guided_diffusion, renamed, unet_config
+from fs_runtime.psm.guided_diffusion import alphas_cumprod, is_guided_diffusion, renamed, unet_config
 from fs_runtime.psm.network import PsmNetwork
 from fs_runtime.psm.weight_file import read_weights
 from fs_runtime.system.files import TrainingError
@@ -104,7 +104,7 @@ class DiffusionPurifier(PsmNetwork):
     @classmethod
     def _from_file(cls, path: Path) -> Self:
         """The U-Net of a file of guided diffusion."""
-        from diffusers import DDPMScheduler, UNet2DModel
+        from diffusers import UNet2DModel
 
         weights = read_weights(path)
         _check(is_guided_diffusion(weights), str(path), "the file is not of guided diffusion at 256 pixels, no classes")
@@ -114,7 +114,7 @@ class DiffusionPurifier(PsmNetwork):
             unet.load_state_dict(renamed(weights, config["layers_per_block"]))
         except (ValueError, KeyError, RuntimeError) as error:
             raise TrainingError(f"the diffusion model {path} has another layout: {error}") from None
-        alphas = DDPMScheduler(**BETAS).alphas_cumprod
+        alphas = alphas_cumprod()
         return cls(unet, {"unet": config, "prediction": "epsilon", "timesteps": len(alphas)}, alphas)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _LEVELS = 6
@@ -24,8 +25,11 @@ _ENDS = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-# Of its noise schedule: 1,000 steps, linear.
-BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def alphas_cumprod() -> Tensor:
+    """``(1000,)`` ᾱ of its noise schedule, which is linear in β."""
+    return (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
 
 
 def is_guided_diffusion(weights: Mapping[str, Any]) -> bool:
