@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,7 +45,7 @@ class DenoiserFacts:
 
 # Noise levels: Zhang et al. 2021 (2008.13751) and deepinv's page of weights; Zhang et al. 2018 (1710.04026); Zhang et
 # al. 2023 (2203.13278), whose published weights saw other faults of pictures too; Zamir et al. 2022 (2111.09881);
-# Dhariwal and Nichol 2021 (2105.05233): the first and last timestep, sqrt((1 - a) / a) / 2 of a linear schedule.
+# Dhariwal and Nichol 2021 (2105.05233): those of the first and the last timestep.
 DENOISERS = {
     "DRUNet": DenoiserFacts(8, 32, (0.0, 50 / 255), 32_640_960, 620, downloaded=(0.0, 20 / 255)),
     "FFDNet": DenoiserFacts(
@@ -126,7 +128,8 @@ class DeepinvPurifier(PsmNetwork):
         """Purifies ``(B, 3, H, W)`` pixels with ``(B,)`` noise levels; the result has the dtype of ``x``."""
         height, width = x.shape[-2:]
         padded = functional.pad(x.float(), (0, self._padding(width), 0, self._padding(height)), mode="replicate")
-        with torch.autocast(x.device.type, self._dtype, enabled=self._dtype != torch.float32):
+        lower = self._dtype != torch.float32  # else as the caller has it, who may train with autocast
+        with torch.autocast(x.device.type, self._dtype) if lower else nullcontext():
             purified: Tensor = self.denoiser(padded, sigma.float())
         return purified[..., :height, :width].to(x.dtype)
 
@@ -153,8 +156,6 @@ class DeepinvPurifier(PsmNetwork):
 
 def _build(description: dict[str, Any], *, downloaded: bool) -> nn.Module:
     """The network, with deepinv's own weights or with fresh ones."""
-    from importlib import import_module
-
     name = description["name"]
     if name not in DENOISERS:
         raise ValueError(f"deepinv has no denoiser {name!r} that is known here; known are {', '.join(DENOISERS)}")
