@@ -52,6 +52,9 @@ flight would then take gigabytes of memory."""
 LEAST_FIDELITY = 0.95
 """Fidelity of tokens, mean over pictures, that a default σ must leave of what the encoder sees."""
 
+DEFAULT_SIGMA = 0.05
+"""Noise level of models without a purifier; a bare encoder's features fall apart above it (docs/reference-model.md)."""
+
 # Below it the noise is no longer Gaussian: float32 pixels near 1 lie 6e-8 apart, and x + δ is rounded to them.
 MIN_SIGMA = 1e-3
 MAX_RADIUS = 1e6  # far beyond the size of any change of any image; more would overflow somewhere

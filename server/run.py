@@ -19,6 +19,7 @@ from server.http.server import GatewayServer
 from server.models.configured import ConfiguredModels
 from server.models.file import ModelsFileError
 from server.models.loading import LoadedModel, load_model
+from server.models.policy_checks import warn_about_tenants
 from server.observability.logs import configure_logging
 from server.observability.tracing import TracingError, configure_tracing, flush_spans
 from server.settings.environment import CLIENT_KEY_VARIABLE
@@ -79,7 +80,10 @@ def read_files(settings: Settings) -> tuple[AccessDirectory, ConfiguredModels]:
         SettingError: One of them cannot be used.
     """
     try:
-        return AccessDirectory(settings), ConfiguredModels(settings)
+        configured = ConfiguredModels(settings)
+        access = AccessDirectory(settings, lambda: configured.by_name)
+        configured.tenants = lambda: access.tenants
+        return access, configured
     except KeyFormatError as error:
         raise SettingError("api_keys", error) from None
     except AccessFileError as error:
@@ -99,6 +103,8 @@ def run(settings: Settings) -> int:
         access, configured = read_files(settings)
         configure_tracing()
         loaded.extend(map(load_model, configured.by_name.values()))  # if one fails, _refuse closes those before it
+        for model in loaded:
+            warn_about_tenants(access.tenants, model.settings, model.engine.smoother)
         app = create_app(settings, access, configured, loaded)
     except SettingError as error:
         return _refuse(f"setting {error.setting}", error, loaded)

@@ -13,6 +13,7 @@ REMEDIES = (
     ("no vLLM", "make vllm"),
     ("FS_TEST_IMAGE", "FS_TEST_IMAGE=1 make test"),
     ("CUDA", "a machine with an NVIDIA GPU"),
+    ("deepinv", "pip install 'fs-serve[deepinv]'"),
     ("licence", "pip install 'fs-serve[bm3d]'"),
     ("extra 'photographs'", "pip install 'fs-serve[photographs]'"),
 )

@@ -20,7 +20,10 @@ ModelOption = Annotated[
 ]
 PsmOption = Annotated[
     str,
-    typer.Option(help="Purifier and mapper: a folder of `train psm`, a purifier that ships ('small'), 'none', 'auto'."),
+    typer.Option(
+        help="Purifier and mapper: a folder of `train psm`, a purifier that ships ('small'), deepinv:NAME[:WEIGHTS], "
+        "diffusion:SOURCE, 'none', 'auto'."
+    ),
 ]
 StatisticsOption = Annotated[
     Path | None,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fs_runtime.certificate import NormConfidenceSequence, SpreadConfidenceSequence
 from fs_runtime.engine.terms import CertificateTerms
@@ -53,22 +54,24 @@ class Draws:
         Args:
             products: Of the new samples; on the device.
             count: Samples so far, the new ones included.
+
+        Raises:
+            ValueError: Some are not finite; none is taken in then.
         """
+        block = _finite(products.image)
+        clean = None if products.clean is None else _finite(products.clean)
         if self._token_confidence is not None:
-            tokens = products.tokens.shape[-1]
+            latest = _finite(products.tokens)
+            tokens = latest.shape[-1]
             if self.token_sequence is None:
                 confidence = _token_confidence(self._token_confidence, tokens)
                 self.token_sequence = NormConfidenceSequence(confidence, shape=(tokens,))
-            latest = products.tokens.float().cpu().numpy()
             self.token_sequence.update(latest.astype(np.float64))
             self._latest_tokens = latest if len(latest) else self._latest_tokens
-        block = products.image.float().cpu().numpy()
-        if not np.all(np.isfinite(block)):
-            raise ValueError("the vision encoder returned values that are not finite for this image")
         if len(block):
             self._blocks.append(block)
-        if products.clean is not None:
-            self._clean.append(products.clean.float().cpu().numpy())
+        if clean is not None:
+            self._clean.append(clean)
         self.count = count
 
     def norm_sequence(self, terms: CertificateTerms) -> NormConfidenceSequence:
@@ -160,6 +163,18 @@ class Draws:
         """Memory that it takes, about; with room for the sequences."""
         tokens = 0 if self._latest_tokens is None else self._latest_tokens.nbytes + 256 * self._latest_tokens.shape[-1]
         return tokens + sum(block.nbytes for block in (*self._blocks, *self._clean)) + 4096 * _MOST_SEQUENCES
+
+
+def _finite(products: Tensor) -> NDArray[np.float32]:
+    """Inner products on the host.
+
+    Raises:
+        ValueError: Some are not finite.
+    """
+    values: NDArray[np.float32] = products.float().cpu().numpy()
+    if not np.all(np.isfinite(values)):
+        raise ValueError("the vision encoder returned values that are not finite for this image")
+    return values
 
 
 def _joined(blocks: list[NDArray[np.float32]]) -> NDArray[np.float32]:

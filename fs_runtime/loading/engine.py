@@ -14,6 +14,7 @@ from fs_runtime.encoders import CheckpointError, ImageSizeError, VisionEncoder, 
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.cache.shared import SharedCache
 from fs_runtime.options import DEFAULT_MAX_PIXELS, LEAST_FIDELITY, CompileMode, Dtype, Precision, Quantization
+from fs_runtime.psm.pretrained import is_pretrained, load_pretrained
 from fs_runtime.psm.shipped import DEFAULT, shipped_purifiers
 from fs_runtime.psm.storage import load_psm
 from fs_runtime.reference import reference_model_path, reference_psm_path
@@ -60,15 +61,16 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def psm_folder(psm: str, model: str) -> Path | None:
-    """Folder that a ``psm`` setting selects; None for no purifier and mapper.
+    """Folder that a ``psm`` setting selects; None for no purifier and mapper, or for a denoiser of another project.
 
     Args:
-        psm: A folder, ``none``, the name of a shipped purifier, or ``auto``: the PSM that ships for this model, else
+        psm: A folder, ``none``, a denoiser of another project (:mod:`fs_runtime.psm.pretrained`), the name of a shipped
+            purifier, or ``auto``: the PSM that ships for this model, else
             the small purifier for photographs. Every encoder reads three colours
             (:meth:`VisionEncoder.prepare`), so it fits all of them.
         model: Folder or hub id of the model.
     """
-    if psm == "none":
+    if psm == "none" or is_pretrained(psm):
         return None
     shipped = shipped_purifiers()
     if psm != "auto":
@@ -88,7 +90,9 @@ def load_smoother(
     feature_statistics: Path | None = None,
     without_statistics: bool = False,
 ) -> Smoother:
-    """Loads the vision part of ``model``, a folder or hub id, with its purifier and mapper (:func:`psm_folder`).
+    """Loads the vision part of ``model``, a folder or hub id, with the purifier and mapper that ``psm`` selects.
+
+    ``psm`` is as for :func:`psm_folder`, or a denoiser of another project (:mod:`fs_runtime.psm.pretrained`).
 
     ``max_pixels`` caps x in families that read any resolution (:meth:`VisionEncoder.cap`); 0 keeps the model's own cap.
     ``quantization`` is the format of products in the encoder's linear layers (:meth:`VisionEncoder.in_float8`);
@@ -113,8 +117,8 @@ def load_smoother(
             raise CheckpointError(f"{model}: {error}") from None
     folder = psm_folder(psm, model)
     smoother = Smoother(encoder)
-    if folder is not None:
-        loaded = load_psm(folder, encoder)
+    if folder is not None or is_pretrained(psm):
+        loaded = load_pretrained(psm, encoder) if folder is None else load_psm(folder, encoder)
         smoother = Smoother(encoder, loaded.purifier, loaded.mapper, loaded.sigma, psm=loaded.facts)
     # A purifier for any encoder comes without feature statistics; they are in the model's folder.
     beside_psm = smoother.psm is not None and smoother.psm.encoder == "this"
@@ -180,7 +184,7 @@ class EngineOptions:
     """Options of an engine; the gateway's settings of a model have the same names.
 
     Attributes:
-        psm: As :func:`psm_folder` reads it.
+        psm: As for :func:`load_smoother`.
         feature_statistics: File of ``fs-serve evaluate features``; None for the one beside the PSM or the model.
         revision: Hub revision of the checkpoint; None for the newest.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError
 from fs_runtime.loading.engine import psm_folder, resolve_device, resolve_dtype
+from fs_runtime.psm.pretrained import is_pretrained, memory_needs
 
 # Tensor names outside the vision part: those of the language model, and of the text towers of CLIP and SigLIP.
 _LANGUAGE = re.compile(
@@ -88,7 +89,11 @@ def estimate_memory(
         values += sum(map(_values_in, folder.glob("*.safetensors")))
     samples = 1 if device != "cpu" else batch_size or 32
     values += samples * _LIVE * _hidden_values(checkpoint.config(), purified=folder is not None)
-    return int(_MARGIN * itemsize * values)
+    needed = itemsize * values
+    if psm is not None and is_pretrained(psm):
+        weights, live = memory_needs(psm)
+        needed += 4 * (weights + samples * live * _side(checkpoint.config()) ** 2)  # in float32
+    return int(_MARGIN * needed)
 
 
 def _values(checkpoint: Checkpoint, wanted: Callable[[str], bool]) -> int:
@@ -118,10 +123,15 @@ def _values_in(path: Path, listed: list[str] | None = None, wanted: Callable[[st
 def _hidden_values(config: dict[str, Any], *, purified: bool) -> int:
     """Numbers in one hidden state of one sample, and in the image itself where a purifier runs over it."""
     vision = config.get("vision_config", config)
-    side = _number(vision.get("image_size"), _USUAL_SIDE)
+    side = _side(config)
     patch = _number(vision.get("patch_size"), _USUAL_PATCH)
     width = _number(vision.get("embed_dim") or vision.get("hidden_size"), _USUAL_WIDTH)
     return (side // patch) ** 2 * width + (3 * side * side if purified else 0)
+
+
+def _side(config: dict[str, Any]) -> int:
+    """Pixels a side of the image that the encoder reads."""
+    return _number(config.get("vision_config", config).get("image_size"), _USUAL_SIDE)
 
 
 def _number(value: Any, otherwise: int) -> int:

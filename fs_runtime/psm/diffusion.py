@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from fs_runtime.psm.guided_diffusion import alphas_cumprod, is_guided_diffusion, renamed, unet_config
 from fs_runtime.psm.network import PsmNetwork
+from fs_runtime.psm.weight_file import read_weights
 from fs_runtime.system.files import TrainingError
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -55,18 +57,21 @@ class DiffusionPurifier(PsmNetwork):
 
     @classmethod
     def from_pretrained(cls, source: str) -> Self:
-        """Loads a pipeline (``unet`` and ``scheduler`` subfolders) or a bare model with its scheduler beside it.
+        """Loads a pipeline (``unet`` and ``scheduler`` subfolders), a bare model with its scheduler, or a single file.
 
         Args:
-            source: Folder or hub id.
+            source: Folder or hub id; or a file of guided diffusion (:mod:`fs_runtime.psm.guided_diffusion`).
 
         Raises:
             TrainingError: diffusers is not installed, ``source`` has no such model, or its model cannot be used here.
+            CheckpointError: ``source`` is a file that cannot be read.
         """
         try:
             import diffusers
         except ModuleNotFoundError as error:
             raise TrainingError("a diffusion purifier needs diffusers: pip install 'fs-serve[diffusion]'") from error
+        if Path(source).is_file():
+            return cls._from_file(Path(source))
         pipeline = not Path(source).is_dir() or (Path(source) / "unet").is_dir()
         parts = {"unet": "unet", "scheduler": "scheduler"} if pipeline else {"unet": None, "scheduler": None}
         try:
@@ -78,7 +83,7 @@ class DiffusionPurifier(PsmNetwork):
         except TrainingError:
             raise
         except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
-            raise TrainingError(f"{source} is neither 'unet' nor a diffusers UNet2DModel: {error}") from error
+            raise TrainingError(f"{source} is no diffusers UNet2DModel: {error}") from error
         config = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
         prediction = scheduler.config.prediction_type
         _check(prediction in _PREDICTIONS, source, f"it predicts {prediction!r}")
@@ -97,6 +102,22 @@ class DiffusionPurifier(PsmNetwork):
         return cls(unet, description, scheduler.alphas_cumprod)
 
     @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        """The U-Net of a file of guided diffusion."""
+        from diffusers import UNet2DModel
+
+        weights = read_weights(path)
+        _check(is_guided_diffusion(weights), str(path), "the file is not of guided diffusion at 256 pixels, no classes")
+        try:
+            config = unet_config(weights)
+            unet = UNet2DModel.from_config(config)  # type: ignore[no-untyped-call]
+            unet.load_state_dict(renamed(weights, config["layers_per_block"]))
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise TrainingError(f"the diffusion model {path} has another layout: {error}") from None
+        alphas = alphas_cumprod()
+        return cls(unet, {"unet": config, "prediction": "epsilon", "timesteps": len(alphas)}, alphas)
+
+    @classmethod
     @override
     def from_description(cls, description: dict[str, Any]) -> Self:
         from diffusers import UNet2DModel
@@ -107,6 +128,11 @@ class DiffusionPurifier(PsmNetwork):
     @override
     def describe(self) -> dict[str, Any]:
         return self._description
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Noise levels of the first and the last timestep, in pixels of [0, 1]."""
+        return float(self.noise_levels[0]) / 2, float(self.noise_levels[-1]) / 2
 
     def timesteps(self, sigma: Tensor) -> Tensor:
         """The ``(B,)`` timesteps whose noise, on images in [−1, 1], is nearest to 2σ."""

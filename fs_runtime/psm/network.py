@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import nn
 
 
@@ -32,3 +33,8 @@ class PsmNetwork(nn.Module, abc.ABC):
             TypeError: The configuration has an unknown field, or lacks one.
             ValueError: A value is invalid.
         """
+
+    def use_precision(self, dtype: torch.dtype) -> None:
+        """Computes in this arithmetic from now on. Buffers keep float32: they scale features."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)

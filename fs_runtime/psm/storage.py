@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from fs_runtime.encoders import CheckpointError, VisionEncoder
 from fs_runtime.encoders.checkpoint import fingerprint
 from fs_runtime.psm import PsmFacts
+from fs_runtime.psm.deepinv import DeepinvPurifier
 from fs_runtime.psm.diffusion import DiffusionPurifier
 from fs_runtime.psm.mapper import SmoothnessMapper
 from fs_runtime.psm.network import PsmNetwork
@@ -53,7 +54,8 @@ class Psm:
 
 
 _KINDS: dict[str, type[PsmNetwork]] = {
-    network.kind: network for network in (UNetPurifier, ResidualUNetPurifier, DiffusionPurifier, SmoothnessMapper)
+    network.kind: network
+    for network in (UNetPurifier, ResidualUNetPurifier, DiffusionPurifier, DeepinvPurifier, SmoothnessMapper)
 }
 
 
@@ -133,7 +135,7 @@ def load_psm(folder: str | Path, encoder: VisionEncoder, dtype: torch.dtype | No
         raise PsmError(f"{folder / CARD} lacks or distorts {error}; copy the PSM again") from error
     for module in (purifier, mapper):
         if module is not None:
-            _prepare_for_inference(module, encoder.device, dtype or encoder.dtype)
+            prepare_for_inference(module, encoder.device, dtype or encoder.dtype)
     return Psm(purifier, mapper, sigma, facts, card)
 
 
@@ -154,13 +156,12 @@ def load_purifier(
         purifier = _load_part(folder, "purifier", card["purifier"])
     except (KeyError, TypeError) as error:
         raise PsmError(f"{folder / CARD} lacks or distorts {error}; copy the PSM again") from error
-    return _prepare_for_inference(purifier, device, dtype), card
+    return prepare_for_inference(purifier, device, dtype), card
 
 
-def _prepare_for_inference(module: PsmNetwork, device: str | torch.device, dtype: torch.dtype) -> PsmNetwork:
+def prepare_for_inference(module: PsmNetwork, device: str | torch.device, dtype: torch.dtype) -> PsmNetwork:
     """Moves a network to device and dtype, in evaluation mode and without gradients."""
-    for parameter in module.parameters():  # buffers keep float32: they scale features
-        parameter.data = parameter.data.to(dtype)
+    module.use_precision(dtype)
     return module.to(device).eval().requires_grad_(False)
 
 
@@ -223,7 +224,7 @@ def _load_part(folder: Path, part: _Part, described: dict[str, Any]) -> PsmNetwo
     except FileNotFoundError:
         raise PsmError(f"{path} is missing; copy the PSM again") from None
     except ModuleNotFoundError as error:
-        raise PsmError(f"the {part} in {folder} needs a package: pip install 'fs-serve[diffusion]'") from error
+        raise PsmError(f"the {part} in {folder} needs a package: pip install 'fs-serve[{kind}]'") from error
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise PsmError(f"{path} is damaged or does not fit its card; copy the PSM again ({error})") from error
     found = fingerprint({"kind": kind, "config": config}, module)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fs_runtime.encoders.base import Grid, PreparedImage, VisionEncoder
-from fs_runtime.options import CompileMode, sigma_value
+from fs_runtime.options import DEFAULT_SIGMA, CompileMode, sigma_value
 from fs_runtime.psm import Mapper, PsmFacts, Purifier
 from fs_runtime.smoothing.compilation import CompiledNetworks
 from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
@@ -29,8 +29,6 @@ from fs_runtime.smoothing.sums import (
     sums_update,
 )
 
-DEFAULT_SIGMA = 0.05  # a bare encoder's features fall apart above it (docs/reference-model.md)
-
 
 class Smoother:
     """Runs noisy copies through purifier, encoder and mapper, and keeps the sums of each image.
@@ -44,6 +42,7 @@ class Smoother:
         psm: Facts about purifier and mapper that answers report; None if nothing is known.
 
     Attributes:
+        psm_sigma: ``sigma`` as it was given: the default before feature statistics are asked.
         compiled: The networks after :meth:`compile`; None while they run eagerly.
     """
 
@@ -61,7 +60,7 @@ class Smoother:
         self.mapper = mapper
         self.statistics = statistics
         self.psm = psm
-        self.sigma = sigma
+        self.sigma = self.psm_sigma = sigma
         self.compiled: CompiledNetworks | None = None
 
     def sigma_for(self, sigma: float | None) -> float:

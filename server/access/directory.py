@@ -6,16 +6,18 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from server.access.keys import StoredKey, find_key, parse_key_entry
-from server.access.tenants import DEFAULT_TENANT, Access, AccessFileError, Tenant, parse_access
+from server.access.tenants import DEFAULT_TENANT, Access, AccessFileError, Tenant, contradiction_of, parse_access
 from server.errors import ApiError
 from server.observability.metrics import Metrics
 from server.settings import files
 from server.settings.files import WatchedFile
 from server.settings.gateway import Settings
+from server.settings.request import RequestSettings
 
 log = structlog.get_logger("server.access")
 
@@ -28,14 +30,16 @@ class AccessDirectory:
 
     Args:
         settings: ``api_keys``, the access file, and default settings of tenants.
+        models: Gives the settings of the models by name, with which those of tenants must fit.
 
     Raises:
         AccessFileError: The access file is invalid.
         KeyFormatError: An entry of ``api_keys`` is invalid.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, models: Callable[[], Mapping[str, RequestSettings]] = dict) -> None:
         self._settings = settings
+        self._models = models
         self._file = WatchedFile(settings.access_file) if settings.access_file else None
         self._salt_key = (
             settings.cache_salt_key.get_secret_value().encode() if settings.cache_salt_key else secrets.token_bytes(32)
@@ -49,6 +53,11 @@ class AccessDirectory:
     def is_open(self) -> bool:
         """Whether no authentication is required, because neither ``api_keys`` nor an access file is set."""
         return not self._own_keys and self._file is None
+
+    @property
+    def tenants(self) -> list[Tenant]:
+        """The tenants of the access file."""
+        return list(self._access.tenants.values())
 
     def authenticate(self, authorization: list[str]) -> Tenant:
         """The tenant that a request belongs to.
@@ -113,7 +122,10 @@ class AccessDirectory:
             contents = file.contents()
         except OSError as error:
             raise AccessFileError(str(error)) from None
-        return parse_access(contents, self._settings)
+        access = parse_access(contents, self._settings)
+        if problem := contradiction_of(access.tenants.values(), self._models()):
+            raise AccessFileError(problem)
+        return access
 
     def _tenant(self, name: str) -> Tenant:
         return self._access.tenants.get(name) or Tenant(name, self._settings)

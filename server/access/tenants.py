@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +85,20 @@ class Tenant:
         if merged.sigma is not None:
             capped["sigma"] = min(merged.sigma, merged.max_sigma)
         return merged.model_copy(update=capped)
+
+
+def contradiction_of(tenants: Iterable[Tenant], models: Mapping[str, RequestSettings]) -> str | None:
+    """Describes what nothing can reach in the settings of a tenant together with those of a model that it may use.
+
+    A tenant's own settings fit together, and a model's do; a minimum of the one may be too high for the samples of the
+    other. None if all fit.
+    """
+    for tenant in tenants:
+        for name, model in models.items():
+            merged = tenant.settings_for(model)
+            if tenant.may_use(name) and (problem := merged.contradiction()):
+                return f"tenant {tenant.name} with model {name}: {problem}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
+from server.access.tenants import Tenant, contradiction_of
 from server.models.file import ModelsFileError, parse_models
 from server.settings.files import WatchedFile
 from server.settings.gateway import Settings
@@ -16,6 +19,7 @@ class ConfiguredModels:
     Attributes:
         by_name: The models' settings, in the order of the file.
         file: The models file; None without one.
+        tenants: Gives the tenants, with whose settings those of a changed file must fit.
 
     Raises:
         ModelsFileError: The file cannot be used.
@@ -23,6 +27,7 @@ class ConfiguredModels:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.tenants: Callable[[], Iterable[Tenant]] = tuple
         self.file = WatchedFile(settings.models_file) if settings.models_file else None
         self.by_name = {settings.model_name: settings} if self.file is None else self._parse(self.file)
 
@@ -42,4 +47,7 @@ class ConfiguredModels:
             contents = file.contents()
         except OSError as error:
             raise ModelsFileError(str(error)) from None
-        return parse_models(contents, self._settings)
+        models = parse_models(contents, self._settings)
+        if problem := contradiction_of(self.tenants(), models):
+            raise ModelsFileError(problem)
+        return models

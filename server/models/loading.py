@@ -15,8 +15,8 @@ from fs_runtime.engine import SmoothingEngine
 from fs_runtime.engine.cache.shared import SharedCache, SharedCacheOptions
 from fs_runtime.loading.engine import EngineOptions, load_engine, resolve_device, resolve_dtype
 from fs_runtime.loading.memory import check_memory
-from fs_runtime.options import radius_for
 from fs_runtime.smoothing.smoother import Smoother
+from server.models.policy_checks import check_default_sigma, warn_about_policy
 from server.settings.certificate import CertificateSettings
 from server.settings.gateway import Settings
 from server.settings.model import ModelSettings
@@ -70,8 +70,8 @@ def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> Loa
         engine: A running engine of this model, which the caller closes; None loads one.
 
     Raises:
-        CheckpointError: The checkpoint cannot be used, it does not support the language model of the settings, or there
-            is too little memory.
+        CheckpointError: The checkpoint cannot be used, it does not support the language model of the settings, its
+            default noise level is above the largest that is allowed, or there is too little memory.
     """
     family = check_language_model(settings)
     if engine is None and settings.check_memory:
@@ -88,7 +88,8 @@ def load_model(settings: Settings, engine: SmoothingEngine | None = None) -> Loa
     try:
         embedded = _load_language_model(settings) if settings.language_model == "embedded" else None
         log_purifier(settings, running.smoother)
-        warn_about_moving_radius(settings, running.smoother)
+        check_default_sigma(settings, running.smoother)
+        warn_about_policy(settings, running.smoother)
         turns = tuple(turn_tokens(Checkpoint(settings.checkpoint, settings.revision)))
         return LoadedModel(settings, family, turns, running, embedded, owns_engine=engine is None)
     except BaseException:
@@ -147,19 +148,6 @@ def log_purifier(settings: Settings, smoother: Smoother) -> None:
             "the purifier was not trained for this sigma: certificates hold, answers may suffer",
             model=settings.model_name,
             **facts,
-        )
-
-
-def warn_about_moving_radius(settings: Settings, smoother: Smoother) -> None:
-    """Warns where the radius of a minimum follows, by the default sigma, from a file of feature statistics."""
-    by_statistics = settings.sigma is None and smoother.statistics is not None and bool(smoother.statistics.levels)
-    fixed = settings.min_similarity_radius is not None or settings.radius is not None
-    if settings.min_similarity is not None and by_statistics and not fixed:
-        log.warning(
-            "min_similarity is judged at half of the default sigma, which follows from the feature statistics; set "
-            "min_similarity_radius to fix it",
-            model=settings.model_name,
-            radius=radius_for(smoother.sigma),
         )
 
 

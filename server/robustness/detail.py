@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from server.robustness.entry import ImageEntry
 
 # Below it an answer is no longer about the picture: DINOv2 has 0.37 at sigma 0.5 without purifier, and different
-# photographs share more than that.
+# photographs share more than that. It is of the encoder's features as they are: with the mean taken off, and behind a
+# projector, different pictures share less, and what is left of a picture is told by the floor alone.
 _LITTLE = 0.6
 
 
@@ -111,7 +112,8 @@ def _is_lost(image: ImageEntry) -> bool:
     """Whether smoothing has taken the picture away: little is left, or no more than different pictures share."""
     if image.fidelity is None:
         return False
-    return image.fidelity.served < _LITTLE or (image.floor is not None and image.fidelity.served <= image.floor.high)
+    served, plain = image.fidelity.served, image.stage == "encoder" and not image.centred
+    return (plain and served < _LITTLE) or (image.floor is not None and served <= image.floor.high)
 
 
 def _what_is_lost(image: ImageEntry, named: str) -> str:

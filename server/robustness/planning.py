@@ -64,7 +64,8 @@ def plan_of(
     Raises:
         ApiError: The request asks for what the operator does not allow, or for what does not fit together.
     """
-    default_sigma = smoother.sigma_for(settings.sigma)
+    # A model is refused where this lowers it; a tenant's ceiling may lie below the model's default.
+    default_sigma = min(smoother.sigma_for(settings.sigma), settings.max_sigma)
     sigma = default_sigma if options.sigma is None else options.sigma
     samples = settings.samples if options.samples is None else options.samples
     _check_ceilings(sigma, samples, options, settings, allow_seed)

@@ -25,9 +25,14 @@ class CertificateSettings(BaseModel):
         ge=0,
         allow_inf_nan=False,
         description="Noise level when the request does not say, in pixels of [0, 1]; by default the one that the "
-        "purifier and mapper were trained for, and 0.05 without them.",
+        "feature statistics allow, else that of the purifier and mapper, and 0.05 without them.",
     )
-    max_sigma: float = Field(1.0, ge=0, allow_inf_nan=False, description="Largest noise level a request may ask for.")
+    max_sigma: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Largest noise level a request may ask for; a model whose default is larger is refused at start.",
+    )
     samples: int = Field(256, ge=1, description="Noise samples for each image when the request does not say.")
     max_samples: int = Field(4096, ge=1, description="Most noise samples a request may ask for: they are what costs.")
     confidence: float = Field(

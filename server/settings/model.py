@@ -151,7 +151,8 @@ class ModelSettings(BaseModel):
     psm: str = Field(
         "auto",
         description="Purifier and mapper: a folder that 'train psm' wrote, a purifier that ships by name ('small'), "
-        "'none', or 'auto': those of the reference model for that one, 'small' for every other.",
+        "deepinv:NAME[:WEIGHTS] or diffusion:SOURCE for a denoiser of other projects, 'none', or 'auto': those of the "
+        "reference model for that one, 'small' for every other.",
     )
     feature_statistics: Path | None = Field(
         None,

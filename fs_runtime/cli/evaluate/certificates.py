@@ -47,7 +47,7 @@ def evaluate_certificates(
 
     from fs_runtime.evaluation.certificates.compare import compare_certificates
     from fs_runtime.evaluation.certificates.report import certificate_tables, certificates_markdown, plot_certificates
-    from fs_runtime.loading.engine import load_smoother, psm_folder
+    from fs_runtime.loading.engine import load_smoother
     from fs_runtime.reference.scenes import render, sample_scene
 
     confidence, sigma = probability("confidence", confidence), positive("sigma", sigma)
@@ -57,7 +57,7 @@ def evaluate_certificates(
         check_plots()
     checkpoint = checkpoint_of(model)
     smoothers = [(False, load_smoother(checkpoint, psm="none", device=device, dtype=dtype))]
-    if psm_folder(psm, checkpoint) is not None:
+    if psm != "none":
         smoothers.append((True, load_smoother(checkpoint, psm=psm, device=device, dtype=dtype)))
     rng = np.random.default_rng(_PICTURES_SEED)
     pictures = [np.asarray(render(sample_scene(rng))) for _ in range(images)]

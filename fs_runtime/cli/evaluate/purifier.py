@@ -17,7 +17,10 @@ def evaluate_purifier(
     output: Annotated[Path, typer.Argument(help="Folder for tables and pictures; what is measured there is kept.")],
     purifier: Annotated[
         list[str] | None,
-        typer.Option(help="One that ships ('small'), or the folder of a purifier or PSM; may be given several times."),
+        typer.Option(
+            help="One that ships ('small'), the folder of a purifier or PSM, deepinv:NAME[:WEIGHTS] or "
+            "diffusion:SOURCE; may be given several times."
+        ),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of pictures instead of the photographs that come with packages.")
@@ -91,17 +94,21 @@ def _load(names: list[str], device: str, dtype: object) -> dict[str, PsmNetwork]
     """The purifiers by their names in the tables: those of their cards, or else of their folders."""
     import torch
 
+    from fs_runtime.psm.pretrained import is_pretrained, label, pretrained_purifier
     from fs_runtime.psm.shipped import shipped_purifiers
-    from fs_runtime.psm.storage import load_purifier
+    from fs_runtime.psm.storage import load_purifier, prepare_for_inference
 
     assert isinstance(dtype, torch.dtype)  # noqa: S101
     shipped = shipped_purifiers()
     found: dict[str, PsmNetwork] = {}
     for name in names:
-        folder = shipped.get(name, Path(name))
-        network, card = load_purifier(folder, device, dtype)
-        label = str(card.get("name", folder.resolve().name))
-        if label in found:
-            raise typer.BadParameter(f"two are called {label!r}; give one another name", param_hint="--purifier")
-        found[label] = network
+        if is_pretrained(name):
+            network, called = prepare_for_inference(pretrained_purifier(name), device, dtype), label(name)
+        else:
+            folder = shipped.get(name, Path(name))
+            network, card = load_purifier(folder, device, dtype)
+            called = str(card.get("name", folder.resolve().name))
+        if called in found:
+            raise typer.BadParameter(f"two are called {called!r}; give one another name", param_hint="--purifier")
+        found[called] = network
     return found

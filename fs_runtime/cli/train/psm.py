@@ -28,7 +28,7 @@ def train(
         str | None,
         typer.Option(
             help="'unet', the default, for a compact one from nothing, one that ships ('small') or a folder of "
-            "`train purifier` to tune, or a diffusers checkpoint (folder, hub id)."
+            "`train purifier` to tune, a diffusers checkpoint (folder, hub id), or deepinv:NAME[:WEIGHTS]."
         ),
     ] = None,
     start_from: Annotated[
@@ -151,9 +151,11 @@ def _run(
 
 
 def _purifier(kind: str, seed: int) -> PsmNetwork:
-    """A fresh U-Net, or a trained purifier or diffusion model to be fine-tuned."""
+    """A fresh U-Net, or a trained purifier or a denoiser of another project to be fine-tuned."""
     import torch
 
+    from fs_runtime.psm.diffusion import DiffusionPurifier
+    from fs_runtime.psm.pretrained import is_pretrained, pretrained_purifier
     from fs_runtime.psm.shipped import shipped_purifiers
     from fs_runtime.psm.storage import CARD, load_purifier
     from fs_runtime.psm.unet import UNetConfig, UNetPurifier
@@ -161,9 +163,9 @@ def _purifier(kind: str, seed: int) -> PsmNetwork:
     if kind == "unet":
         torch.manual_seed(seed)
         return UNetPurifier(UNetConfig())
+    if is_pretrained(kind):
+        return pretrained_purifier(kind)
     folder = shipped_purifiers().get(kind, Path(kind))
     if (folder / CARD).is_file():
         return load_purifier(folder)[0]
-    from fs_runtime.psm.diffusion import DiffusionPurifier
-
     return DiffusionPurifier.from_pretrained(kind)

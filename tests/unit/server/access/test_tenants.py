@@ -5,7 +5,7 @@ import pytest
 
 from server.access.directory import AccessDirectory
 from server.access.keys import digest_of
-from server.access.tenants import AccessFileError, parse_access, read_access
+from server.access.tenants import AccessFileError, contradiction_of, parse_access, read_access
 from server.settings.gateway import Settings
 from server.settings.request import RequestSettings
 
@@ -105,3 +105,16 @@ def test_a_list_of_models_has_one_at_least() -> None:
     with pytest.raises(AccessFileError, match=r"tenants\.a\.models: List should have at least 1 item"):
         parse_access(b"tenants: {a: {models: []}}", RequestSettings())
     assert parse_access(b"tenants: {a: {models: null}}", RequestSettings()).tenants["a"].may_use("any")
+
+
+def test_a_tenants_minimum_must_be_in_reach_of_the_samples_of_each_model() -> None:
+    server = Settings()
+    text = b"tenants: {acme: {min_fidelity: 0.94}, beta: {min_fidelity: 0.94, models: [many]}, gamma: {}}"
+    tenants = parse_access(text, server).tenants
+    few, many = server.model_copy(update={"samples": 32}), server.model_copy(update={"samples": 1024})
+    assert contradiction_of(tenants.values(), {"many": many}) is None
+    problem = contradiction_of(tenants.values(), {"many": many, "few": few})
+    assert problem is not None
+    assert problem.startswith("tenant acme with model few: min_fidelity 0.94 is above")
+    del tenants["acme"]
+    assert contradiction_of(tenants.values(), {"many": many, "few": few}) is None  # beta may not use it

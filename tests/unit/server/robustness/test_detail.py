@@ -9,6 +9,7 @@ from fs_runtime.engine import MeasuredFidelity
 from fs_runtime.options import CertificateQuery
 from fs_runtime.psm import PsmFacts
 from fs_runtime.robustness import certify
+from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
 from fs_runtime.smoothing.feature_statistics import Floor
 from server.robustness.detail import detail_of
 from server.robustness.entry import ImageEntry
@@ -74,7 +75,8 @@ def kept(served: float) -> MeasuredFidelity:
 
 @pytest.mark.parametrize(("served", "floor"), [(0.3, None), (0.8, Floor(0.7, 0.85)), (0.3, Floor(0.1, 0.2))])
 def test_a_picture_that_smoothing_has_taken_away_is_named(served: float, floor: Floor | None) -> None:
-    detail = detail_of([entry(fidelity=kept(0.95)), entry(fidelity=kept(served), floor=floor)])
+    lost = entry(fidelity=kept(served), floor=floor, feature_map=ENCODER_FEATURES)
+    detail = detail_of([entry(fidelity=kept(0.95)), lost])
     assert "smoothing at sigma 0.25 leaves little of image 1" in detail
     assert f"a cosine similarity of {served:.3f}" in detail
     assert ("different pictures have up to 0.850" in detail) is (floor == Floor(0.7, 0.85))
@@ -83,3 +85,13 @@ def test_a_picture_that_smoothing_has_taken_away_is_named(served: float, floor: 
 @pytest.mark.parametrize("floor", [None, Floor(0.7, 0.85)])
 def test_a_picture_that_is_still_there_needs_no_words(floor: Floor | None) -> None:
     assert "leaves little" not in detail_of([entry(fidelity=kept(0.9), floor=floor), entry(sigma=0.0)])
+
+
+@pytest.mark.parametrize("features", [FeatureMap("encoder", True), FeatureMap("projector", False)])
+def test_features_of_which_pictures_share_less_are_judged_by_the_floor_alone(features: FeatureMap) -> None:
+    def said(served: float, floor: Floor | None) -> bool:
+        return "leaves little" in detail_of([entry(fidelity=kept(served), floor=floor, feature_map=features)])
+
+    assert not said(0.5, None)  # 0.5 may be far above what different pictures share
+    assert not said(0.5, Floor(0.0, 0.2))
+    assert said(0.15, Floor(0.0, 0.2))

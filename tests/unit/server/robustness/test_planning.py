@@ -142,3 +142,11 @@ def test_a_fidelity_that_binds_pins_the_features_and_the_draws() -> None:
 def test_a_consequence_of_low_fidelity_needs_a_fidelity() -> None:
     assert refused(on_low_fidelity="withhold").param == "robustness.min_fidelity"
     assert plan(on_low_fidelity="flag").all_requirements == []
+
+
+def test_the_models_default_sigma_is_lowered_to_a_tenants_ceiling() -> None:
+    default = plan().terms.sigma
+    made = plan({"max_sigma": default / 2})
+    assert made.terms.sigma == default / 2
+    assert made.query.radius == default / 4
+    assert refused({"max_sigma": default / 2}, sigma=default).param == "robustness.sigma"

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from server import run
+from server.models.file import ModelsFileError
 from server.run import SettingError, read_files, warn_about_client_key, warn_if_exposed
 from server.settings.environment import unknown_variables
 from server.settings.gateway import Settings
@@ -109,6 +110,25 @@ def test_what_settings_name_is_read_before_anything_is_loaded(
     monkeypatch.setattr(run, "load_model", lambda _: pytest.fail("loaded"))
     assert run.run(Settings(**values)) == 2  # type: ignore[arg-type]
     assert capsys.readouterr().err.startswith(words)
+
+
+async def test_settings_of_tenants_and_models_must_fit_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access, models = tmp_path / "access.yaml", tmp_path / "models.yaml"
+    access.write_text("tenants: {acme: {min_fidelity: 0.94}}")
+    many, few = (f"models: [{{name: m, model: reference, samples: {samples}}}]" for samples in (1024, 32))
+    models.write_text(few)
+    settings = Settings(access_file=access, models_file=models)
+    with pytest.raises(SettingError, match="tenant acme with model m: min_fidelity") as caught:
+        read_files(settings)
+    assert caught.value.setting == "access_file"
+    models.write_text(many)
+    _, configured = read_files(settings)
+    models.write_text(few)
+    with pytest.raises(ModelsFileError, match="tenant acme with model m: min_fidelity"):
+        await configured.has_changed()
+    assert configured.by_name["m"].samples == 1024
 
 
 def test_unknown_settings_in_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
