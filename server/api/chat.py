@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -29,18 +29,17 @@ from server.http.event_stream import EventStream
 from server.language_models.base import IMAGE_PART, ChatRequest
 from server.models.answering import Answering
 from server.models.served import ServedModel
-from server.models.smoothing import Caller, ImageSource
+from server.models.smoothing import ImageSource
 from server.models.voting import Vote
 from server.prompt_safety.answer_tokens import cap_answer_tokens
 from server.prompt_safety.passthrough import check_template_variables, refuse_fields
 from server.robustness.answer import Robustness
-from server.robustness.options import RobustnessOptions
 
 router = APIRouter()
 log = structlog.get_logger("server.chat")
 
 CLIENT_CLOSED_REQUEST = 499
-_COMMENT_SECONDS = 10.0  # between comment lines at most, so that proxies keep a connection that waits
+_SILENT_SECONDS = 10.0  # after which a stream that waits says so, or proxies give its connection up
 _EXAMPLE = {
     "model": "fs-reference",
     "messages": [
@@ -92,53 +91,52 @@ async def _answer(
     await model.language_model.admit()
     answering = Answering(model, ChatRequest(body, [], caller.request_id, cache_salt, caller.tenant.name))
     vote = answering.vote(chat.robustness, caller, images=len(sources))
+    smoothing = answering.smooth(sources, chat.robustness, caller, vote)
     if vote is not None and chat.stream and not vote.plan.may_reject:
-        return _stream_votes(request, answering, vote, sources, chat.robustness, caller, resources)
-    robustness = await while_connected(request, answering.smooth(sources, chat.robustness, caller, vote))
+        return await _stream_votes(request, answering, vote, smoothing, resources)
+    robustness = await while_connected(request, smoothing)
     if chat.stream:
-        return await _start_stream(request, answering.stream(vote), robustness, resources)
+        chunks = answering.stream(vote)
+        return await _start_stream(request, chunks, robustness, resources, voted=vote is not None)
     answer = await while_connected(request, answering.complete(vote))
     answer["robustness"] = robustness.model_dump(mode="json")
     return JSONResponse(answer)
 
 
-def _stream_votes(
+async def _stream_votes(
     request: Request,
     answering: Answering,
     vote: Vote,
-    sources: list[ImageSource],
-    options: RobustnessOptions,
-    caller: Caller,
+    smoothing: Coroutine[Any, Any, Robustness],
     resources: ExitStack,
 ) -> EventStream:
-    """Begins the stream at once: comment lines say how far the votes are, and the answer follows in one piece."""
+    """Begins the stream before the votes end: comment lines say how far they are, and the answer follows in one piece.
+
+    It begins with the first vote, so that what is refused before, or fails, is an ordinary error answer.
+    """
     gateway = gateway_of(request)
-    reached = asyncio.Event()
-
-    def progress(copies: int) -> None:
-        reached.set()
-
-    vote.progress = progress
+    progress = asyncio.Event()
+    vote.progress = progress.set
+    work = asyncio.create_task(smoothing)
+    try:
+        await while_connected(request, _first_of(work, progress))
+        if work.done():
+            return await _start_stream(request, answering.stream(vote), work.result(), resources, voted=True)
+    except BaseException:
+        work.cancel()
+        raise
 
     async def events() -> AsyncGenerator[str, None]:
-        work = asyncio.create_task(answering.smooth(sources, options, caller, vote))
         try:
             async with gateway.drain.deadline():
                 while not work.done():
                     yield f": {vote.copies} of {vote.plan.samples} votes\n\n"
-                    reached.clear()
-                    await asyncio.wait(
-                        {work, signal := asyncio.ensure_future(reached.wait())},
-                        timeout=_COMMENT_SECONDS,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    signal.cancel()
-            robustness = work.result()
+                    progress.clear()
+                    await _first_of(work, progress)
             chunks = answering.stream(vote)
-            first = await anext(chunks)
-            first["robustness"] = robustness.model_dump(mode="json")
             async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
-                async for chunk in _with_robustness(first, _until_drained(gateway, chunks), robustness):
+                first = await anext(chunks)
+                async for chunk in _with_robustness(first, _until_drained(gateway, chunks), work.result(), voted=True):
                     yield _event(chunk)
         except ApiError as error:
             gateway.metrics.count_error(error)
@@ -154,11 +152,22 @@ def _stream_votes(
     return EventStream(events(), gateway.settings.client_write_timeout, resources.pop_all())
 
 
+async def _first_of(work: asyncio.Task[Any], progress: asyncio.Event) -> None:
+    """Waits for the end of the work, for a sign of progress, or as long as a connection may be silent."""
+    sign = asyncio.ensure_future(progress.wait())
+    try:
+        await asyncio.wait({work, sign}, timeout=_SILENT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sign.cancel()
+
+
 async def _start_stream(
     request: Request,
     chunks: AsyncIterator[dict[str, Any]],
     robustness: Robustness,
     resources: ExitStack,
+    *,
+    voted: bool,
 ) -> EventStream:
     """Waits for the first chunk, so that an early failure is still an ordinary error answer."""
     gateway = gateway_of(request)
@@ -170,7 +179,7 @@ async def _start_stream(
     async def events() -> AsyncGenerator[str, None]:
         async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
             try:
-                async for chunk in _with_robustness(first, _until_drained(gateway, chunks), robustness):
+                async for chunk in _with_robustness(first, _until_drained(gateway, chunks), robustness, voted=voted):
                     yield _event(chunk)
             except ApiError as error:
                 gateway.metrics.count_error(error)
@@ -196,14 +205,16 @@ async def _until_drained(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]
 
 
 async def _with_robustness(
-    first: dict[str, Any], rest: AsyncIterator[dict[str, Any]], robustness: Robustness
+    first: dict[str, Any], rest: AsyncIterator[dict[str, Any]], robustness: Robustness, *, voted: bool
 ) -> AsyncIterator[dict[str, Any]]:
-    """Adds ``robustness`` to the last chunk.
+    """Adds ``robustness`` to the last chunk, and to the first one where the answer was voted on.
 
     A chunk that may be the last (all choices finished, or usage) is held back until the next one arrives. All others
     pass at once, so no token is delayed.
     """
     held: dict[str, Any] | None = None
+    if voted:
+        first = {**first, "robustness": robustness.model_dump(mode="json")}
     async for chunk in _chain(first, rest):
         if held is not None:
             yield held

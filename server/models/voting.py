@@ -82,7 +82,7 @@ class Vote:
         model: Answers.
         settings: Of the model.
         metrics: Counts votes.
-        progress: Called with the copies asked about so far.
+        progress: Called at each vote.
 
     Attributes:
         completion: Of the answer that is returned; None until the vote has ended.
@@ -94,7 +94,7 @@ class Vote:
     model: LanguageModel
     settings: PerModelSettings
     metrics: ModelMetrics
-    progress: Callable[[int], None] = lambda copies: None
+    progress: Callable[[], None] = lambda: None
     completion: dict[str, Any] | None = None
     _digests: dict[int, str] = field(default_factory=dict)
     _all_known: asyncio.Event = field(default_factory=asyncio.Event)
@@ -176,7 +176,7 @@ class Vote:
                         raise answer
                 else:
                     self._add(ballot, answer, kept)
-                self.progress(ballot.copies)
+                self.progress()
                 if ballot.copies >= plan.samples:
                     return
                 if ballot.copies >= look:
