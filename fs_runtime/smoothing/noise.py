@@ -12,9 +12,10 @@ from fs_runtime.smoothing.normal_tail import replace_tail
 
 SEED_BITS = 64
 NOISE_VERSION = 2
-"""Of the way from a seed to the draws. Cache keys and receipts name it: it rises with every change of the numbers, and
-older ones stay, so that older receipts are replayed with theirs. 1: PyTorch's float32 normals as they are. 2: with their
-tail replaced."""
+"""Of the way from a seed to the draws: 1, PyTorch's float32 normals as they are; 2, with their tail replaced.
+
+Cache keys and receipts name it. It rises with every change of the numbers, and the older ones stay, so that receipts
+are replayed with theirs."""
 
 _AT_ONCE = 2**17  # values whose tail is replaced together on CPU, while they are in its cache
 
@@ -57,7 +58,7 @@ class NoiseStream:
         at_once = max(1, len(out))  # to look for the tail waits for a GPU: once for all of them
         if out.device.type == "cpu":
             at_once = max(1, _AT_ONCE // out.shape[1:].numel())
-        for part in out.split(at_once):
+        for part in torch.split(out, at_once):
             for sample in part:
                 sample.normal_(generator=self._generator)
             if self._tail is not None:

@@ -169,9 +169,7 @@ class SmoothingService:
     async def _one(self, source: ImageSource, plan: SmoothingPlan, caller: Caller) -> _Smoothed:
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
         file = await self._images.file(source.url, source.param, limits)
-        picture = Picture(
-            file, lambda file: self._images.decode(file, source.param, limits), self._images.descriptions
-        )
+        picture = Picture(file, lambda file: self._images.decode(file, source.param, limits), self._images.descriptions)
         result = await self._smooth(picture, source, plan, caller.tenant.name)
         record_pass(
             result.queue_seconds,
@@ -259,7 +257,6 @@ class SmoothingService:
             raise shutting_down() from None
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
-
 
     async def _recall(self, image: ReceiptImage, plan: SmoothingPlan, tenant: str, received: float) -> Recall:
         """What the engine has of an image, which it knows by its pixels: another file of them gets no other draws."""

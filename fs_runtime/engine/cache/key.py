@@ -79,8 +79,9 @@ class CacheKey:
         """All of it as texts, from which other processes make the same name."""
         stage, centred = self.feature_map.stage, self.feature_map.centred
         spread = self.spectral, self.max_sketch_bytes
-        values = self.tenant, self.image, self.sigma, stage, centred, *spread, self.token_confidence
-        return tuple(repr(value) for value in (*values, *self.weights, self.preprocessing, self.noise, *self.arithmetic))
+        asked = self.tenant, self.image, self.sigma, stage, centred, *spread, self.token_confidence
+        made = *self.weights, self.preprocessing, self.noise, *self.arithmetic
+        return tuple(repr(value) for value in (*asked, *made))
 
 
 def _image_name(request: SmoothingRequest, pixels: Pixels | None) -> str:
