@@ -17,7 +17,7 @@ NOISE_VERSION = 2
 Cache keys and receipts name it. It rises with every change of the numbers, and the older ones stay, so that receipts
 are replayed with theirs."""
 
-_AT_ONCE = 2**17  # values whose tail is replaced together on CPU, while they are in its cache
+_AT_ONCE = 2**18  # values whose tail is replaced together on CPU, while they are in its cache
 
 
 def fresh_seed() -> int:
