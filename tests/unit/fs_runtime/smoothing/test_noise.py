@@ -89,3 +89,25 @@ def test_a_seed_out_of_range_is_refused(seed: int) -> None:
 
 def test_fresh_seeds_differ() -> None:
     assert len({fresh_seed() for _ in range(100)}) == 100
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_replaces_the_same_tail_however_the_draws_are_batched() -> None:
+    device = torch.device("cuda")
+
+    def drawn(version: int, *sizes: int) -> torch.Tensor:
+        stream, parts = NoiseStream(5, device, version), []
+        for size in sizes:
+            parts.append(torch.empty(size, 3, 200, 200, device=device))
+            stream.draw(parts[-1])
+            stream.rewind(stream.position())
+        return torch.cat(parts)
+
+    plain, whole = drawn(1, 7), drawn(2, 7)
+    beyond = plain.abs() > TAIL_START
+    assert int(beyond.sum()) > 100
+    assert torch.equal(plain[~beyond], whole[~beyond])
+    assert torch.equal(plain[beyond].sign(), whole[beyond].sign())
+    assert not torch.any(plain[beyond] == whole[beyond])
+    assert torch.equal(whole, drawn(2, 1, 4, 2))
