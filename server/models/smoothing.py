@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import dataclass, field
 
 from fs_runtime.encoders.base import ImageSizeError
@@ -12,6 +13,7 @@ from fs_runtime.engine import (
     DeviceLostError,
     EngineClosedError,
     EngineOverloadedError,
+    Recall,
     SmoothingEngine,
     SmoothingError,
     SmoothingRequest,
@@ -19,6 +21,7 @@ from fs_runtime.engine import (
 )
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts import SigningKey
+from fs_runtime.receipts.document import ReceiptImage
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.rounding import at_least
@@ -166,11 +169,7 @@ class SmoothingService:
     async def _one(self, source: ImageSource, plan: SmoothingPlan, caller: Caller) -> _Smoothed:
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
         file = await self._images.file(source.url, source.param, limits)
-        picture = Picture(
-            file,
-            lambda file: self._images.decode(file, source.param, limits),
-            described=plan.receipt or self._audit.enabled,
-        )
+        picture = Picture(file, lambda file: self._images.decode(file, source.param, limits), self._images.descriptions)
         result = await self._smooth(picture, source, plan, caller.tenant.name)
         record_pass(
             result.queue_seconds,
@@ -215,25 +214,21 @@ class SmoothingService:
         return _Smoothed(result, entry, decision, image_digest)
 
     async def _smooth(self, picture: Picture, source: ImageSource, plan: SmoothingPlan, tenant: str) -> SmoothingResult:
-        # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
-        # take longer than all the rest.
-        request = SmoothingRequest(
-            plan.terms,
-            plan.samples,
-            seed=plan.seed,
-            until=plan.until,
-            tenant=tenant,
-            image_id=await picture.file_digest(),
-            timeout=self._settings.smoothing_timeout,
-            use_cache=plan.cache,
-        )
+        received = time.monotonic()
         try:
-            recall = await self._engine.recall(request)
-            if recall.result is not None:
-                return recall.result
+            known = await picture.known_description()
+            if known is not None:  # decoding it may take longer than all the rest
+                recall = await self._recall(known, plan, tenant, received)
+                if recall.result is not None:
+                    return recall.result
             async with self._engine.place(tenant) as place:
-                # The pixels are nowhere but in this call, so that they go as soon as they are prepared.
-                return await self._engine.smooth(recall, await picture.pixels(), place)
+                # The pixels are nowhere but in the last call, so that they go as soon as they are prepared.
+                pixels = [await picture.pixels()]
+                if known is None:
+                    recall = await self._recall(await picture.description(), plan, tenant, received)
+                    if recall.result is not None:
+                        return recall.result
+                return await self._engine.smooth(recall, pixels.pop(), place)
         except ImageSizeError as error:
             raise invalid(str(error), source.param, "image_size_not_supported") from None
         except EngineOverloadedError as error:
@@ -262,6 +257,20 @@ class SmoothingService:
             raise shutting_down() from None
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
+
+    async def _recall(self, image: ReceiptImage, plan: SmoothingPlan, tenant: str, received: float) -> Recall:
+        """What the engine has of an image, which it knows by its pixels: another file of them gets no other draws."""
+        request = SmoothingRequest(
+            plan.terms,
+            plan.samples,
+            seed=plan.seed,
+            until=plan.until,
+            tenant=tenant,
+            image_id=image.digest,
+            timeout=self._settings.smoothing_timeout,
+            use_cache=plan.cache,
+        )
+        return await self._engine.recall(request, received)
 
 
 def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: SmoothingPlan) -> tuple[Judgement, ...]:
