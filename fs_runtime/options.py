@@ -71,6 +71,15 @@ def sigma_value(sigma: float) -> float:
     raise ValueError(f"sigma must be 0, which turns smoothing off, or at least {MIN_SIGMA:g}; got {sigma:g}")
 
 
+def sigma_in_use(sigma: float) -> float:
+    """σ to four decimals, as requests to a server use it in noise, networks and certificate alike.
+
+    What differs by less has the same draws: a σ that is changed by 1e-7 is no further attempt (docs/guarantee.md
+    section 7).
+    """
+    return round(sigma, 4)
+
+
 def radius_for(sigma: float, radius: float | None = None) -> float:
     """The ℓ2 radius to certify at, in pixels of [0, 1]: ``radius`` if it is given, else half of σ."""
     return sigma / 2 if radius is None else radius

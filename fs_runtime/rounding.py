@@ -1,8 +1,27 @@
-"""Rounds certified numbers to text, in the direction in which the text is still certified."""
+"""Rounds certified numbers in the direction in which they are still certified: shares of α, and numbers in writing."""
 
 from __future__ import annotations
 
+import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+
+
+def alpha_of(confidence: float) -> float:
+    """α = 1 - confidence, or just below it; exact from 1/2 on."""
+    alpha = 1 - confidence
+    return alpha if confidence >= 0.5 else math.nextafter(alpha, 0)
+
+
+def confidence_of(alpha: float) -> float:
+    """1 - α, or just above it: the nearest double may leave out more than α.
+
+    Example:
+        >>> share = alpha_of(0.999) / 2
+        >>> 1 - confidence_of(share) <= share
+        True
+    """
+    confidence = 1 - alpha
+    return confidence if 1 - confidence <= alpha else math.nextafter(confidence, 1)
 
 
 def at_least(bound: float, digits: int = 4) -> str:

@@ -29,6 +29,7 @@ from fs_runtime.certificate import (
     tight_similarity,
 )
 from fs_runtime.encoders import PreparedImage
+from fs_runtime.rounding import alpha_of, confidence_of
 from fs_runtime.smoothing.smoother import Smoother
 
 _GROUPS = 16  # of the jackknife
@@ -191,7 +192,7 @@ def _bounds_and_estimates(
 ) -> tuple[tuple[float, Spread], tuple[float, Spread]]:
     """Confidence bounds of ρ and of the spread, with half of α each, and plug-in estimates of both."""
     state = smoother.start(image, sigma, seed, spectral=True)
-    each = 1 - (1 - confidence) / 2
+    each = confidence_of(alpha_of(confidence) / 2)
     norm, spread = NormConfidenceSequence(each), SpreadConfidenceSequence(each)
     while state.count < samples:
         (products,) = smoother.step([(state, min(batch_size, samples - state.count))])

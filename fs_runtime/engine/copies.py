@@ -89,9 +89,13 @@ class Copies:
 
     def close(self) -> None:
         """Gives up all room, and ends the drawing if it was not let go; call it at last, whatever happened."""
-        self._stopped = self._stopped or not self._let_go
-        self._ready.clear()
-        self.release(self._alive)
+        if self._budget is None:
+            self._stopped = True
+            return
+        with self._budget.changed:
+            self._stopped = self._stopped or not self._let_go
+            self._ready.clear()
+            self.release(self._alive)
 
     @property
     def ready(self) -> int:
@@ -134,14 +138,14 @@ class Copies:
         if not payloads or self._budget is None:
             return
         with self._budget.changed:
+            if self._stopped or self._let_go:  # nobody takes them any more
+                return
             if not self._bytes:
                 self._bytes = max(1, sum(array.nbytes for array in payloads[0].values()))
             self._drawn += len(payloads)
             self._alive += len(payloads)
             self._budget.used += len(payloads) * self._bytes
             self._ready.extend(payloads)
-            if self._stopped or self._let_go:  # nobody takes them any more
-                self._ready.clear()
         self._notify()
 
     def end(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fs_runtime.certificate import NormConfidenceSequence, SpreadConfidenceSequence
 from fs_runtime.engine.terms import CertificateTerms
+from fs_runtime.rounding import alpha_of, confidence_of
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
 from fs_runtime.smoothing.sums import InnerProducts
 
@@ -78,7 +79,7 @@ class Draws:
         """The confidence sequence of ρ that the terms ask for, with all samples in it."""
         if terms.granularity == "token":
             return self.token_sequence or NormConfidenceSequence(terms.confidence)
-        return self._sequence("norm", 1 - terms.alphas.norm, _joined(self._blocks))
+        return self._sequence("norm", confidence_of(terms.alphas.norm), _joined(self._blocks))
 
     def fidelity_sequence(self, terms: CertificateTerms) -> NormConfidenceSequence | None:
         """The confidence sequence of ⟨g, f₀⟩, with an α of its own; None where no sample was compared with f₀."""
@@ -107,7 +108,7 @@ class Draws:
         """The confidence sequence of the spread that the terms ask for; None if they ask for none."""
         if not terms.bounds_spread:
             return None
-        sequence = SpreadConfidenceSequence(1 - terms.alphas.spread)
+        sequence = SpreadConfidenceSequence(confidence_of(terms.alphas.spread))
         if self.sketch is not None and (self._spread is None or self._spread[1] < self.sketch.count):
             self._spread = self.sketch.largest, self.sketch.count  # reading it costs more than keeping it
         if self._spread is not None:
@@ -186,6 +187,4 @@ def _joined(blocks: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def _token_confidence(confidence: float, tokens: int) -> float:
     """Of each token by itself, so that all hold together with ``confidence`` (Bonferroni)."""
-    alpha = (1 - confidence) / tokens
-    single = 1 - alpha
-    return single if 1 - single <= alpha else math.nextafter(single, 1)  # rounded up: a little less α than there is
+    return confidence_of(math.nextafter(alpha_of(confidence) / tokens, 0))

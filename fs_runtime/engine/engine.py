@@ -204,16 +204,20 @@ class SmoothingEngine:
             self._enqueue(pending, key, image, recall, self._found_again(recall, key))
         return pending.future
 
-    async def recall(self, request: SmoothingRequest) -> Recall:
-        """Looks an image up before anybody decodes it. Without a result, go on with :meth:`smooth`.
+    async def recall(self, request: SmoothingRequest, received: float | None = None) -> Recall:
+        """Looks an image up by its ``image_id``. Without a result, go on with :meth:`smooth`.
+
+        Args:
+            request: What is asked.
+            received: When it came, on the monotonic clock, if its image had to be decoded first; now if None.
 
         Raises:
             EngineClosedError: :meth:`close` was called.
             ValueError: The request's values are out of range, or it has no ``image_id`` though the cache is to be used.
         """
-        received = time.monotonic()
+        came = time.monotonic() if received is None else received
         self._check(request)
-        return await asyncio.to_thread(lambda: self._recall(request, self._key(request), received))
+        return await asyncio.to_thread(lambda: self._recall(request, self._key(request), came))
 
     @asynccontextmanager
     async def place(self, tenant: str) -> AsyncIterator[Place]:

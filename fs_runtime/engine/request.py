@@ -31,8 +31,9 @@ class SmoothingRequest:
         until: Similarity and radius whose certificate ends the sampling early, as does the insight that it will not be
             reached; None draws all samples.
         tenant: Whose request it is: tenants share the device fairly, and never each other's cached results.
-        image_id: What the cache knows the image by, the same only for the same pixels. None takes their digest where
-            the pixels come with the request; an image that is to be recalled before it is decoded needs one.
+        image_id: What the cache knows the image by: one for each image, as pixels, else other draws could be had by
+            sending them in another file. None takes their digest where the pixels come with the request; an image
+            that is to be recalled without its pixels needs one.
         timeout: Seconds from now within which the result is of use; None for any time.
         use_cache: Whether the result may come from the cache and go into it.
         purpose: Names what the draws are for, where they may serve nothing else. For one purpose they are the same.
@@ -163,12 +164,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What the engine knows of an image before anybody decodes it.
+    """What the engine knows of an image before it is given the pixels.
 
     Attributes:
         request: What was asked.
         result: The whole answer, where the cache had it; None if the image must be smoothed.
-        received: When the engine took the request, on its own monotonic clock.
+        received: When the request came, on the engine's own monotonic clock.
         proposed: Draws that were proposed to the cache that replicas share; None if there is none.
         agreed: Draws that the replicas make or have, by that cache; None without an answer from it.
         shared: Whether that cache has samples to go on with.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fs_runtime.options import Granularity, sigma_value
+from fs_runtime.rounding import alpha_of
 from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
 
 MAX_CONFIDENCE = 1 - 1e-9  # beyond it 1 - α, divided over tokens, is no longer exact in double precision
@@ -46,7 +47,7 @@ class CertificateTerms:
     @property
     def alphas(self) -> ConfidenceSplit:
         """How α = 1 - confidence is split over the statements."""
-        alpha = 1 - self.confidence
+        alpha = alpha_of(self.confidence)
         return ConfidenceSplit(alpha / 2, alpha / 2) if self.bounds_spread else ConfidenceSplit(alpha, 0.0)
 
     @property

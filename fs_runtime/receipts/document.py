@@ -73,6 +73,12 @@ class ReceiptDraws(_ReceiptPart):
 
     sigma: Annotated[float, AfterValidator(sigma_value)] = Field(description="σ in pixels of [0, 1].")
     seed: str = Field(pattern=r"^(0|[1-9][0-9]{0,19})$", description="Unsigned 64-bit integer, in decimal.")
+    noise_version: int | None = Field(
+        default=None,
+        ge=2,
+        exclude_if=lambda version: version is None,
+        description="Of the way from the seed to the draws (fs_runtime.smoothing.noise); left out for the first.",
+    )
     samples: int = Field(ge=1, description="Samples drawn.")
     max_samples: int = Field(ge=1, description="Samples that would have been drawn at most.")
     planned: int = Field(ge=1, description="The same when the first of these draws was made; others may have added.")

@@ -58,6 +58,7 @@ def issue_receipt(
         draws=ReceiptDraws(
             sigma=terms.sigma,
             seed=str(result.seed),
+            noise_version=None if engine.smoother.noise_version == 1 else engine.smoother.noise_version,
             samples=result.samples,
             max_samples=result.max_samples,
             planned=result.planned,

@@ -19,6 +19,7 @@ from fs_runtime.engine import CertificateTerms, MeasuredFidelity, SmoothingEngin
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts.document import Receipt
 from fs_runtime.robustness import Fingerprints, certify
+from fs_runtime.rounding import confidence_of
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
 
@@ -74,7 +75,7 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
     Where it ended early, that depended on the batches, which other requests shared; it is not decided again.
 
     Args:
-        receipt: Its device must be of the smoother's kind.
+        receipt: Its device must be of the smoother's kind, and its version of the noise known here.
         image: ``(H, W, 3)`` uint8 RGB.
         smoother: With the receipt's weights.
         tau: Tolerance of ρ.
@@ -92,7 +93,7 @@ def replay(receipt: Receipt, image: NDArray[np.uint8], smoother: Smoother, tau: 
         token_map=draws.token_map,
     )
     request = SmoothingRequest(terms, draws.samples, seed=int(draws.seed))
-    engine = SmoothingEngine(smoother, batch_size=receipt.arithmetic.batch_size)
+    engine = SmoothingEngine(smoother.with_noise(draws.noise_version or 1), batch_size=receipt.arithmetic.batch_size)
     try:
         result = engine.submit(request, image).result()
         if draws.spread_samples is not None:
@@ -117,7 +118,7 @@ def _with_spread_of(
 ) -> SmoothingResult:
     """The result, had the spread of ``seen`` samples alone been looked at: the same draws, fewer of them."""
     if not seen:
-        nothing = SpreadConfidenceSequence(1 - request.terms.alphas.spread).bound()
+        nothing = SpreadConfidenceSequence(confidence_of(request.terms.alphas.spread)).bound()
         return dataclasses.replace(result, spread=nothing, spread_estimate=None)
     fewer = engine.submit(dataclasses.replace(request, samples=seen + 1), image).result()
     return dataclasses.replace(result, spread=fewer.spread, spread_estimate=fewer.spread_estimate)

@@ -20,6 +20,7 @@ from fs_runtime.receipts.replay import replay, tolerance
 from fs_runtime.receipts.signing import SignatureError, check_signature
 from fs_runtime.robustness import Fingerprints
 from fs_runtime.smoothing.feature_map import FeatureMap
+from fs_runtime.smoothing.noise import NOISE_VERSION
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.system.provenance import library_versions
 
@@ -135,6 +136,11 @@ def _check_device(receipt: Receipt, smoother: Smoother, found: Verification) -> 
         raise CannotReplayError(
             f"the draws were made on {made.device} and cannot be replayed on {here.device}: the two draw different "
             f"noise from one seed; verify on a machine with {made.device}"
+        )
+    if (receipt.draws.noise_version or 1) > NOISE_VERSION:
+        raise CannotReplayError(
+            f"draws.noise_version {receipt.draws.noise_version} is not known here; update fs-serve (the receipt was "
+            f"made with fs-serve {receipt.versions.get('fs-serve')})"
         )
     if made.device_name != here.device_name:
         found.warnings.append(f"made on {made.device_name}, replayed on {here.device_name}")

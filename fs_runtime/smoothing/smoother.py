@@ -7,7 +7,9 @@ depend on how the samples were cut into batches. A Gram matrix per token does th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from fs_runtime.psm import Mapper, PsmFacts, Purifier
 from fs_runtime.smoothing.compilation import CompiledNetworks
 from fs_runtime.smoothing.feature_map import ENCODER_FEATURES, FeatureMap
 from fs_runtime.smoothing.feature_statistics import FeatureStatistics
-from fs_runtime.smoothing.noise import NoiseStream
+from fs_runtime.smoothing.noise import NOISE_VERSION, NoiseStream
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
 from fs_runtime.smoothing.sums import (
     InnerProducts,
@@ -44,6 +46,7 @@ class Smoother:
     Attributes:
         psm_sigma: ``sigma`` as it was given: the default before feature statistics are asked.
         compiled: The networks after :meth:`compile`; None while they run eagerly.
+        noise_version: Of the draws that are made from a seed.
     """
 
     def __init__(
@@ -62,6 +65,13 @@ class Smoother:
         self.psm = psm
         self.sigma = self.psm_sigma = sigma
         self.compiled: CompiledNetworks | None = None
+        self.noise_version = NOISE_VERSION
+
+    def with_noise(self, version: int) -> Self:
+        """The same networks with the draws of a version, for the replay of receipts."""
+        other = copy.copy(self)
+        other.noise_version = version
+        return other
 
     def sigma_for(self, sigma: float | None) -> float:
         """The noise level σ: ``sigma`` if it is given, else the model's default."""
@@ -139,7 +149,7 @@ class Smoother:
         if feature_map.centred and self.statistics is None:
             raise ValueError("centred features need the model's feature statistics, and it has none")
         device = self.encoder.device
-        noise = NoiseStream(seed, device)
+        noise = NoiseStream(seed, device, self.noise_version)
         sketch = SpreadSketch() if spectral and sigma > 0 else None
         return SmoothingState(image, image.pixels.to(device), sigma, noise, feature_map, sketch)
 

@@ -14,6 +14,7 @@ from server.images.data_urls import decode_data_url
 from server.images.decode import FORMATS, MAX_SIDE
 from server.images.faults import Fault, ImageFaultError
 from server.images.limits import ImageLimits
+from server.images.picture import Descriptions
 from server.images.pool import DecodePool, DecodersBusyError
 from server.images.process import DecoderDiedError
 from server.images.remote import AddressRefusedError, RemoteImageError, RemoteImageFetcher
@@ -33,6 +34,9 @@ class ImageReader:
         settings: Limits, and the hosts that images may be fetched from.
         metrics: Counts refused images and observes durations.
         remote: Replaces the fetcher of remote images, in tests.
+
+    Attributes:
+        descriptions: Of the files that were decoded last.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, remote: RemoteImageFetcher | None = None) -> None:
@@ -41,6 +45,7 @@ class ImageReader:
         self._pool = DecodePool(settings.decode_processes, settings.decode_timeout)
         self._remote = remote or remote_image_fetcher(settings)
         self._fetch_seconds = settings.remote_image_timeout
+        self.descriptions = Descriptions()
 
     async def start(self) -> None:
         """Starts the first decoder process.

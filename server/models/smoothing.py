@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import dataclass, field
 
 from fs_runtime.encoders.base import ImageSizeError
@@ -13,6 +14,7 @@ from fs_runtime.engine import (
     DeviceLostError,
     EngineClosedError,
     EngineOverloadedError,
+    Recall,
     SmoothingEngine,
     SmoothingError,
     SmoothingRequest,
@@ -20,6 +22,7 @@ from fs_runtime.engine import (
 )
 from fs_runtime.options import CertificateQuery
 from fs_runtime.receipts import SigningKey
+from fs_runtime.receipts.document import ReceiptImage
 from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.robustness import Fingerprints, ImageRobustness, certify
 from fs_runtime.rounding import at_least
@@ -188,8 +191,7 @@ class SmoothingService:
             return None
         settings = caller.tenant.settings_for(self._settings)
         default_sigma = self._engine.smoother.sigma_for(settings.sigma)
-        sigma = default_sigma if options.sigma is None else options.sigma
-        return answer_plan_of(options.answer, settings, sigma, default_sigma)
+        return answer_plan_of(options.answer, settings, self.plan(options, caller).terms.sigma, default_sigma)
 
     @staticmethod
     async def _vote(vote: Vote | None, plan: SmoothingPlan) -> None:
@@ -226,11 +228,7 @@ class SmoothingService:
         source = task.source
         limits = ImageLimits.of(caller.tenant.settings, self._settings.min_image_side)
         file = await self._images.file(source.url, source.param, limits)
-        picture = Picture(
-            file,
-            lambda file: self._images.decode(file, source.param, limits),
-            described=plan.receipt or self._audit.enabled,
-        )
+        picture = Picture(file, lambda file: self._images.decode(file, source.param, limits), self._images.descriptions)
         result = await self._smooth(picture, task, plan, caller.tenant.name)
         record_pass(
             result.queue_seconds,
@@ -275,29 +273,25 @@ class SmoothingService:
         return _Smoothed(result, entry, decision, image_digest)
 
     async def _smooth(self, picture: Picture, task: _Task, plan: SmoothingPlan, tenant: str) -> SmoothingResult:
-        source, image_id = task.source, await picture.file_digest()
-        # The cache knows the image by its file: who sends a picture again sends the same bytes, and decoding them may
-        # take longer than all the rest.
-        request = SmoothingRequest(
-            plan.terms,
-            plan.samples,
-            # Of a vote, the noise of all images is independent; else one file has one certificate wherever it stands.
-            seed=plan.seed if plan.seed is None or task.vote is None else (plan.seed + task.number) % 2**SEED_BITS,
-            until=plan.until,
-            tenant=tenant,
-            image_id=image_id,
-            # Where each copy is asked about, drawing waits for the answers.
-            timeout=self._settings.smoothing_timeout + (self._settings.answer_timeout if task.vote else 0),
-            use_cache=plan.cache,
-            purpose="" if task.vote is None else await task.vote.purpose_of(task.number, image_id),
-        )
+        source, received = task.source, time.monotonic()
         try:
-            recall = await self._engine.recall(request)
-            if recall.result is not None:
-                return recall.result
+            known = await picture.known_description()
+            if known is None and task.vote is not None:
+                # The draws of a vote are named after all its images, for which none may wait with a place in its hand.
+                async with self._engine.place(tenant):
+                    known = await picture.description()
+            if known is not None:  # decoding it may take longer than all the rest
+                recall = await self._recall(known, task, plan, tenant, received)
+                if recall.result is not None:
+                    return recall.result
             async with self._engine.place(tenant) as place:
-                # The pixels are nowhere but in this call, so that they go as soon as they are prepared.
-                return await self._engine.smooth(recall, await picture.pixels(), place, task.copies)
+                # The pixels are nowhere but in the last call, so that they go as soon as they are prepared.
+                pixels = [await picture.pixels()]
+                if known is None:
+                    recall = await self._recall(await picture.description(), task, plan, tenant, received)
+                    if recall.result is not None:
+                        return recall.result
+                return await self._engine.smooth(recall, pixels.pop(), place, task.copies)
         except ImageSizeError as error:
             raise invalid(str(error), source.param, "image_size_not_supported") from None
         except EngineOverloadedError as error:
@@ -326,6 +320,25 @@ class SmoothingService:
             raise shutting_down() from None
         except SmoothingError as error:
             raise ApiError(500, f"{source.param}: {error}", code="smoothing_failed", param=source.param) from error
+
+    async def _recall(
+        self, image: ReceiptImage, task: _Task, plan: SmoothingPlan, tenant: str, received: float
+    ) -> Recall:
+        """What the engine has of an image, which it knows by its pixels: another file of them gets no other draws."""
+        request = SmoothingRequest(
+            plan.terms,
+            plan.samples,
+            # Of a vote, the noise of all images is independent; else one image has one certificate wherever it stands.
+            seed=plan.seed if plan.seed is None or task.vote is None else (plan.seed + task.number) % 2**SEED_BITS,
+            until=plan.until,
+            tenant=tenant,
+            image_id=image.digest,
+            # Where each copy is asked about, drawing waits for the answers.
+            timeout=self._settings.smoothing_timeout + (self._settings.answer_timeout if task.vote else 0),
+            use_cache=plan.cache,
+            purpose="" if task.vote is None else await task.vote.purpose_of(task.number, image.digest),
+        )
+        return await self._engine.recall(request, received)
 
 
 def judge_image(result: SmoothingResult, certificate: ImageRobustness, plan: SmoothingPlan) -> tuple[Judgement, ...]:

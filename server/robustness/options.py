@@ -23,7 +23,11 @@ class RobustnessOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     sigma: Annotated[float, AfterValidator(sigma_value)] | None = Field(
-        None, ge=0, strict=True, allow_inf_nan=False, description="Noise level in pixels of [0, 1]; 0 is off."
+        None,
+        ge=0,
+        strict=True,
+        allow_inf_nan=False,
+        description="Noise level in pixels of [0, 1], used to four decimals; 0 is off.",
     )
     samples: int | None = Field(None, ge=1, strict=True, description="Noise samples for each image.")
     confidence: float | None = Field(

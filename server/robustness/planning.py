@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fs_runtime.engine import CertificateTerms
-from fs_runtime.options import CertificateQuery, radius_for
+from fs_runtime.options import CertificateQuery, radius_for, sigma_in_use
 from fs_runtime.smoothing.feature_map import FeatureMap
 from fs_runtime.smoothing.smoother import Smoother
 from server.errors import ApiError, invalid
@@ -69,6 +69,7 @@ def plan_of(
     sigma = default_sigma if options.sigma is None else options.sigma
     samples = settings.samples if options.samples is None else options.samples
     _check_ceilings(sigma, samples, options, settings, allow_seed)
+    default_sigma, sigma = sigma_in_use(default_sigma), sigma_in_use(sigma)
     radius = radius_for(sigma, settings.radius if options.radius is None else options.radius)
     server = _server_policy(settings, default_sigma)
     asked = AskedPolicy(

@@ -1,11 +1,14 @@
 """The cache as clients see it, over real HTTP."""
 
+import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from fs_runtime.encoders import load_encoder
 from fs_runtime.engine import SmoothingEngine
@@ -61,6 +64,36 @@ def test_who_asks_for_fresh_draws_gets_them(gateway: Gateway) -> None:
     assert fresh["norm"]["estimate"] != kept["norm"]["estimate"]
     assert certify(gateway, 3, seed=5)["cache"] is None
     assert without_timings(certify(gateway, 3)) == without_timings(kept)
+
+
+def encoded(image: Image.Image, kind: str) -> str:
+    """A data URL of another lossless file of the same pixels."""
+    file = io.BytesIO()
+    image.save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_another_file_of_the_same_pixels_gets_no_other_draws(gateway: Gateway) -> None:
+    first, drawn = certify(gateway, 7), gateway.engine.samples_drawn
+    for kind in ("BMP", "WEBP"):
+        for _ in range(2):  # of a file that was not decoded before, and of one that was
+            answer = gateway.post("/v1/certify", {"image": encoded(picture(7), kind)}).json()
+            assert without_timings(answer["robustness"]["images"][0]) == without_timings(first)
+    assert gateway.engine.samples_drawn == drawn
+    changed = picture(7)
+    changed.putpixel((0, 0), tuple(value ^ 1 for value in changed.getpixel((0, 0))))
+    other = gateway.post("/v1/certify", {"image": data_url(changed)}).json()["robustness"]["images"][0]
+    assert other["cache"] == "miss"
+    assert other["norm"]["estimate"] != first["norm"]["estimate"]
+
+
+def test_a_sigma_that_differs_in_the_fifth_decimal_gets_no_other_draws(gateway: Gateway) -> None:
+    first = certify(gateway, 8, sigma=0.125)
+    same = certify(gateway, 8, sigma=0.1250001, receipt=True)
+    assert (same["cache"], same["sigma"], same["receipt"]["draws"]["sigma"]) == ("hit", 0.125, 0.125)
+    assert same["norm"] == first["norm"]
+    assert same["radius"] == first["radius"]
+    assert certify(gateway, 8, sigma=0.1251)["cache"] == "miss"
 
 
 def test_a_receipt_of_cached_draws_can_be_replayed(gateway: Gateway, tiny_llava: Path) -> None:

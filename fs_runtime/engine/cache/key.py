@@ -21,7 +21,7 @@ class CacheKey:
 
     Attributes:
         tenant: Whose they are; what one tenant can learn of draws is of no use against another.
-        image: Digest of the image.
+        image: Digest of the image's pixels.
         sigma: σ.
         feature_map: Which f.
         spectral: Whether the spread is bounded.
@@ -29,6 +29,7 @@ class CacheKey:
         token_confidence: Of the bounds of all tokens, which cannot be computed again for another confidence.
         weights: Fingerprints of all that f is made of.
         preprocessing: What makes x of the image, as JSON; a cap on its pixels, which no fingerprint tells of, included.
+        noise: Version of the way from a seed to draws.
         arithmetic: Device, precision, how networks are compiled, and libraries; one seed gives other draws elsewhere.
         purpose: What the draws are for, where they may serve nothing else.
     """
@@ -42,6 +43,7 @@ class CacheKey:
     token_confidence: float | None
     weights: tuple[str | None, ...]
     preprocessing: str
+    noise: int
     arithmetic: tuple[str, ...]
     purpose: str = ""
 
@@ -67,6 +69,7 @@ class CacheKey:
             terms.token_confidence,
             (smoother.encoder.fingerprint, *(None if part is None else part.fingerprint for part in parts)),
             json.dumps(smoother.encoder.preprocessing, sort_keys=True),
+            smoother.noise_version,
             _arithmetic(
                 smoother.encoder.device,
                 smoother.encoder.dtype,
@@ -79,9 +82,10 @@ class CacheKey:
         """All of it as texts, from which other processes make the same name."""
         stage, centred = self.feature_map.stage, self.feature_map.centred
         spread = self.spectral, self.max_sketch_bytes
-        values = self.tenant, self.image, self.sigma, stage, centred, *spread, self.token_confidence
+        asked = self.tenant, self.image, self.sigma, stage, centred, *spread, self.token_confidence
+        made = *self.weights, self.preprocessing, self.noise, *self.arithmetic
         named = (f"for {self.purpose}",) if self.purpose else ()
-        return tuple(repr(value) for value in (*values, *self.weights, self.preprocessing, *self.arithmetic, *named))
+        return tuple(repr(value) for value in (*asked, *made, *named))
 
 
 def _image_name(request: SmoothingRequest, pixels: Pixels | None) -> str:

@@ -18,7 +18,7 @@ from fs_runtime.smoothing.spread_sketch import SpreadSketch
 
 # Of the bytes, and of what the numbers in them mean. It is part of every name in the shared cache and rises with every
 # change, also when fields are only added: replicas of two versions share nothing, so that none misreads another's.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Array = NDArray[Any]
 

@@ -1,9 +1,11 @@
 """The text of a bound never claims more than the bound."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from fs_runtime.rounding import at_least, at_most, percent
+from fs_runtime.rounding import alpha_of, at_least, at_most, confidence_of, percent
 
 
 @pytest.mark.parametrize("digits", [0, 2, 4, 6])
@@ -31,3 +33,14 @@ def test_a_confidence_keeps_its_alpha() -> None:
         "99.8%",
         "99.99999%",
     ]
+
+
+@pytest.mark.parametrize("shares", [1, 2, 4, 576])
+def test_shares_of_alpha_never_add_up_to_more_than_it(shares: int) -> None:
+    rounded_up = 0
+    for confidence in [*np.random.default_rng(1).random(300).tolist(), 0.9, 0.95, 0.999, 1 - 1e-6, 1 - 1e-9]:
+        share = np.nextafter(alpha_of(confidence) / shares, 0)
+        left_out = 1 - Fraction(confidence_of(share))
+        assert left_out * shares <= 1 - Fraction(confidence)
+        rounded_up += 1 - share < confidence_of(share)
+    assert rounded_up > 10  # the nearest double would not do

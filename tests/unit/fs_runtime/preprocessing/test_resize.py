@@ -1,4 +1,5 @@
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -91,6 +92,27 @@ def test_norm_of_a_large_map_is_a_close_upper_bound(filter: Filter, source: int,
     gram = matrix @ matrix.T if source >= target else matrix.T @ matrix
     exact = float(np.linalg.eigvalsh(gram.toarray())[-1]) ** 0.5
     assert exact <= matrix_norm(matrix) <= 1.015 * exact
+
+
+@pytest.mark.parametrize(("source", "target"), [(400, 336), (70, 336), (512, 224), (90, 90)])
+def test_norm_of_a_small_map_is_not_below_any_stretch_of_a_vector(source: int, target: int) -> None:
+    matrix = resize_matrix(source, target).toarray()
+    found = matrix_norm(resize_matrix(source, target))
+    _, values, right = np.linalg.svd(matrix)
+    vector = [Fraction(value) for value in right[0].tolist()]  # exact from here on
+    rows = [[Fraction(value) for value in row[row != 0].tolist()] for row in matrix]
+    places = [np.flatnonzero(row) for row in matrix]
+    image = [
+        sum(a * vector[j] for a, j in zip(row, place, strict=True)) for row, place in zip(rows, places, strict=True)
+    ]
+    assert Fraction(found) ** 2 * sum(v * v for v in vector) >= sum(v * v for v in image)
+    assert found <= (1 + 2e-12) * values[0]
+
+
+def test_a_map_that_copies_pixels_has_norm_one() -> None:
+    assert matrix_norm(resize_matrix(90, 90)) == 1.0
+    assert matrix_norm(resize_matrix(90, 90, rows=(10, 40))) == 1.0
+    assert matrix_norm(resize_matrix(90, 180, "nearest")) == pytest.approx(2**0.5, rel=2e-12)
 
 
 def test_a_very_large_image_costs_little() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from fs_runtime.receipts.issue import issue_receipt
 from fs_runtime.receipts.replay import _shifted
 from fs_runtime.receipts.verify import CannotReplayError, Verification, verify
 from fs_runtime.robustness import Fingerprints, certify
+from fs_runtime.smoothing.noise import NOISE_VERSION
 from fs_runtime.smoothing.smoother import Smoother
 from fs_runtime.smoothing.spread_sketch import SpreadSketch
 from tests.asked import Asked, asked
@@ -112,6 +114,42 @@ def test_reproduced(
     found = check(receipt, picture, smoother)
     assert (found.verdict, found.problems, found.signature) == ("reproduced", [], "unsigned")
     assert found.tolerance == 1e-5
+
+
+def test_a_receipt_names_the_version_of_its_noise(receipt: Receipt) -> None:
+    assert receipt.draws.noise_version == NOISE_VERSION
+    assert json.loads(receipt.to_json())["draws"]["noise_version"] == NOISE_VERSION
+
+
+def test_an_older_receipt_is_replayed_with_the_noise_of_its_time(
+    smoother: Smoother, picture: NDArray[np.uint8], key: SigningKey
+) -> None:
+    with closing(SmoothingEngine(smoother.with_noise(1), batch_size=16)) as older:
+        receipt = issued(older, picture, key=key, samples=256)
+    assert "noise_version" not in json.loads(receipt.to_json())["draws"]  # the bytes are those of that time
+    assert b"noise_version" not in receipt.signed_bytes()
+    found = check(receipt, picture, smoother, key.public_key)
+    assert (found.verdict, found.problems, found.signature) == ("reproduced", [], "trusted")
+    assert smoother.noise_version == NOISE_VERSION  # what follows is drawn as before
+
+
+def test_draws_of_one_version_are_not_those_of_another(
+    engine: SmoothingEngine, smoother: Smoother, picture: NDArray[np.uint8]
+) -> None:
+    document = issued(engine, picture, sigma=0.5, seed=5).model_dump(mode="json")
+    del document["draws"]["noise_version"]
+    found = check(parse_receipt(json.dumps(document)), picture, smoother)
+    assert found.verdict == "not_reproduced"
+    assert found.problems
+    assert all(problem.startswith("certificate.") for problem in found.problems)
+
+
+def test_a_later_version_of_the_noise_cannot_be_checked(
+    receipt: Receipt, smoother: Smoother, picture: NDArray[np.uint8]
+) -> None:
+    found = check(changed(receipt, draws__noise_version=NOISE_VERSION + 1), picture, smoother)
+    assert found.verdict == "cannot_be_checked"
+    assert "update fs-serve" in found.problems[0]
 
 
 def test_a_certificate_that_ended_early_in_shared_batches(

@@ -1,7 +1,6 @@
 """What stays of an image when its pixels are gone."""
 
 import asyncio
-import hashlib
 import weakref
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from fs_runtime.preprocessing.pictures import digest
 from server.errors import ApiError, invalid
 from server.images.limits import ImageLimits
-from server.images.picture import Picture
+from server.images.picture import Descriptions, Picture
 from server.images.pool import DecodePool
 from tests.unit.server.images.files import encoded, noise
 
@@ -46,17 +45,30 @@ def decoder(pool: DecodePool, limits: ImageLimits) -> Decoder:
 
 
 async def test_pixels_are_not_kept_and_their_description_is(decoder: Decoder) -> None:
-    found = Picture(FILE, decoder, described=True)
-    assert await found.file_digest() == hashlib.sha256(FILE).hexdigest()
+    found = Picture(FILE, decoder, Descriptions())
+    assert await found.known_description() is None
     assert np.array_equal(await found.pixels(), PIXELS)
     assert await decoder.all_gone()
     description = await found.description()
     assert (description.digest, description.height, description.width) == (digest(PIXELS), 70, 90)
+    assert await found.known_description() == description
     assert len(decoder.decoded) == 1
 
 
+async def test_a_file_that_was_decoded_before_is_known(decoder: Decoder) -> None:
+    descriptions = Descriptions(most=1)
+    first = await Picture(FILE, decoder, descriptions).description()
+    again = Picture(FILE, decoder, descriptions)
+    assert await again.known_description() == await again.description() == first
+    assert len(decoder.decoded) == 1
+    other = Picture(encoded(noise(70, 90), "BMP"), decoder, descriptions)
+    assert await other.known_description() is None
+    assert (await other.description()).digest == first.digest  # the same pixels
+    assert await Picture(FILE, decoder, descriptions).known_description() is None  # there is room for one
+
+
 async def test_a_picture_that_nobody_decoded_is_described_too(decoder: Decoder) -> None:
-    found = Picture(FILE, decoder, described=True)
+    found = Picture(FILE, decoder, Descriptions())
     for _ in range(2):
         assert (await found.description()).digest == digest(PIXELS)
     assert await decoder.all_gone()
@@ -67,7 +79,7 @@ async def test_what_decoding_raises_comes_through() -> None:
     async def refuse(file: bytes) -> NDArray[np.uint8]:
         raise invalid("no picture", "image")
 
-    found = Picture(b"", refuse, described=True)
+    found = Picture(b"", refuse, Descriptions())
     for asked in (found.pixels, found.description):
         with pytest.raises(ApiError, match="no picture"):
             await asked()

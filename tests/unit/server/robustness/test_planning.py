@@ -36,6 +36,16 @@ def test_without_noise_one_sample_is_drawn() -> None:
     assert plan(sigma=0, samples=100).samples == 1
 
 
+def test_sigma_is_used_to_four_decimals() -> None:
+    for sigma in (0.125, 0.1250001, 0.12496):
+        made = plan(sigma=sigma)
+        assert (made.terms.sigma, made.query.radius) == (0.125, 0.0625)
+    assert plan(sigma=0.1251).terms.sigma == 0.1251
+    assert plan({"sigma": 0.33333333}).terms.sigma == 0.3333
+    assert plan(BINDING | {"sigma": 0.33333333}).requirements[0].radius == 0.3333 / 2
+    assert plan({"max_sigma": 0.33336, "sigma": 0.33336}).terms.sigma == 0.3334  # the ceiling is for what is asked
+
+
 def test_the_radius_that_binds_does_not_follow_the_requests_sigma() -> None:
     made = plan(BINDING, sigma=0.01)
     assert made.query.radius == 0.005

@@ -6,6 +6,8 @@ import numpy as np
 
 from fs_runtime.encoders import VisionEncoder, load_encoder
 from fs_runtime.engine.cache.key import CacheKey
+from fs_runtime.engine.cache.origins import draws_name
+from fs_runtime.smoothing.noise import NOISE_VERSION
 from fs_runtime.smoothing.smoother import Smoother
 from tests.asked import asked
 from tests.integration.families.qwen import QWEN2_VL
@@ -38,3 +40,13 @@ def test_replicas_that_leave_the_spread_out_of_other_images_share_no_draws(encod
         request, pixels = asked(image, 0.25, 8, 0.999, spectral=spectral)
         low, high = (CacheKey.of(request, smoother, limit, pixels) for limit in (2**20, 2**30))
         assert (low == high) is (low.parts() == high.parts()) is not spectral
+
+
+def test_draws_of_another_version_of_the_noise_are_others(encoder: VisionEncoder) -> None:
+    smoother = Smoother(encoder)
+    request, pixels = asked(np.zeros((28, 28, 3), np.uint8), 0.25, 8, 0.999)
+    now, before = (CacheKey.of(request, each, pixels=pixels) for each in (smoother, smoother.with_noise(1)))
+    assert smoother.noise_version == NOISE_VERSION
+    assert now != before
+    assert now.parts() != before.parts()
+    assert draws_name(now) != draws_name(before)
