@@ -27,7 +27,7 @@ log = structlog.get_logger("server.models")
 _APPLY_WITHOUT_RELOAD = (
     CertificateSettings.model_fields.keys()
     | {name for name in ModelSettings.model_fields if name.startswith("vllm_")}
-    | {"smoothing_timeout", "max_waiting", "max_new_tokens", "neutralise_turn_tokens"}
+    | {"smoothing_timeout", "answer_timeout", "max_waiting", "max_new_tokens", "neutralise_turn_tokens"}
 )
 
 
