@@ -177,7 +177,7 @@ class Vote:
                 else:
                     self._add(ballot, answer, kept)
                 self.progress()
-                if ballot.copies >= plan.samples:
+                if ballot.copies >= plan.samples or ballot.split:
                     return
                 if ballot.copies >= look:
                     if radius is None:
