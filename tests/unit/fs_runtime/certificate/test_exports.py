@@ -4,7 +4,7 @@ import fs_runtime.certificate as certificate
 
 
 def test_exported_members() -> None:
-    assert certificate.__all__ == sorted(
+    assert sorted(certificate.__all__) == sorted(
         [
             "PILOT",
             "NormConfidenceSequence",
