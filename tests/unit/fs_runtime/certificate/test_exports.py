@@ -4,9 +4,8 @@ import fs_runtime.certificate as certificate
 
 
 def test_exported_members() -> None:
-    assert sorted(certificate.__all__) == sorted(
+    assert certificate.__all__ == sorted(
         [
-            "PILOT",
             "NormConfidenceSequence",
             "Spread",
             "SpreadConfidenceSequence",
