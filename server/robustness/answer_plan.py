@@ -13,6 +13,7 @@ from server.robustness.answer_options import AnswerOptions
 from server.robustness.policy import AnswerRequirement, stricter
 from server.settings.request import RequestSettings
 
+_COPIES = 128  # that are asked about where nobody says
 _FUNCTIONS: dict[str, Callable[[Any], Reading]] = {"choices": Choices, "pattern": Pattern, "fields": Fields}
 
 
@@ -75,7 +76,7 @@ def answer_plan_of(
             "robustness.sigma",
             "policy_conflict",
         )
-    samples = settings.answer_samples if options.samples is None else options.samples
+    samples = options.samples or settings.answer_samples or min(_COPIES, settings.max_samples)
     if samples > settings.max_samples:
         raise invalid(
             f"samples {samples} is above this server's limit of {settings.max_samples}", "robustness.answer.samples"

@@ -102,8 +102,11 @@ class CertificateSettings(BaseModel):
         "flag",
         description="Below min_fidelity: answer and say so (flag), or answer without the image (withhold).",
     )
-    answer_samples: int = Field(
-        128, ge=1, description="Noisy copies that are asked about for a certified answer when the request does not say."
+    answer_samples: int | None = Field(
+        None,
+        ge=1,
+        description="Noisy copies that are asked about for a certified answer when the request does not say; by "
+        "default 128, or max_samples if that is less.",
     )
     min_answer_radius: float | None = Field(
         None,
@@ -139,7 +142,7 @@ class CertificateSettings(BaseModel):
         if self.sigma is not None and self.sigma > self.max_sigma:
             return f"sigma {self.sigma} is above max_sigma {self.max_sigma}"
         for name in ("samples", "answer_samples"):
-            if getattr(self, name) > self.max_samples:
+            if (getattr(self, name) or 0) > self.max_samples:
                 return f"{name} {getattr(self, name)} is above max_samples {self.max_samples}"
         for function in self.answer_functions:
             if function not in ("text", "choices", "fields") and not function.startswith("pattern:"):
