@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from itertools import islice
 
@@ -26,7 +28,7 @@ _HELD = 0.9999  # that it is above one half, where judging ends early: a turned 
 CHOOSING = 32
 """Fresh copies that choose between the attacks."""
 
-_LOOK = 8
+_FIRST_LOOK = 8
 
 
 class VoteAttacker:
@@ -123,8 +125,8 @@ def judge(votes: Iterable[bool], most: int) -> tuple[int, int, bool]:
     Returns:
         Copies that voted, those for the winner, and whether the vote is turned.
     """
-    most_turned = max((count for count in range(most) if share_at_most(count, most, _BOUND) < 0.5), default=-1)
-    sequence, new = NormConfidenceSequence(_HELD), list[float]()
+    most_turned = _most_turned(most)
+    sequence, new, look = NormConfidenceSequence(_HELD), list[float](), _FIRST_LOOK
     copies = for_winner = 0
     for vote in islice(votes, most):
         copies, for_winner = copies + 1, for_winner + vote
@@ -133,9 +135,16 @@ def judge(votes: Iterable[bool], most: int) -> tuple[int, int, bool]:
             return copies, for_winner, False
         if for_winner + most - copies <= most_turned:
             return copies, for_winner, True
-        if len(new) == _LOOK:
+        if copies == look:
+            look += max(_FIRST_LOOK, look // 4)
             sequence.update(np.array(new))
             new.clear()
             if sequence.lower > 0:
                 return copies, for_winner, False
     return copies, for_winner, False
+
+
+@functools.cache
+def _most_turned(copies: int) -> int:
+    """Votes for the winner, of so many, up to which the upper bound of its share is below one half; -1 for none."""
+    return bisect.bisect_left(range(copies), True, key=lambda count: share_at_most(count, copies, _BOUND) >= 0.5) - 1

@@ -36,7 +36,7 @@ def write_plots(folder: Path, outcomes: Outcomes) -> list[Path]:
         own = [one for one in summaries if one.reading == reading]
         sets = {reading: [(one.sigma, one.samples) for one in own if one.samples == most]}
         if len(outcomes.plan.samples) > 1:
-            for sigma in outcomes.plan.sigmas:
+            for sigma in dict.fromkeys(one.sigma for one in own):
                 sets[f"{reading}-sigma-{sigma:g}"] = [(one.sigma, one.samples) for one in own if one.sigma == sigma]
         for name, chosen in sets.items():
             with plot_to(folder / name) as axes:

@@ -12,7 +12,7 @@ from fs_runtime.certificate import PILOT, most_vote_radius
 from fs_runtime.evaluation.answers.outcomes import Outcome
 from fs_runtime.evaluation.answers.plan import ADAPTIVE_RATIO, CERTIFIED_RATIOS, COSINE, VotePlan
 from fs_runtime.evaluation.answers.records import Turn
-from fs_runtime.evaluation.answers.summary import Outcomes, TurnSummary, VoteSummary, turn_summaries
+from fs_runtime.evaluation.answers.summary import Outcomes, VoteSummary, turn_summaries, turning_distances
 from fs_runtime.evaluation.intervals import Estimate
 from fs_runtime.rounding import at_least
 from fs_runtime.system.files import write_file
@@ -36,17 +36,17 @@ def write_report(folder: Path, outcomes: Outcomes, turns: Sequence[Turn], settin
     Raises:
         TrainingError: The disk is full or cannot be written.
     """
-    summaries, attacked = outcomes.summaries(), turn_summaries(turns)
+    summaries = outcomes.summaries()
     texts = {
-        "answers.md": markdown(outcomes.plan, summaries, attacked),
-        "answers.json": as_json(outcomes, summaries, attacked, settings),
+        "answers.md": markdown(outcomes.plan, summaries, turns),
+        "answers.json": as_json(outcomes, summaries, turns, settings),
     }
     for name, text in texts.items():
         write_file(folder / name, text.encode())
     return [folder / name for name in texts]
 
 
-def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[TurnSummary]) -> str:
+def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[Turn]) -> str:
     """A table of certified accuracy for each reading, one of abstentions and cost, and one of attacks."""
     if not summaries:
         return "Nothing is measured yet.\n"
@@ -76,7 +76,7 @@ def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[T
 
 
 def as_json(
-    outcomes: Outcomes, summaries: Sequence[VoteSummary], turns: Sequence[TurnSummary], settings: Mapping[str, Any]
+    outcomes: Outcomes, summaries: Sequence[VoteSummary], turns: Sequence[Turn], settings: Mapping[str, Any]
 ) -> str:
     """Settings, estimates, and the curves: for each the radii of the items that are right, largest first."""
     curves = [
@@ -98,7 +98,8 @@ def as_json(
         "cosine": COSINE,
         "summaries": [dataclasses.asdict(one) for one in summaries],
         "curves": curves,
-        "attacks": [dataclasses.asdict(one) for one in turns],
+        "attacks": [dataclasses.asdict(one) for one in turn_summaries(turns)],
+        "turning_distances": [dataclasses.asdict(one) for one in turning_distances(turns)],
     }
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
@@ -172,7 +173,7 @@ def _cost_lines(summaries: Sequence[VoteSummary]) -> list[str]:
     return lines
 
 
-def _turn_lines(turns: Sequence[TurnSummary], plan: VotePlan) -> list[str]:
+def _turn_lines(turns: Sequence[Turn], plan: VotePlan) -> list[str]:
     lines = [
         "On the first questions whose whole answers are certified by all copies, right or not; R is each one's "
         "certified radius. APGD on the mean probability of the winning answer over noisy copies, and on its margin, "
@@ -180,12 +181,13 @@ def _turn_lines(turns: Sequence[TurnSummary], plan: VotePlan) -> list[str]:
         f"{plan.steps} steps, {plan.draws} copies behind each gradient, {plan.restarts} random starts of each, within "
         f"an ℓ2 ball and the box of pixel values. *Turned*: of at most {plan.judging} fresh copies of the attacked "
         "picture fewer than half vote for the winner, by the upper bound of the share at 0.999. A question that one "
-        "size turned is not attacked with larger ones; *turned so far* counts it there, too.",
+        "size turned is not attacked with larger ones; *turned so far* counts it there, too. *Share*: of the fresh "
+        "copies that were asked about, which are fewer where the rest could not change the verdict.",
         "",
         "| σ | size | questions | turned so far | share for the winner | ℓ2 distance |",
         "|" + "---:|" * 6,
     ]
-    for one in turns:
+    for one in turn_summaries(turns):
         cells = [
             f"{one.sigma:g}",
             f"{one.ratio:g} R",
@@ -195,6 +197,11 @@ def _turn_lines(turns: Sequence[TurnSummary], plan: VotePlan) -> list[str]:
             _number(one.distance, 3),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    for way in turning_distances(turns):
+        text = f"σ = {way.sigma:g}: {way.turned} of {way.attacked} votes were turned by some size"
+        if way.distance is not None:
+            text += f", at a median ℓ2 distance of {way.distance:.3f}, {way.multiple:.2f} times the certified radius"
+        lines += ["", f"{text}."]
     return lines
 
 

@@ -79,6 +79,25 @@ class TurnSummary:
     distance: Estimate
 
 
+@dataclass(frozen=True, slots=True)
+class TurningDistance:
+    """How far the attacks went that turned a vote, the smallest size of each item that did.
+
+    Attributes:
+        sigma: σ.
+        attacked: Items.
+        turned: Those that were turned at all.
+        distance: Median ℓ2 size of the change among them; None where there are none.
+        multiple: The same as a multiple of the certified radius.
+    """
+
+    sigma: float
+    attacked: int
+    turned: int
+    distance: float | None
+    multiple: float | None
+
+
 class Outcomes:
     """Counts each item's votes once, and keeps what they say.
 
@@ -173,6 +192,24 @@ def turn_summaries(turns: Sequence[Turn]) -> list[TurnSummary]:
                     distance=mean([turn.distance for turn in tried]),
                 )
             )
+    return found
+
+
+def turning_distances(turns: Sequence[Turn]) -> list[TurningDistance]:
+    """One for each noise level."""
+    found = []
+    for sigma in sorted({turn.key.sigma for turn in turns}):
+        own = [turn for turn in turns if turn.key.sigma == sigma]
+        turned = [turn for turn in own if turn.turned]
+        found.append(
+            TurningDistance(
+                sigma=sigma,
+                attacked=len({turn.key.item for turn in own}),
+                turned=len(turned),
+                distance=median(turn.distance for turn in turned) if turned else None,
+                multiple=median(turn.distance / turn.radius for turn in turned) if turned else None,
+            )
+        )
     return found
 
 
