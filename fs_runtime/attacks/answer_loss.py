@@ -10,6 +10,7 @@ Logits are ``(B, L, V)`` and tokens ``(B, L)``: logits i predict token i, and po
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100
+_LEAD = 1.0  # κ of Carlini and Wagner
 
 
 class AnswerModel(Protocol):
@@ -68,6 +70,31 @@ def dlr_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     highest = logits.topk(3, dim=-1).values  # (B, L, 3)
     scale = (highest[..., 0] - highest[..., 2]).clamp_min(torch.finfo(logits.dtype).eps)
     return _largest(_excess(logits, tokens) / scale, tokens)
+
+
+def vote_likelihood_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log of the mean probability of the answer over noisy copies: the vote's share, made differentiable.
+
+    Args:
+        logits: ``(B, n, L, V)`` of n copies of each image.
+        tokens: ``(B, n, L)`` the answer.
+
+    Source: Salman et al., "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers", NeurIPS 2019
+    (arXiv 1906.04584), equation 3, with answers for classes.
+    """
+    losses = functional.cross_entropy(logits.movedim(-1, 1), tokens, ignore_index=IGNORED, reduction="none")
+    return math.log(tokens.shape[1]) - torch.logsumexp(-losses.sum(dim=-1), dim=1)
+
+
+def vote_margin_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over noisy copies of :func:`margin_loss`, up to a lead of one: copies that are turned need no more.
+
+    Args:
+        logits: ``(B, n, L, V)`` of n copies of each image.
+        tokens: ``(B, n, L)`` the answer.
+    """
+    margins = margin_loss(logits.flatten(0, 1), tokens.flatten(0, 1)).view(tokens.shape[:2])
+    return margins.clamp_max(_LEAD).mean(dim=1)
 
 
 def _excess(logits: Tensor, tokens: Tensor) -> Tensor:

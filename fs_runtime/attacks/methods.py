@@ -37,7 +37,8 @@ class Attack:
         name: As in ``ATTACKS``.
         targeted: Whether it moves towards a target (features or answer) instead of away from the image's own.
         score: The objective to maximise, a function of token features or of an answer's logits and tokens.
-        reads: ``features`` or ``answer``, whichever ``score`` takes.
+        reads: What ``score`` takes: ``features``; logits and tokens of the ``answer`` to the smoothed image; or those
+            of the answers to noisy ``copies``.
         path: Optimiser, ``pgd`` or ``apgd``.
         steps: Gradient steps of each restart.
         momentum: Of PGD.
@@ -49,7 +50,7 @@ class Attack:
     name: str
     targeted: bool
     score: Score
-    reads: Literal["features", "answer"] = "features"
+    reads: Literal["features", "answer", "copies"] = "features"
     path: Literal["pgd", "apgd"] = "pgd"
     steps: int = 40
     momentum: float = 0.0
@@ -126,6 +127,22 @@ def apgd_ce_targeted_attack(steps: int = 100, restarts: int = 1) -> Attack:
     return _on_answer("apgd-ce-targeted", True, answer_loss.negative_cross_entropy, steps, restarts)
 
 
+def vote_attacks(steps: int = 40, restarts: int = 1) -> tuple[Attack, ...]:
+    """APGD on the vote of noisy copies on an answer, by each of two losses: neither is always the stronger one.
+
+    Where all copies agree the likelihood is flat, and PGD does not leave its start. The attacks are no part of
+    ``ATTACKS``, which change the answer to the smoothed image.
+    """
+    losses = {
+        "vote-likelihood": answer_loss.vote_likelihood_loss,
+        "vote-margin": answer_loss.vote_margin_loss,
+    }
+    return tuple(
+        Attack(name, False, loss, reads="copies", path="apgd", steps=steps, restarts=restarts)
+        for name, loss in losses.items()
+    )
+
+
 def _on_answer(name: str, targeted: bool, score: Score, steps: int, restarts: int) -> Attack:
     return Attack(name, targeted, score, reads="answer", path="apgd", steps=steps, restarts=restarts)
 
@@ -164,8 +181,8 @@ def run_attack(
         images: ``(B, C, H, W)`` in [0, 1].
         threat: Ball and box.
         targets: ``(B, C, H, W)`` images whose features a targeted attack on features moves towards.
-        answers: For an attack on answers: the language model with a question and an answer for each image, the right
-            answer or, for a targeted attack, the wanted one.
+        answers: For an attack on answers or votes: the language model with a question and an answer for each image,
+            the right answer or, for a targeted attack, the wanted one.
         seed: Of random starts and crops.
         report: Called after every gradient.
 
@@ -178,9 +195,10 @@ def run_attack(
     if not pipelines:
         raise ValueError("an attack needs at least one pipeline")
     goal = images
-    if attack.reads == "answer":
+    if attack.reads != "features":
         score = answer_score(attack, answers)
-        pipelines = [pipeline.embedded() for pipeline in pipelines]
+        by_copy = attack.reads == "copies"
+        pipelines = [pipeline.by_copy() if by_copy else pipeline.embedded() for pipeline in pipelines]
         references = [torch.arange(len(images), device=images.device)] * len(pipelines)
     else:
         if attack.targeted and targets is None:
@@ -227,7 +245,11 @@ def answer_score(attack: Attack, answers: AnswerModel | None) -> Score:
         raise ValueError(f"{attack.name} attacks answers: give the language model with questions and answers")
 
     def score(embeddings: Tensor, rows: Tensor) -> Tensor:
-        return attack.score(*answers(embeddings, rows))
+        if attack.reads == "answer":
+            return attack.score(*answers(embeddings, rows))
+        copies = embeddings.shape[1]
+        logits, tokens = answers(embeddings.flatten(0, 1), rows.repeat_interleave(copies))
+        return attack.score(logits.view(-1, copies, *logits.shape[1:]), tokens.view(-1, copies, *tokens.shape[1:]))
 
     return score
 

@@ -79,6 +79,10 @@ class FeaturePipeline:
         """The same pipeline up to the embeddings that the language model reads."""
         return EmbeddingPipeline(self.smoother, self.sigma, self.grid, **self._options())
 
+    def by_copy(self) -> CopyPipeline:
+        """The same pipeline up to the embeddings that the language model reads of each copy by itself."""
+        return CopyPipeline(self.smoother, self.sigma, self.grid, **self._options())
+
     def _options(self) -> dict[str, Any]:
         return {"draws": self.draws, "seed": self.seed, "fixed": self.fixed, "batch_size": self.batch_size}
 
@@ -86,7 +90,7 @@ class FeaturePipeline:
     def features(self, x: Tensor) -> Tensor:
         """``(B, T, D)`` mean unit features of ``(B, C, H, W)`` images, without gradients."""
         self._rewind()
-        return torch.cat([self._mean(part) for part in self._chunks(x)])
+        return torch.cat([self._output(part) for part in self._chunks(x)])
 
     def value_and_gradient(self, x: Tensor, reference: Tensor, score: Score) -> tuple[Tensor, Tensor]:
         """Value and gradient of ``score`` at each image.
@@ -103,7 +107,7 @@ class FeaturePipeline:
         values, gradients = [], []
         for part, against in zip(self._chunks(x), self._chunks(reference), strict=True):
             leaf = part.detach().requires_grad_()
-            value = score(self._mean(leaf), against)
+            value = score(self._output(leaf), against)
             gradients.append(torch.autograd.grad(value.sum(), leaf)[0])
             values.append(value.detach())
         return torch.cat(values), torch.cat(gradients)
@@ -123,7 +127,7 @@ class FeaturePipeline:
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.split(x, max(1, self.batch_size // self.draws))
 
-    def _mean(self, x: Tensor) -> Tensor:
+    def _output(self, x: Tensor) -> Tensor:
         unit = self.unit_features(self._copies(x))  # (B·draws, T, D)
         return self._averaged(unit)
 
@@ -147,8 +151,20 @@ class EmbeddingPipeline(FeaturePipeline):
     """
 
     @override
-    def _mean(self, x: Tensor) -> Tensor:
+    def _output(self, x: Tensor) -> Tensor:
         features = self._raw_features(self._copies(x))  # (B·draws, T, D)
         lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         direction = functional.normalize(self._averaged(functional.normalize(features, dim=-1)), dim=-1)
         return self.smoother.encoder.project(direction * self._averaged(lengths), self.grid)
+
+
+class CopyPipeline(FeaturePipeline):
+    """The embeddings that the language model reads of each noisy copy by itself, as a vote on its answer does.
+
+    ``features`` and a score's first argument are then ``(B, draws, T', D')`` embeddings: nothing is averaged.
+    """
+
+    @override
+    def _output(self, x: Tensor) -> Tensor:
+        embeddings = self.smoother.encoder.project(self._raw_features(self._copies(x)), self.grid)
+        return embeddings.view(len(x), self.draws, *embeddings.shape[1:])

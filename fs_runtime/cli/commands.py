@@ -18,6 +18,7 @@ def add_commands(app: typer.Typer) -> None:
     from fs_runtime.cli.bench.certify import bench_certify
     from fs_runtime.cli.bench.smoothing import bench_smoothing
     from fs_runtime.cli.certify import certify
+    from fs_runtime.cli.evaluate.answers import evaluate_answers
     from fs_runtime.cli.evaluate.certificate_attack import certificate_attack
     from fs_runtime.cli.evaluate.certificates import evaluate_certificates
     from fs_runtime.cli.evaluate.features import evaluate_features
@@ -51,6 +52,7 @@ def add_commands(app: typer.Typer) -> None:
     evaluate.command("masking")(evaluate_masking)
     evaluate.command("certificates")(evaluate_certificates)
     evaluate.command("photographs")(evaluate_photographs)
+    evaluate.command("answers")(evaluate_answers)
     evaluate.command("purifier")(evaluate_purifier)
     app.add_typer(train, name="train")
     app.add_typer(evaluate, name="evaluate")

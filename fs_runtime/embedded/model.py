@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import time
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fs_runtime.embedded.answer import FinishReason, Generation, Piece, StopTextFilter, sample_token
 from fs_runtime.embedded.constraint import Form, FormState, FormTokens
-from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, load_weights
+from fs_runtime.encoders.checkpoint import Checkpoint, CheckpointError, fingerprint, load_weights
 
 Payload = dict[str, NDArray[np.generic]]
 """From :meth:`VisionEncoder.payload`."""
@@ -102,6 +103,20 @@ class EmbeddedModel:
         self.context_length = int(text.max_position_embeddings)
         self._vocabulary = int(text.vocab_size)
         self._form_tokens: FormTokens | None = None  # made when it is first needed
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights as loaded, configuration, tokenizer and chat template, as ``sha256:<hex>``.
+
+        Computing it takes about a second per GB.
+        """
+        read = {
+            "config": self._config.to_dict(),
+            "tokenizer": self._tokenizer.backend_tokenizer.to_str(),
+            "template": self._tokenizer.chat_template,
+            "ends": sorted(self._ends),
+        }
+        return fingerprint(read, self._model)
 
     def _language_part(self, text: Any) -> nn.Module:
         """The language model with its head, as ``model.…`` and ``lm_head``; on the meta device, without weights."""

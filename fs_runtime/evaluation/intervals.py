@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import beta, binomtest, t
 
 CONFIDENCE = 0.95
 
@@ -46,3 +46,23 @@ def mean(values: Sequence[float]) -> Estimate:
         return Estimate(centre, centre, centre)
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
     return Estimate(centre, centre - half, centre + half)
+
+
+def share_at_most(count: int, total: int, confidence: float) -> float:
+    """Upper confidence bound of a probability, one-sided, by Clopper and Pearson.
+
+    Args:
+        count: Times that it happened.
+        total: Independent trials.
+        confidence: Of the bound, in (0, 1).
+
+    Raises:
+        ValueError: There are no trials.
+
+    Example:
+        >>> round(share_at_most(0, 1000, 0.999), 5)
+        0.00688
+    """
+    if total < 1:
+        raise ValueError("a proportion needs at least one trial")
+    return 1.0 if count >= total else float(beta.ppf(confidence, count + 1, total - count))

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from fs_runtime.attacks import ATTACKS, FeaturePipeline, ThreatModel, check_gradient_masking, run_attack
-from fs_runtime.attacks.answer_loss import IGNORED, cross_entropy, dlr_loss, margin_loss, negative_cross_entropy
+from fs_runtime.attacks.answer_loss import (
+    IGNORED,
+    cross_entropy,
+    dlr_loss,
+    margin_loss,
+    negative_cross_entropy,
+    vote_likelihood_loss,
+    vote_margin_loss,
+)
+from fs_runtime.attacks.methods import vote_attacks
 from fs_runtime.evaluation.robustness.answers import Answerer
 from fs_runtime.evaluation.robustness.defences import Defence, serve_images
 from fs_runtime.evaluation.robustness.items import with_pixels
@@ -36,6 +45,17 @@ def test_cross_entropy_by_hand():
     other = math.log(sum(map(math.exp, (0, 0, 1, 3)))) - 1
     assert cross_entropy(LOGITS, TOKENS).tolist() == pytest.approx([(first + second) / 2, other])
     assert torch.equal(negative_cross_entropy(LOGITS, TOKENS), -cross_entropy(LOGITS, TOKENS))
+
+
+def test_losses_of_a_vote_by_hand():
+    """One image with two copies: their answers have probabilities of e^-(a + b) and e^-c, and margins of -1 and 2."""
+    first = math.log(sum(map(math.exp, (4, 1, 0, 0)))) - 4 + math.log(sum(map(math.exp, (0, 3, 2, -2)))) - 3
+    other = math.log(sum(map(math.exp, (0, 0, 1, 3)))) - 1
+    likelihood = (math.exp(-first) + math.exp(-other)) / 2
+    assert vote_likelihood_loss(LOGITS[None], TOKENS[None]).tolist() == pytest.approx([-math.log(likelihood)])
+    assert vote_margin_loss(LOGITS[None], TOKENS[None]).tolist() == [0.0]  # a lead of 2 counts as 1
+    two = vote_margin_loss(torch.stack([LOGITS, LOGITS.flip(0)]), torch.stack([TOKENS, TOKENS.flip(0)]))
+    assert two.tolist() == [0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +123,21 @@ def test_an_adaptive_attack_raises_the_loss_under_fresh_noise(answerer, defended
     found = run_attack(ATTACKS["apgd-ce"](steps=6), [defended], images, threat, answers=scorer, seed=3)
     judge = defended.with_options(draws=64, seed=77, fixed=True).embedded()
     before, after = (cross_entropy(*scorer(judge.features(x), torch.arange(3))) for x in (images, found))
+    assert (after > before + 0.1).all()
+
+
+@pytest.mark.parametrize("attack", vote_attacks(steps=6), ids=lambda attack: attack.name)
+def test_an_attack_on_the_vote_raises_its_loss_under_fresh_noise(attack, answerer, defended, images, answers):
+    threat = ThreatModel("l2", 1.5)
+    scorer = answerer.scorer(QUESTIONS, answers, defended.embedded().features(images).shape[1])
+    found = run_attack(attack, [defended], images, threat, answers=scorer, seed=3)
+    assert float(threat.size(found - images).max()) <= 1.5 * (1 + 1e-5)
+    judge = defended.with_options(draws=32, seed=77, fixed=True).by_copy()
+    before, after = (
+        attack.score(*(each.view(3, 32, *each.shape[1:]) for each in scorer(judge.features(x).flatten(0, 1), rows)))
+        for x in (images, found)
+        for rows in (torch.arange(3).repeat_interleave(32),)
+    )
     assert (after > before + 0.1).all()
 
 

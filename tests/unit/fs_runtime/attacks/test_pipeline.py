@@ -25,6 +25,19 @@ def test_smoothed_features_are_the_servers(smoother, prepared):
     assert float(token_cosine(pipeline.features(image.pixels[None]), served)) > 0.995
 
 
+def test_each_copy_has_embeddings_of_its_own(smoother, defended, images):
+    """Those of the copies, in the order of the draws; nothing is averaged."""
+    pipeline = defended.with_options(fixed=True, seed=3).by_copy()
+    found = pipeline.features(images)
+    generator = torch.Generator().manual_seed(3)
+    copies = images.repeat_interleave(8, dim=0)
+    copies = copies + 0.1 * torch.empty_like(copies).normal_(generator=generator)
+    with torch.no_grad():
+        expected = smoother.encoder.project(smoother.encoder.encode(copies), pipeline.grid)
+    assert found.shape == (3, 8, *expected.shape[1:])
+    assert torch.allclose(found.flatten(0, 1), expected, atol=1e-4)
+
+
 def test_fresh_and_fixed_draws(defended, images):
     fresh = [defended.features(images) for _ in range(2)]
     assert not torch.equal(*fresh)

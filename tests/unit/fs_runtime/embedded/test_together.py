@@ -29,6 +29,15 @@ def prompts(model: EmbeddedModel) -> list[Prompt]:
     return prompts_of(model, encoder)
 
 
+def test_the_fingerprint_covers_the_weights(model: EmbeddedModel) -> None:
+    other = EmbeddedModel(str(reference_model_path()))
+    assert other.fingerprint == model.fingerprint
+    changed = EmbeddedModel(str(reference_model_path()))
+    with torch.no_grad():
+        next(changed._model.parameters()).view(-1)[0] += 1
+    assert changed.fingerprint != model.fingerprint
+
+
 def prompts_of(model: EmbeddedModel, encoder: VisionEncoder) -> list[Prompt]:
     rng = np.random.default_rng(0)
     prompts = []

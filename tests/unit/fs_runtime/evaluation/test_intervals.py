@@ -1,6 +1,7 @@
 import pytest
+from scipy.stats import binom
 
-from fs_runtime.evaluation.intervals import mean, proportion
+from fs_runtime.evaluation.intervals import mean, proportion, share_at_most
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,17 @@ def test_one_value_has_no_width():
     assert mean([0.5]) == mean([0.5, 0.5]) == mean([0.5, 0.5, 0.5])
 
 
+@pytest.mark.parametrize(("count", "total"), [(0, 20), (3, 20), (19, 20)])
+def test_clopper_and_pearson(count, total):
+    """Were the bound the truth, so few would have been counted with a probability of one less the confidence."""
+    assert binom.cdf(count, total, share_at_most(count, total, 0.999)) == pytest.approx(0.001)
+    assert share_at_most(total, total, 0.999) == 1.0
+
+
 def test_nothing_to_estimate():
     with pytest.raises(ValueError, match="trial"):
         proportion(0, 0)
+    with pytest.raises(ValueError, match="trial"):
+        share_at_most(0, 0, 0.999)
     with pytest.raises(ValueError, match="value"):
         mean([])
