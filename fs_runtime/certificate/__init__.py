@@ -11,11 +11,10 @@ from fs_runtime.certificate.spectral_bound import spectral_radius, spectral_simi
 from fs_runtime.certificate.spread_bound import Spread, SpreadConfidenceSequence
 from fs_runtime.certificate.stopping import StoppingRule, required_norm
 from fs_runtime.certificate.tight_bound import certified_radius, tight_similarity
-from fs_runtime.certificate.vote_bound import PILOT, VoteCount, most_vote_radius, vote_radius
+from fs_runtime.certificate.vote_bound import VoteCount, most_vote_radius, vote_radius
 from fs_runtime.certificate.worst_case import worst_case_feature
 
 __all__ = [
-    "PILOT",
     "NormConfidenceSequence",
     "Spread",
     "SpreadConfidenceSequence",

@@ -94,7 +94,7 @@ class VoteCount(Generic[Value]):
         >>> for _ in range(8 + 96):
         ...     votes.add("red")
         >>> votes.winner, round(votes.radius(sigma=0.25), 3)
-        ('red', 0.366)
+        ('red', 0.369)
     """
 
     def __init__(self, confidence: float, pilot: int = PILOT) -> None:

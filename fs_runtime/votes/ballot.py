@@ -56,6 +56,11 @@ class Ballot:
         )
 
     @property
+    def split(self) -> bool:
+        """Whether no name has a winner, nor will have one: further copies certify nothing."""
+        return all(count.split for count in self.counts.values())
+
+    @property
     def radius(self) -> float:
         """R that all names are certified at; 0 for none."""
         return min(count.radius(self.sigma) for count in self.counts.values())

@@ -19,6 +19,7 @@ from server.api.dependencies import (
 )
 from server.api.openapi import ERRORS, request_body
 from server.api.schemas import CertifyRequest, CertifyResponse
+from server.errors import invalid
 from server.models.smoothing import ImageSource
 
 router = APIRouter()
@@ -34,6 +35,11 @@ router = APIRouter()
 async def certify(request: Request) -> Response:
     """Smooths and certifies one image."""
     body, _ = await read_body(request, CertifyRequest)
+    if body.robustness.answer is not None:
+        raise invalid(
+            "robustness.answer certifies the answer of a chat request, and here is none; leave it out",
+            "robustness.answer",
+        )
     source = ImageSource(body.image, "image")
     with model_for(request, body.model) as model:
         try:

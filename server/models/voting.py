@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from fs_runtime.certificate import PILOT
+from fs_runtime.certificate.vote_bound import PILOT
 from fs_runtime.engine import Copies
 from fs_runtime.votes import Ballot, Value
 from server.errors import ApiError
@@ -178,7 +178,7 @@ class Vote:
                 else:
                     self._add(ballot, answer, kept)
                 self.progress()
-                if ballot.copies >= plan.samples:
+                if ballot.copies >= plan.samples or ballot.split:
                     return
                 if ballot.copies >= look:
                     if radius is None:

@@ -15,7 +15,7 @@ from fs_runtime.loading.engine import EngineOptions, load_engine
 from fs_runtime.reference import example_images, reference_model_path
 from server.robustness.withholding import NOTICE
 
-from .gateway import Gateway, chat, running_gateway
+from .gateway import Gateway, chat, data_url, running_gateway
 from .tenants import bearer, key_of, write_access
 
 MODEL = "fs-reference"
@@ -232,6 +232,12 @@ def test_what_is_refused_before_the_first_vote_is_an_ordinary_error(gateway: Gat
     body = chat(circle, text=RED, stream=True) | {"model": MODEL, "robustness": {"answer": {"certify": True}}}
     body["messages"][0]["content"].append(broken)
     assert gateway.post("/v1/chat/completions", body, headers=bearer("free")).status_code == 415
+
+
+def test_a_certificate_without_a_conversation_has_no_answer(gateway: Gateway, circle: Image.Image) -> None:
+    body = {"image": data_url(circle), "robustness": {"answer": {"certify": True}}}
+    reply = gateway.post("/v1/certify", body, headers=bearer("free"))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "robustness.answer")
 
 
 def test_there_must_be_an_image(gateway: Gateway) -> None:

@@ -117,9 +117,12 @@ class VllmLanguageModel:
         pending: set[asyncio.Task[CopyAnswer | ApiError]] = set()
 
         async def ask() -> None:
+            number = 0
             while batch := await copies.take(1):
                 for images in batch:
-                    vote = asyncio.create_task(self._vote(replace(request, body=body, images=images)))
+                    number += 1
+                    own = replace(request, body=body, images=images, request_id=f"{request.request_id}-{number}")
+                    vote = asyncio.create_task(self._vote(own))
                     pending.add(vote)
                     vote.add_done_callback(pending.discard)
                     await votes.put(vote)

@@ -6,7 +6,6 @@ import fs_runtime.certificate as certificate
 def test_exported_members() -> None:
     assert certificate.__all__ == sorted(
         [
-            "PILOT",
             "NormConfidenceSequence",
             "Spread",
             "SpreadConfidenceSequence",
