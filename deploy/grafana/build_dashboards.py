@@ -168,6 +168,46 @@ ROBUSTNESS = [
     Panel(
         "Time of smoothing, p95", {"smoothing": quantile(0.95, "fs_stage_duration_seconds", 'stage="smoothing"')}, "s"
     ),
+    Panel(
+        "Abstentions of answers",
+        {"{{model}} {{parameters}}": "job_model_parameters:fs_answer_abstentions:ratio15m" + C},
+        "percentunit",
+        "stat",
+        6,
+        4,
+        description="Of the answers that were voted on, those that are not certified at the asked radius.",
+    ),
+    Panel(
+        "Mean certified radius of answers",
+        {"{{model}} {{parameters}}": "job_model_parameters:fs_answer_radius:mean15m" + C},
+        kind="stat",
+        width=6,
+        height=4,
+        description="ℓ2, on the encoder's images, in pixels of [0, 1]; 0 where none is certified.",
+    ),
+    Panel("Answers voted on", {"answers": f"sum(increase(fs_answers_total{M}[1h]))"}, kind="stat", width=6, height=4),
+    Panel("Votes", {"votes": f"sum(increase(fs_votes_total{M}[1h]))"}, kind="stat", width=6, height=4),
+    heatmap("Certified radius of answers", "fs_answer_radius", "ℓ2, on the encoder's images; 0 where none is."),
+    heatmap("Agreement of votes", "fs_answer_agreement", "Share of the votes for the winner."),
+    Panel(
+        "Answers by outcome",
+        {"{{outcome}} {{parameters}}": f"sum by (outcome, parameters) ({rate('fs_answers_total')})"},
+        "ops",
+        stacked=True,
+    ),
+    Panel(
+        "Why answers are not certified",
+        {"{{reason}}": f"sum by (reason) ({rate('fs_answer_abstentions_total')})"},
+        "ops",
+        stacked=True,
+        description="split: the first copies chose none. samples: more copies would do. agreement: they would not.",
+    ),
+    Panel("Votes by outcome", {"{{outcome}}": f"sum by (outcome) ({rate('fs_votes_total')})"}, "ops", stacked=True),
+    Panel(
+        "Copies for one answer",
+        {"p50": quantile(0.5, "fs_copies_per_answer"), "p95": quantile(0.95, "fs_copies_per_answer")},
+    ),
+    Panel("Time of votes, p95", {"votes": quantile(0.95, "fs_stage_duration_seconds", 'stage="votes"')}, "s"),
 ]
 
 GPU = [

@@ -208,7 +208,16 @@ class SmoothingService:
         robustness = Robustness.of([image.entry for image in images], requirements, decision)
         if vote is not None:
             norms = [image.result.spectral_norm for image in images]
-            robustness = robustness.with_answer(vote.entry(norms, plan.terms.confidence), vote.plan.requirements)
+            answer = vote.entry(norms, plan.terms.confidence)
+            self._metrics.observe_answer(
+                answer.outcome,
+                answer.radius.model,
+                answer.agreement,
+                answer.shortfall,
+                copies=answer.samples,
+                own_parameters=plan.own_parameters or vote.plan.own_parameters,
+            )
+            robustness = robustness.with_answer(answer, vote.plan.requirements)
             decision = robustness.decision
         caller.headers.update(robustness_headers(robustness))
         if decision is not None:

@@ -147,6 +147,7 @@ class Vote:
             self._in_time = False
         finally:
             reader.end(go_on=go_on)
+            self.metrics.count_votes(ballot.copies - ballot.failed, ballot.failed)
         self.completion, self._returned = _chosen(ballot, kept)
         if self.completion is None:
             raise ApiError(

@@ -11,6 +11,7 @@ _UPSTREAM_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # Denser towards 1, where certificates live.
 _SIMILARITY = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 _SAMPLES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_RADII = (0.0, 0.025, 0.05, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 # A request that chooses its own sigma, samples or radius says little about its images: alerts take each alone.
 _PARAMETERS = ("default", "own")
@@ -110,8 +111,9 @@ class MetricTable(Table):
     stage_seconds = Counted(
         Histogram,
         "fs_stage_duration_seconds",
-        "Time by stage: fetch and decode (model is empty), queue, smoothing, certificate, first_token, language_model.",
-        {"stage": ("queue", "smoothing", "certificate", "first_token", "language_model"), "model": OPEN},
+        "Time by stage: fetch and decode (model is empty), queue, smoothing, certificate, votes (on a certified "
+        "answer, smoothing included), first_token, language_model.",
+        {"stage": ("queue", "smoothing", "certificate", "votes", "first_token", "language_model"), "model": OPEN},
         also=(("fetch", ""), ("decode", "")),
         buckets=_SECONDS,
     )
@@ -166,10 +168,52 @@ class MetricTable(Table):
         {"parameters": _PARAMETERS, "model": OPEN},
         buckets=_SIMILARITY,
     )
+    answers = Counted(
+        Counter,
+        "fs_answers",
+        "Answers that were voted on, by whether they are certified at the asked radius (certified), at a smaller one "
+        "alone (smaller_radius), or at none (uncertified).",
+        {"parameters": _PARAMETERS, "outcome": ("certified", "smaller_radius", "uncertified"), "model": OPEN},
+    )
+    answer_abstentions = Counted(
+        Counter,
+        "fs_answer_abstentions",
+        "Answers that are not certified at the asked radius, by reason: split (the first copies chose none), agreement "
+        "(too little of it), samples (more copies would do), time (the votes ran out of it).",
+        {"reason": ("split", "agreement", "samples", "time"), "model": OPEN},
+    )
+    answer_radius = Counted(
+        Histogram,
+        "fs_answer_radius",
+        "Certified l2 radius of answers on the encoder's images, in pixels of [0, 1]; 0 for none.",
+        {"parameters": _PARAMETERS, "model": OPEN},
+        buckets=_RADII,
+    )
+    answer_agreement = Counted(
+        Histogram,
+        "fs_answer_agreement",
+        "Share of the votes for the winner, the least over fields; answers that have one.",
+        {"model": OPEN},
+        buckets=_SIMILARITY,
+    )
+    copies_per_answer = Counted(
+        Histogram,
+        "fs_copies_per_answer",
+        "Noisy copies that were asked about for one answer.",
+        {"model": OPEN},
+        buckets=_SAMPLES,
+    )
+    votes = Counted(
+        Counter,
+        "fs_votes",
+        "Noisy copies that were asked about, by outcome: answered, failed (no answer came).",
+        {"outcome": ("answered", "failed"), "model": OPEN},
+    )
     policy_decisions = Counted(
         Counter,
         "fs_policy_decisions",
-        "Requests that a minimum similarity or fidelity was asked of, by decision: pass, flag, withhold, reject.",
+        "Requests that something was required of (similarity, fidelity, a certified answer), by decision: pass, flag, "
+        "withhold, reject.",
         {"decision": ("pass", "flag", "withhold", "reject"), "model": OPEN},
     )
     cache_requests = Counted(

@@ -71,6 +71,41 @@ class ModelMetrics:
         self.observe_stage("queue", image.timings.queue_seconds)
         self.observe_stage("smoothing", image.timings.smoothing_seconds)
 
+    def observe_answer(
+        self,
+        outcome: str,
+        radius: float,
+        agreement: float | None,
+        shortfall: str | None,
+        *,
+        copies: int,
+        own_parameters: bool,
+    ) -> None:
+        """Counts one answer that was voted on.
+
+        Args:
+            outcome: Whether it is certified, and where.
+            radius: Certified, on the encoder's images; 0 for none.
+            agreement: Share of the votes for it; None where there is no winner.
+            shortfall: Why it is not certified at the asked radius; None where it is.
+            copies: That were asked about.
+            own_parameters: Whether the request chose what the radius depends on, such as sigma or what is voted on.
+        """
+        table, model = self._table, self._model
+        parameters = "own" if own_parameters else "default"
+        table.answers.labels(parameters=parameters, outcome=outcome, model=model).inc()
+        table.answer_radius.labels(parameters=parameters, model=model).observe(radius)
+        table.copies_per_answer.labels(model=model).observe(copies)
+        if agreement is not None:
+            table.answer_agreement.labels(model=model).observe(agreement)
+        if shortfall is not None:
+            table.answer_abstentions.labels(reason=shortfall, model=model).inc()
+
+    def count_votes(self, answered: int, failed: int) -> None:
+        """Counts noisy copies that were asked about."""
+        self._table.votes.labels(outcome="answered", model=self._model).inc(answered)
+        self._table.votes.labels(outcome="failed", model=self._model).inc(failed)
+
     def count_cache(self, outcome: str | None) -> None:
         """Counts what the cache did for one image; None: it was not used."""
         self._table.cache_requests.labels(outcome=outcome or "off", model=self._model).inc()

@@ -14,6 +14,8 @@ from server.robustness.policy import AnswerRequirement, Decision, Verdict, conse
 
 _MOST_VALUES = 10
 Shortfall = Literal["split", "agreement", "samples", "time"]
+Outcome = Literal["certified", "smaller_radius", "uncertified"]
+"""Whether an answer is certified at the asked radius, at a smaller one alone, or at none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,24 @@ class AnswerEntry:
             values=values,
             usage=usage,
         )
+
+    @property
+    def outcome(self) -> Outcome:
+        """Where it is certified."""
+        if self.satisfied:
+            return "certified"
+        return "smaller_radius" if self.certified else "uncertified"
+
+    @property
+    def agreement(self) -> float | None:
+        """The least of its values' agreements; None where one has none."""
+        agreements = [value.agreement for value in self.values]
+        return None if None in agreements else min(share for share in agreements if share is not None)
+
+    @property
+    def shortfall(self) -> Shortfall | None:
+        """Why the first value that falls short does; None where none does."""
+        return next((value.shortfall for value in self.values if value.shortfall is not None), None)
 
     def decision(self, requirements: Sequence[AnswerRequirement]) -> Decision:
         """What follows from the verdicts."""

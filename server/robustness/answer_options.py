@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from fs_runtime.options import MAX_RADIUS, Space
 from server.settings.certificate import Action
 
+# What the certified radius, or whether it reaches the asked one, depends on beside the images.
+_PARAMETERS = frozenset({"samples", "radius", "space", "choices", "pattern", "fields", "adaptive"})
+
 
 class AnswerOptions(BaseModel):
     """What the caller may ask of a certified answer. All fields but ``certify`` have defaults."""
@@ -55,3 +58,8 @@ class AnswerOptions(BaseModel):
         None,
         description="The same where the votes would reach the radius with more copies; by default as on_failure.",
     )
+
+    @property
+    def own_parameters(self) -> bool:
+        """Whether the request itself chose what is voted on, how often, or which radius is to be reached."""
+        return any(getattr(self, name) is not None for name in _PARAMETERS & self.model_fields_set)

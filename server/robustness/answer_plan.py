@@ -28,6 +28,7 @@ class AnswerPlan:
         space: Of ``radius``.
         adaptive: Whether the votes end at it.
         requirements: What the answer must reach.
+        own_parameters: Whether the request chose anything that the certified radius depends on.
     """
 
     reading: Reading
@@ -36,6 +37,7 @@ class AnswerPlan:
     space: Space
     adaptive: bool
     requirements: list[AnswerRequirement]
+    own_parameters: bool = False
 
     @property
     def may_reject(self) -> bool:
@@ -91,7 +93,7 @@ def answer_plan_of(
     adaptive = bool(requirements) if options.adaptive is None else options.adaptive
     # Two spaces, neither of which implies the other: all copies are asked about.
     adaptive = adaptive and len({space for _, space in named}) == 1
-    return AnswerPlan(reading, samples, radius, space, adaptive, requirements)
+    return AnswerPlan(reading, samples, radius, space, adaptive, requirements, options.own_parameters)
 
 
 def _reading_of(options: AnswerOptions) -> Reading:

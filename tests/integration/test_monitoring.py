@@ -101,6 +101,7 @@ def test_within_a_minute_every_panel_shows_something(gateway: GatewayProcess, pr
         assert chat(gateway).status_code == 200
         assert chat(gateway, stream=True).text.endswith("data: [DONE]\n\n")
         chat(gateway, robustness={"sigma": 0.1, "samples": 4, **REJECT})
+        assert chat(gateway, robustness={"answer": {"certify": True, "samples": 16}}).status_code == 200
         wanted = {query for query in wanted if not prometheus.query(query)}
 
 

@@ -1,6 +1,7 @@
 """The vote on an answer: in the order of the copies, whatever the language model does."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -253,6 +254,26 @@ def test_most_frequent_values_and_the_others() -> None:
     assert value.votes[0].copies == 30
     assert len(value.votes) == 10
     assert sum(share.copies for share in value.votes) + value.other_votes == 64
+
+
+def test_votes_and_failures_are_counted() -> None:
+    vote = voted(Answers(lambda number: BROKEN if number in (20, 40) else "red"))[0]
+    value = vote.metrics._table.registry.get_sample_value
+    assert value("fs_votes_total", {"outcome": "answered", "model": "m"}) == 62
+    assert value("fs_votes_total", {"outcome": "failed", "model": "m"}) == 2
+
+
+def test_the_weakest_field_speaks_for_the_answer() -> None:
+    def say(number: int) -> str:
+        return json.dumps({"a": 1, "b": 2 if number % 3 else 3})
+
+    entry = voted(Answers(say), reading=Fields(["/a", "/b"]))[1]
+    first, second = entry.values
+    assert (first.agreement, first.shortfall, first.satisfied) == (1.0, None, True)
+    assert entry.agreement == second.agreement == 37 / 56
+    assert entry.shortfall == second.shortfall == "agreement"
+    assert entry.outcome == ("smaller_radius" if second.certified else "uncertified")
+    assert voted(Answers(lambda _: "red"))[1].outcome == "certified"
 
 
 def test_purposes_differ_by_position_image_and_question() -> None:

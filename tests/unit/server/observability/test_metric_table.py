@@ -8,6 +8,7 @@ from server.observability.metric_rows import Counted
 from server.observability.metric_table import MetricTable
 from server.observability.metrics import Metrics
 from server.rate_limits.limiter import Limit
+from server.robustness.answer_entry import Outcome, Shortfall
 from server.robustness.policy import Decision
 
 
@@ -24,6 +25,8 @@ def test_each_metric_has_one_row_and_says_what_it_is() -> None:
         (MetricTable.policy_decisions, "decision", get_args(Decision)),
         (MetricTable.cache_requests, "outcome", (*get_args(CacheOutcome), "off")),
         (MetricTable.endings, "ended", get_args(Ending)),
+        (MetricTable.answers, "outcome", get_args(Outcome)),
+        (MetricTable.answer_abstentions, "reason", get_args(Shortfall)),
     ],
     ids=lambda argument: argument.name if isinstance(argument, Counted) else "",
 )

@@ -1,0 +1,98 @@
+"""What certified answers cost and show: metrics, headers, rate limits and estimates."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from fs_runtime.engine import SmoothingEngine
+from fs_runtime.loading.engine import EngineOptions, load_engine
+from fs_runtime.reference import example_images, reference_model_path
+
+from .gateway import Gateway, chat, running_gateway
+from .tenants import bearer, write_access
+
+MODEL = "fs-reference"
+TENANTS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "strict": {"min_answer_radius": 2.0, "on_answer_failure": "reject"},
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[SmoothingEngine]:
+    engine = load_engine(str(reference_model_path()), EngineOptions(cache_bytes=2**26, psm="auto"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(engine: SmoothingEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    file = write_access(tmp_path_factory.mktemp("metered") / "access.yaml", **TENANTS)
+    options = {"served_model_name": MODEL, "access_file": file}
+    with running_gateway(reference_model_path(), engine, answer_samples=64, **options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def circle() -> Image.Image:
+    return Image.open(example_images()["red-circle"]).convert("RGB")
+
+
+def ask(gateway: Gateway, *pictures: Image.Image, tenant: str = "free", **answer: Any) -> httpx.Response:
+    """A question about the pictures; ``answer`` is what is asked of the answer, which is certified unless it is
+    empty."""
+    stream = answer.pop("stream", False)
+    body = chat(*pictures, text="What colour is the circle?", max_tokens=24) | {"model": MODEL, "stream": stream}
+    body["robustness"] = {"answer": {"certify": True, **answer}} if answer else {}
+    return gateway.post("/v1/chat/completions", body, headers=bearer(tenant))
+
+
+def figures(gateway: Gateway) -> dict[str, float]:
+    """Series of answers by name and labels, those of the model left out."""
+    text = httpx.get(f"{gateway.url}/metrics", timeout=30).text
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.labels.get("model") == MODEL:
+                labels = [value for name, value in sorted(sample.labels.items()) if name != "model"]
+                found[" ".join([sample.name, *labels])] = sample.value
+    return found
+
+
+def test_metrics_count_votes(gateway: Gateway, circle: Image.Image) -> None:
+    before = figures(gateway)
+    assert ask(gateway, circle, radius=0.125).status_code == 200  # ends at 32 copies
+    assert ask(gateway, circle, radius=1.0, adaptive=False).status_code == 200
+    assert ask(gateway, circle, tenant="strict").status_code == 422
+    after = figures(gateway)
+    grown = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    assert grown["fs_answers_total certified own"] == 1
+    assert grown["fs_answers_total smaller_radius own"] == 1
+    assert grown["fs_answers_total smaller_radius default"] == 1
+    assert sum(grown.get(f"fs_answer_abstentions_total {why}", 0) for why in ("samples", "agreement")) == 2
+    assert grown["fs_answer_radius_count own"] == 2
+    assert 0.25 < grown["fs_answer_radius_sum own"] < 1
+    assert grown["fs_answer_agreement_count"] == 3
+    assert grown["fs_votes_total answered"] == grown["fs_copies_per_answer_sum"] >= 32 + 64
+    assert "fs_votes_total failed" not in grown
+    assert grown["fs_stage_duration_seconds_count votes"] == 3
+
+
+def test_headers_say_whether_the_answer_is_certified(gateway: Gateway, circle: Image.Image) -> None:
+    voted = ask(gateway, circle, samples=32)
+    answer = voted.json()["robustness"]["answer"]
+    assert voted.headers["x-robustness-answer-certified"] == "true"
+    assert float(voted.headers["x-robustness-answer-radius"]) == pytest.approx(answer["radius"]["model"], abs=1e-6)
+    split = ask(gateway, circle, samples=8)  # all of them choose, and none votes
+    assert split.headers["x-robustness-answer-certified"] == "false"
+    assert float(split.headers["x-robustness-answer-radius"]) == 0
+    rejected = ask(gateway, circle, tenant="strict")
+    assert rejected.status_code == 422
+    assert rejected.headers["x-robustness-answer-certified"] == "true"
+    for other in (ask(gateway, circle), ask(gateway, circle, samples=64, stream=True)):
+        assert other.status_code == 200
+        assert not {name for name in other.headers if name.startswith("x-robustness-answer")}
