@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from fs_runtime.certificate import PILOT
+from fs_runtime.certificate.vote_bound import PILOT
 from fs_runtime.embedded import EmbeddedModel
 from fs_runtime.evaluation.answers.ask import CopyAsker
 from fs_runtime.evaluation.answers.attack import CHOOSING, VoteAttacker

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fs_runtime.certificate import PILOT, certified_radius
+from fs_runtime.certificate import certified_radius
+from fs_runtime.certificate.vote_bound import PILOT
 from fs_runtime.evaluation.answers.items import VotedItem
 from fs_runtime.evaluation.answers.plan import ADAPTIVE_RATIO, COSINE
 from fs_runtime.evaluation.answers.records import CopyAnswers, ItemVotes

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fs_runtime.certificate import PILOT, most_vote_radius
+from fs_runtime.certificate import most_vote_radius
+from fs_runtime.certificate.vote_bound import PILOT
 from fs_runtime.evaluation.answers.plan import COSINE
 from fs_runtime.evaluation.answers.report import right_cosine_radii, right_radii
 from fs_runtime.evaluation.answers.summary import Outcomes

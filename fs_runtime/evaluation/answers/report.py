@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fs_runtime.certificate import PILOT, most_vote_radius
+from fs_runtime.certificate import most_vote_radius
+from fs_runtime.certificate.vote_bound import PILOT
 from fs_runtime.evaluation.answers.outcomes import Outcome
 from fs_runtime.evaluation.answers.plan import ADAPTIVE_RATIO, CERTIFIED_RATIOS, COSINE, VotePlan
 from fs_runtime.evaluation.answers.records import Turn
