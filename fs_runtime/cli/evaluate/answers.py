@@ -51,6 +51,9 @@ def evaluate_answers(
     attack_sigma: Annotated[
         float | None, typer.Option(help="Their noise level; by default 0.25 if it is measured, else the first.")
     ] = None,
+    attack_sizes: Annotated[
+        str, typer.Option(help="Of the l2 balls, as multiples of the certified radius, until one turns the vote.")
+    ] = "1,1.5,2,3,4",
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each start of an attack.")] = 20,
     restarts: Annotated[int, typer.Option(min=1, help="Random starts for each of the attack's two losses.")] = 2,
     draws: Annotated[int, typer.Option(min=1, help="Fresh noisy copies behind each gradient.")] = 8,
@@ -90,6 +93,7 @@ def evaluate_answers(
         seed=seed,
         attacked=attack,
         attack_sigma=_attack_sigma(attack_sigma, levels),
+        attack_sizes=tuple(sorted(set(positive_numbers("--attack-sizes", attack_sizes, float)))),
         steps=steps,
         restarts=restarts,
         draws=draws,

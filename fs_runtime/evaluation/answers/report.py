@@ -149,13 +149,16 @@ def _cost_lines(summaries: Sequence[VoteSummary]) -> list[str]:
         "Questions without any certified radius, by reason: *split*, the pilot chose no answer; *agreement*, the "
         "copies agree too little for any number of them; *samples*, more copies would do. *Adaptive* sampling ends as "
         f"soon as the radius {ADAPTIVE_RATIO:g} σ is certified or out of reach. *Times* are medians for n copies of a "
-        "question: the smoothing pass by itself, and the whole answers to its copies.",
+        "question: the smoothing pass by itself, and the whole answers to its copies; *adaptive* is what both take for "
+        "the median of its copies where all agree, over the smoothing pass of all n.",
         "",
         "| σ | n | split | agreement | samples | agreement of the copies | adaptive: copies, mean | median where all "
-        f"agree | certified at {ADAPTIVE_RATIO:g} σ | smoothing, s | answers, s | together / smoothing |",
-        "|" + "---:|" * 12,
+        f"agree | certified at {ADAPTIVE_RATIO:g} σ | smoothing, s | answers, s | together / smoothing "
+        "| adaptive / smoothing |",
+        "|" + "---:|" * 13,
     ]
     for one in summaries:
+        ratio = (one.smoothing + one.answering) / one.smoothing
         agreement = "–" if one.agreement is None else _share(one.agreement)
         cells = [
             f"{one.sigma:g}",
@@ -167,7 +170,8 @@ def _cost_lines(summaries: Sequence[VoteSummary]) -> list[str]:
             _share(one.adaptive_reached),
             f"{one.smoothing:.2f}",
             f"{one.answering:.2f}",
-            f"{(one.smoothing + one.answering) / one.smoothing:.2f}",
+            f"{ratio:.2f}",
+            "–" if one.adaptive_median is None else f"{ratio * one.adaptive_median / one.samples:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -9,7 +9,7 @@ from statistics import median
 
 from fs_runtime.evaluation.answers.items import VotedItem
 from fs_runtime.evaluation.answers.outcomes import Outcome, outcome_of
-from fs_runtime.evaluation.answers.plan import ATTACK_RATIOS, CERTIFIED_RATIOS, VotePlan
+from fs_runtime.evaluation.answers.plan import CERTIFIED_RATIOS, VotePlan
 from fs_runtime.evaluation.answers.records import READINGS, ItemVotes, Turn, VoteKey
 from fs_runtime.evaluation.intervals import Estimate, mean, proportion
 
@@ -175,10 +175,8 @@ def turn_summaries(turns: Sequence[Turn]) -> list[TurnSummary]:
     found = []
     for sigma in sorted({turn.key.sigma for turn in turns}):
         own = [turn for turn in turns if turn.key.sigma == sigma]
-        for ratio in ATTACK_RATIOS:
+        for ratio in sorted({turn.key.ratio for turn in own}):
             tried = [turn for turn in own if turn.key.ratio == ratio]
-            if not tried:
-                continue
             # Items whose attacks have not come so far yet are left out, unless a smaller one turned them.
             done = {turn.key.item for turn in tried}
             turned = {turn.key.item for turn in own if turn.turned and turn.key.ratio <= ratio}

@@ -5,7 +5,7 @@ import pytest
 from fs_runtime.certificate import VoteCount
 from fs_runtime.evaluation.answers.ask import CopyAsker
 from fs_runtime.evaluation.answers.measure import VoteRun, settings_of
-from fs_runtime.evaluation.answers.plan import ATTACK_RATIOS, VotePlan
+from fs_runtime.evaluation.answers.plan import VotePlan
 from fs_runtime.evaluation.answers.records import Turn, TurnFile, TurnKey, VoteFile, VoteKey
 
 from .conftest import item, votes_of
@@ -93,7 +93,7 @@ def test_the_first_certified_items_are_attacked_until_they_are_turned(files, mon
     # The first item's pilot is split; the second is turned at 2 R; the third, which is wrong, never.
     assert [(number, ratio) for number, ratio, *_ in made] == [
         *((1, ratio) for ratio in (1.0, 1.5, 2.0)),
-        *((2, ratio) for ratio in ATTACK_RATIOS),
+        *((2, ratio) for ratio in PLAN.attack_sizes),
     ]
     count = VoteCount[str](0.999)
     for copy in COPIES[2][:64]:
