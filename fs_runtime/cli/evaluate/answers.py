@@ -76,7 +76,7 @@ def evaluate_answers(
     from fs_runtime.evaluation.answers.measure import VoteRun, settings_of
     from fs_runtime.evaluation.answers.plan import VotePlan
     from fs_runtime.evaluation.answers.plots import write_plots
-    from fs_runtime.evaluation.answers.records import TurnFile, VoteFile
+    from fs_runtime.evaluation.answers.records import VoteAttackFile, VoteFile
     from fs_runtime.evaluation.answers.report import write_report
     from fs_runtime.evaluation.answers.summary import Outcomes
     from fs_runtime.evaluation.robustness.answers import Answerer
@@ -115,7 +115,7 @@ def evaluate_answers(
     settings = settings_of(smoother, language, questions)
     try:
         votes = VoteFile(results / "votes.jsonl", plan.vote_settings() | settings)
-        turns = TurnFile(results / "attacks.jsonl", plan.attack_settings() | settings) if attack else None
+        turns = VoteAttackFile(results / "attacks.jsonl", plan.attack_settings() | settings) if attack else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="RESULTS") from None
     scorer = Answerer(Path(checkpoint), device) if attack else None

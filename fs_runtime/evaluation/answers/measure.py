@@ -14,7 +14,7 @@ from fs_runtime.evaluation.answers.attack import CHOOSING, VoteAttacker
 from fs_runtime.evaluation.answers.items import VotedItem
 from fs_runtime.evaluation.answers.outcomes import count_votes, reading_of
 from fs_runtime.evaluation.answers.plan import VotePlan
-from fs_runtime.evaluation.answers.records import ItemVotes, TurnFile, TurnKey, VoteFile, VoteKey
+from fs_runtime.evaluation.answers.records import ItemVotes, VoteAttackFile, VoteAttackKey, VoteFile, VoteKey
 from fs_runtime.evaluation.robustness.answers import Answerer
 from fs_runtime.evaluation.seeds import seed_of
 from fs_runtime.smoothing.noise import NOISE_VERSION
@@ -57,7 +57,7 @@ class VoteRun:
         items: Sequence[VotedItem],
         asker: CopyAsker,
         votes: VoteFile,
-        turns: TurnFile | None = None,
+        turns: VoteAttackFile | None = None,
         scorer: Answerer | None = None,
     ) -> None:
         self.plan, self.items, self.votes, self.turns = plan, items, votes, turns
@@ -112,7 +112,7 @@ class VoteRun:
                 yield record, ballot
 
     def _attack(
-        self, record: ItemVotes, ballot: Ballot, attacker: VoteAttacker, turns: TurnFile, advance: Advance
+        self, record: ItemVotes, ballot: Ballot, attacker: VoteAttacker, turns: VoteAttackFile, advance: Advance
     ) -> None:
         """Attacks one item with growing balls until one turns it."""
         key, item = record.key, self.items[record.key.item]
@@ -121,10 +121,10 @@ class VoteRun:
         assert winner is not None  # noqa: S101 (it is certified)
         answer = _wording(record, ballot)
         for ratio in self.plan.attack_sizes:
-            turn = turns.results.get(TurnKey(key.item, key.sigma, ratio))
+            turn = turns.results.get(VoteAttackKey(key.item, key.sigma, ratio))
             if turn is None:
                 turn = attacker.attack(
-                    TurnKey(key.item, key.sigma, ratio),
+                    VoteAttackKey(key.item, key.sigma, ratio),
                     image,
                     item.question,
                     answer,

@@ -11,7 +11,7 @@ from typing import Any
 from fs_runtime.certificate import PILOT, most_vote_radius
 from fs_runtime.evaluation.answers.outcomes import Outcome
 from fs_runtime.evaluation.answers.plan import ADAPTIVE_RATIO, CERTIFIED_RATIOS, COSINE, VotePlan
-from fs_runtime.evaluation.answers.records import Turn
+from fs_runtime.evaluation.answers.records import VoteAttack
 from fs_runtime.evaluation.answers.summary import Outcomes, VoteSummary, turn_summaries, turning_distances
 from fs_runtime.evaluation.intervals import Estimate
 from fs_runtime.rounding import at_least
@@ -21,7 +21,9 @@ _TITLES = {"text": "Whole answers", "choices": "Answers held to choices"}
 _REASONS = ("split", "agreement", "samples")
 
 
-def write_report(folder: Path, outcomes: Outcomes, turns: Sequence[Turn], settings: Mapping[str, Any]) -> list[Path]:
+def write_report(
+    folder: Path, outcomes: Outcomes, turns: Sequence[VoteAttack], settings: Mapping[str, Any]
+) -> list[Path]:
     """Writes ``answers.md`` and ``answers.json``.
 
     Args:
@@ -46,7 +48,7 @@ def write_report(folder: Path, outcomes: Outcomes, turns: Sequence[Turn], settin
     return [folder / name for name in texts]
 
 
-def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[Turn]) -> str:
+def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[VoteAttack]) -> str:
     """A table of certified accuracy for each reading, one of abstentions and cost, and one of attacks."""
     if not summaries:
         return "Nothing is measured yet.\n"
@@ -76,7 +78,7 @@ def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[T
 
 
 def as_json(
-    outcomes: Outcomes, summaries: Sequence[VoteSummary], turns: Sequence[Turn], settings: Mapping[str, Any]
+    outcomes: Outcomes, summaries: Sequence[VoteSummary], turns: Sequence[VoteAttack], settings: Mapping[str, Any]
 ) -> str:
     """Settings, estimates, and the curves: for each the radii of the items that are right, largest first."""
     curves = [
@@ -177,7 +179,7 @@ def _cost_lines(summaries: Sequence[VoteSummary]) -> list[str]:
     return lines
 
 
-def _turn_lines(turns: Sequence[Turn], plan: VotePlan) -> list[str]:
+def _turn_lines(turns: Sequence[VoteAttack], plan: VotePlan) -> list[str]:
     lines = [
         "On the first questions whose whole answers are certified by all copies, right or not; R is each one's "
         "certified radius. APGD on the mean probability of the winning answer over noisy copies, and on its margin, "

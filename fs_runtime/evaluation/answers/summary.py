@@ -10,7 +10,7 @@ from statistics import median
 from fs_runtime.evaluation.answers.items import VotedItem
 from fs_runtime.evaluation.answers.outcomes import Outcome, outcome_of
 from fs_runtime.evaluation.answers.plan import CERTIFIED_RATIOS, VotePlan
-from fs_runtime.evaluation.answers.records import READINGS, ItemVotes, Turn, VoteKey
+from fs_runtime.evaluation.answers.records import READINGS, ItemVotes, VoteAttack, VoteKey
 from fs_runtime.evaluation.intervals import Estimate, mean, proportion
 
 
@@ -170,7 +170,7 @@ class Outcomes:
         )
 
 
-def turn_summaries(turns: Sequence[Turn]) -> list[TurnSummary]:
+def turn_summaries(turns: Sequence[VoteAttack]) -> list[TurnSummary]:
     """One for each noise level and size that was tried."""
     found = []
     for sigma in sorted({turn.key.sigma for turn in turns}):
@@ -193,7 +193,7 @@ def turn_summaries(turns: Sequence[Turn]) -> list[TurnSummary]:
     return found
 
 
-def turning_distances(turns: Sequence[Turn]) -> list[TurningDistance]:
+def turning_distances(turns: Sequence[VoteAttack]) -> list[TurningDistance]:
     """One for each noise level."""
     found = []
     for sigma in sorted({turn.key.sigma for turn in turns}):
