@@ -51,6 +51,9 @@ def evaluate_answers(
     attack_sigma: Annotated[
         float | None, typer.Option(help="Their noise level; by default 0.25 if it is measured, else the first.")
     ] = None,
+    attack_sizes: Annotated[
+        str, typer.Option(help="Of the l2 balls, as multiples of the certified radius, until one turns the vote.")
+    ] = "1,1.5,2,3,4",
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps of each start of an attack.")] = 20,
     restarts: Annotated[int, typer.Option(min=1, help="Random starts for each of the attack's two losses.")] = 2,
     draws: Annotated[int, typer.Option(min=1, help="Fresh noisy copies behind each gradient.")] = 8,
@@ -73,7 +76,7 @@ def evaluate_answers(
     from fs_runtime.evaluation.answers.measure import VoteRun, settings_of
     from fs_runtime.evaluation.answers.plan import VotePlan
     from fs_runtime.evaluation.answers.plots import write_plots
-    from fs_runtime.evaluation.answers.records import TurnFile, VoteFile
+    from fs_runtime.evaluation.answers.records import VoteAttackFile, VoteFile
     from fs_runtime.evaluation.answers.report import write_report
     from fs_runtime.evaluation.answers.summary import Outcomes
     from fs_runtime.evaluation.robustness.answers import Answerer
@@ -90,6 +93,7 @@ def evaluate_answers(
         seed=seed,
         attacked=attack,
         attack_sigma=_attack_sigma(attack_sigma, levels),
+        attack_sizes=tuple(sorted(set(positive_numbers("--attack-sizes", attack_sizes, float)))),
         steps=steps,
         restarts=restarts,
         draws=draws,
@@ -111,7 +115,7 @@ def evaluate_answers(
     settings = settings_of(smoother, language, questions)
     try:
         votes = VoteFile(results / "votes.jsonl", plan.vote_settings() | settings)
-        turns = TurnFile(results / "attacks.jsonl", plan.attack_settings() | settings) if attack else None
+        turns = VoteAttackFile(results / "attacks.jsonl", plan.attack_settings() | settings) if attack else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="RESULTS") from None
     scorer = Answerer(Path(checkpoint), device) if attack else None

@@ -17,7 +17,7 @@ from fs_runtime.certificate import NormConfidenceSequence
 from fs_runtime.encoders import PreparedImage
 from fs_runtime.evaluation.answers.ask import CopyAsker
 from fs_runtime.evaluation.answers.plan import VotePlan
-from fs_runtime.evaluation.answers.records import Turn, TurnKey
+from fs_runtime.evaluation.answers.records import VoteAttack, VoteAttackKey
 from fs_runtime.evaluation.intervals import share_at_most
 from fs_runtime.evaluation.robustness.answers import Answerer
 from fs_runtime.evaluation.seeds import seed_of
@@ -29,6 +29,7 @@ CHOOSING = 32
 """Fresh copies that choose between the attacks."""
 
 _FIRST_LOOK = 8
+_INSIDE = 1 - 1e-6  # more than float32 rounds: a change of the certified size stays below it
 
 
 class VoteAttacker:
@@ -47,7 +48,7 @@ class VoteAttacker:
 
     def attack(
         self,
-        key: TurnKey,
+        key: VoteAttackKey,
         image: PreparedImage,
         question: str,
         answer: str,
@@ -55,7 +56,7 @@ class VoteAttacker:
         reading: Reading,
         radius: float,
         advance: Callable[[int, int], None] = lambda _gradients, _copies: None,
-    ) -> Turn:
+    ) -> VoteAttack:
         """Attacks one vote within ``key.ratio`` times its certified radius.
 
         Args:
@@ -71,7 +72,7 @@ class VoteAttacker:
         plan = self._plan
         seed = seed_of(plan.seed, "attack", key.item, key.sigma, key.ratio)
         device = self._asker.smoother.encoder.device
-        ball = ThreatModel("l2", key.ratio * radius)
+        ball = ThreatModel("l2", key.ratio * radius * _INSIDE)
         tokens = sum(
             rows * columns for rows, columns in self._asker.smoother.encoder.token_grids(image.grid, "projector")
         )
@@ -109,7 +110,7 @@ class VoteAttacker:
         copies, for_winner, turned = judge(votes(best, "judging"), plan.judging)
         advance(0, copies)
         distance = float(torch.linalg.vector_norm(best - image.pixels))
-        return Turn(key, radius, distance, name, copies, for_winner, turned)
+        return VoteAttack(key, radius, distance, name, copies, for_winner, turned)
 
 
 def judge(votes: Iterable[bool], most: int) -> tuple[int, int, bool]:

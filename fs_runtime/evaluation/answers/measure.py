@@ -13,8 +13,8 @@ from fs_runtime.evaluation.answers.ask import CopyAsker
 from fs_runtime.evaluation.answers.attack import CHOOSING, VoteAttacker
 from fs_runtime.evaluation.answers.items import VotedItem
 from fs_runtime.evaluation.answers.outcomes import count_votes, reading_of
-from fs_runtime.evaluation.answers.plan import ATTACK_RATIOS, VotePlan
-from fs_runtime.evaluation.answers.records import ItemVotes, TurnFile, TurnKey, VoteFile, VoteKey
+from fs_runtime.evaluation.answers.plan import VotePlan
+from fs_runtime.evaluation.answers.records import ItemVotes, VoteAttackFile, VoteAttackKey, VoteFile, VoteKey
 from fs_runtime.evaluation.robustness.answers import Answerer
 from fs_runtime.evaluation.seeds import seed_of
 from fs_runtime.smoothing.noise import NOISE_VERSION
@@ -57,7 +57,7 @@ class VoteRun:
         items: Sequence[VotedItem],
         asker: CopyAsker,
         votes: VoteFile,
-        turns: TurnFile | None = None,
+        turns: VoteAttackFile | None = None,
         scorer: Answerer | None = None,
     ) -> None:
         self.plan, self.items, self.votes, self.turns = plan, items, votes, turns
@@ -112,7 +112,7 @@ class VoteRun:
                 yield record, ballot
 
     def _attack(
-        self, record: ItemVotes, ballot: Ballot, attacker: VoteAttacker, turns: TurnFile, advance: Advance
+        self, record: ItemVotes, ballot: Ballot, attacker: VoteAttacker, turns: VoteAttackFile, advance: Advance
     ) -> None:
         """Attacks one item with growing balls until one turns it."""
         key, item = record.key, self.items[record.key.item]
@@ -120,11 +120,11 @@ class VoteRun:
         (winner,) = ballot.winners
         assert winner is not None  # noqa: S101 (it is certified)
         answer = _wording(record, ballot)
-        for ratio in ATTACK_RATIOS:
-            turn = turns.results.get(TurnKey(key.item, key.sigma, ratio))
+        for ratio in self.plan.attack_sizes:
+            turn = turns.results.get(VoteAttackKey(key.item, key.sigma, ratio))
             if turn is None:
                 turn = attacker.attack(
-                    TurnKey(key.item, key.sigma, ratio),
+                    VoteAttackKey(key.item, key.sigma, ratio),
                     image,
                     item.question,
                     answer,
@@ -139,15 +139,13 @@ class VoteRun:
 
     def _sizes_left(self) -> int:
         """Attacks that are left to make, at most: growing ones until one turns the item."""
-        every = len(ATTACK_RATIOS) * min(self.plan.attacked, len(self.items))
+        sizes = self.plan.attack_sizes
         turns = [] if self.turns is None else list(self.turns.results.values())
-        done = sum(turn.key.sigma == self.plan.attack_sigma for turn in turns)
-        spared = sum(
-            len(ATTACK_RATIOS) - 1 - ATTACK_RATIOS.index(turn.key.ratio)
-            for turn in turns
-            if turn.turned and turn.key.sigma == self.plan.attack_sigma
-        )
-        return max(0, every - done - spared)
+        own = [turn.key for turn in turns if turn.key.sigma == self.plan.attack_sigma]
+        done = sum(key.ratio in sizes for key in own)
+        turned = [turn.key.ratio for turn in turns if turn.turned and turn.key in own]
+        spared = sum(size > ratio for ratio in turned for size in sizes)
+        return max(0, len(sizes) * min(self.plan.attacked, len(self.items)) - done - spared)
 
     @property
     def _seconds_of_attack(self) -> float:

@@ -15,9 +15,6 @@ ADAPTIVE_RATIO = 0.5
 COSINE = 0.5
 """Cosine similarity whose certified radius stands beside that of the votes."""
 
-ATTACK_RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0)
-"""Sizes of an attack, as multiples of the certified radius, in the order in which they are tried."""
-
 
 @dataclass(frozen=True, slots=True)
 class VotePlan:
@@ -31,6 +28,7 @@ class VotePlan:
         seed: Of questions, noise and attacks.
         attacked: Certified items to attack, at most: the first ones.
         attack_sigma: Their noise level, one of ``sigmas``.
+        attack_sizes: Of the balls, as multiples of the certified radius, rising.
         steps: Gradient steps of each start.
         restarts: Random starts for each loss and size.
         draws: Fresh noisy copies behind each gradient.
@@ -44,6 +42,7 @@ class VotePlan:
     seed: int = 0
     attacked: int = 0
     attack_sigma: float = 0.25
+    attack_sizes: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     steps: int = 20
     restarts: int = 2
     draws: int = 8
@@ -54,6 +53,6 @@ class VotePlan:
         return {name: getattr(self, name) for name in ("samples", "confidence", "max_new_tokens", "seed")}
 
     def attack_settings(self) -> dict[str, Any]:
-        """What all attacks share; items may be added later."""
-        every = dataclasses.asdict(self)
-        return {name: value for name, value in every.items() if name not in ("sigmas", "attacked", "attack_sigma")}
+        """What all attacks share; items, noise levels and sizes may be added later."""
+        added = ("sigmas", "attacked", "attack_sigma", "attack_sizes")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in added}

@@ -64,7 +64,7 @@ class ItemVotes:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnKey:
+class VoteAttackKey:
     """Identifies an attack.
 
     Attributes:
@@ -79,7 +79,7 @@ class TurnKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class VoteAttack:
     """What an attack on the vote reached, on fresh copies.
 
     Attributes:
@@ -92,7 +92,7 @@ class Turn:
         turned: Whether the winner's share is below one half, by its upper bound.
     """
 
-    key: TurnKey
+    key: VoteAttackKey
     radius: float
     distance: float
     loss: str
@@ -116,7 +116,7 @@ class VoteFile(ResultFile[ItemVotes]):
         super().__init__(path, settings, _item_votes, row_specific=("items",))
 
 
-class TurnFile(ResultFile[Turn]):
+class VoteAttackFile(ResultFile[VoteAttack]):
     """The attacks that are finished.
 
     Args:
@@ -136,5 +136,5 @@ def _item_votes(line: dict[str, Any]) -> ItemVotes:
     return ItemVotes(**(line | {"key": VoteKey(**line["key"]), "votes": votes}))
 
 
-def _turn(line: dict[str, Any]) -> Turn:
-    return Turn(**(line | {"key": TurnKey(**line["key"])}))
+def _turn(line: dict[str, Any]) -> VoteAttack:
+    return VoteAttack(**(line | {"key": VoteAttackKey(**line["key"])}))

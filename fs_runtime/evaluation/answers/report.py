@@ -12,7 +12,7 @@ from fs_runtime.certificate import most_vote_radius
 from fs_runtime.certificate.vote_bound import PILOT
 from fs_runtime.evaluation.answers.outcomes import Outcome
 from fs_runtime.evaluation.answers.plan import ADAPTIVE_RATIO, CERTIFIED_RATIOS, COSINE, VotePlan
-from fs_runtime.evaluation.answers.records import Turn
+from fs_runtime.evaluation.answers.records import VoteAttack
 from fs_runtime.evaluation.answers.summary import Outcomes, VoteSummary, turn_summaries, turning_distances
 from fs_runtime.evaluation.intervals import Estimate
 from fs_runtime.rounding import at_least
@@ -22,7 +22,9 @@ _TITLES = {"text": "Whole answers", "choices": "Answers held to choices"}
 _REASONS = ("split", "agreement", "samples")
 
 
-def write_report(folder: Path, outcomes: Outcomes, turns: Sequence[Turn], settings: Mapping[str, Any]) -> list[Path]:
+def write_report(
+    folder: Path, outcomes: Outcomes, turns: Sequence[VoteAttack], settings: Mapping[str, Any]
+) -> list[Path]:
     """Writes ``answers.md`` and ``answers.json``.
 
     Args:
@@ -47,7 +49,7 @@ def write_report(folder: Path, outcomes: Outcomes, turns: Sequence[Turn], settin
     return [folder / name for name in texts]
 
 
-def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[Turn]) -> str:
+def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[VoteAttack]) -> str:
     """A table of certified accuracy for each reading, one of abstentions and cost, and one of attacks."""
     if not summaries:
         return "Nothing is measured yet.\n"
@@ -77,7 +79,7 @@ def markdown(plan: VotePlan, summaries: Sequence[VoteSummary], turns: Sequence[T
 
 
 def as_json(
-    outcomes: Outcomes, summaries: Sequence[VoteSummary], turns: Sequence[Turn], settings: Mapping[str, Any]
+    outcomes: Outcomes, summaries: Sequence[VoteSummary], turns: Sequence[VoteAttack], settings: Mapping[str, Any]
 ) -> str:
     """Settings, estimates, and the curves: for each the radii of the items that are right, largest first."""
     curves = [
@@ -150,13 +152,16 @@ def _cost_lines(summaries: Sequence[VoteSummary]) -> list[str]:
         "Questions without any certified radius, by reason: *split*, the pilot chose no answer; *agreement*, the "
         "copies agree too little for any number of them; *samples*, more copies would do. *Adaptive* sampling ends as "
         f"soon as the radius {ADAPTIVE_RATIO:g} σ is certified or out of reach. *Times* are medians for n copies of a "
-        "question: the smoothing pass by itself, and the whole answers to its copies.",
+        "question: the smoothing pass by itself, and the whole answers to its copies; *adaptive* is what both take for "
+        "the median of its copies where all agree, over the smoothing pass of all n.",
         "",
         "| σ | n | split | agreement | samples | agreement of the copies | adaptive: copies, mean | median where all "
-        f"agree | certified at {ADAPTIVE_RATIO:g} σ | smoothing, s | answers, s | together / smoothing |",
-        "|" + "---:|" * 12,
+        f"agree | certified at {ADAPTIVE_RATIO:g} σ | smoothing, s | answers, s | together / smoothing "
+        "| adaptive / smoothing |",
+        "|" + "---:|" * 13,
     ]
     for one in summaries:
+        ratio = (one.smoothing + one.answering) / one.smoothing
         agreement = "–" if one.agreement is None else _share(one.agreement)
         cells = [
             f"{one.sigma:g}",
@@ -168,13 +173,14 @@ def _cost_lines(summaries: Sequence[VoteSummary]) -> list[str]:
             _share(one.adaptive_reached),
             f"{one.smoothing:.2f}",
             f"{one.answering:.2f}",
-            f"{(one.smoothing + one.answering) / one.smoothing:.2f}",
+            f"{ratio:.2f}",
+            "–" if one.adaptive_median is None else f"{ratio * one.adaptive_median / one.samples:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _turn_lines(turns: Sequence[Turn], plan: VotePlan) -> list[str]:
+def _turn_lines(turns: Sequence[VoteAttack], plan: VotePlan) -> list[str]:
     lines = [
         "On the first questions whose whole answers are certified by all copies, right or not; R is each one's "
         "certified radius. APGD on the mean probability of the winning answer over noisy copies, and on its margin, "

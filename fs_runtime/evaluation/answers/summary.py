@@ -9,8 +9,8 @@ from statistics import median
 
 from fs_runtime.evaluation.answers.items import VotedItem
 from fs_runtime.evaluation.answers.outcomes import Outcome, outcome_of
-from fs_runtime.evaluation.answers.plan import ATTACK_RATIOS, CERTIFIED_RATIOS, VotePlan
-from fs_runtime.evaluation.answers.records import READINGS, ItemVotes, Turn, VoteKey
+from fs_runtime.evaluation.answers.plan import CERTIFIED_RATIOS, VotePlan
+from fs_runtime.evaluation.answers.records import READINGS, ItemVotes, VoteAttack, VoteKey
 from fs_runtime.evaluation.intervals import Estimate, mean, proportion
 
 
@@ -170,15 +170,13 @@ class Outcomes:
         )
 
 
-def turn_summaries(turns: Sequence[Turn]) -> list[TurnSummary]:
+def turn_summaries(turns: Sequence[VoteAttack]) -> list[TurnSummary]:
     """One for each noise level and size that was tried."""
     found = []
     for sigma in sorted({turn.key.sigma for turn in turns}):
         own = [turn for turn in turns if turn.key.sigma == sigma]
-        for ratio in ATTACK_RATIOS:
+        for ratio in sorted({turn.key.ratio for turn in own}):
             tried = [turn for turn in own if turn.key.ratio == ratio]
-            if not tried:
-                continue
             # Items whose attacks have not come so far yet are left out, unless a smaller one turned them.
             done = {turn.key.item for turn in tried}
             turned = {turn.key.item for turn in own if turn.turned and turn.key.ratio <= ratio}
@@ -195,7 +193,7 @@ def turn_summaries(turns: Sequence[Turn]) -> list[TurnSummary]:
     return found
 
 
-def turning_distances(turns: Sequence[Turn]) -> list[TurningDistance]:
+def turning_distances(turns: Sequence[VoteAttack]) -> list[TurningDistance]:
     """One for each noise level."""
     found = []
     for sigma in sorted({turn.key.sigma for turn in turns}):

@@ -30,7 +30,20 @@ def test_the_command_measures_resumes_and_attacks(tmp_path: Path) -> None:
     votes = (results / "votes.jsonl").read_bytes()
 
     more = [*COMMAND, str(results), *SMALL[2:], "--limit", "5", "--no-plots"]
-    attack = ["--attack", "1", "--steps", "1", "--restarts", "1", "--draws", "1", "--judging", "16"]
+    attack = [
+        "--attack",
+        "1",
+        "--steps",
+        "1",
+        "--restarts",
+        "1",
+        "--draws",
+        "1",
+        "--judging",
+        "16",
+        "--attack-sizes",
+        "1",
+    ]
     done = run_here(*more, *attack)
     assert done.returncode == 0, done.stderr
     assert "5 questions; votes to take: 1; about" in done.stderr
@@ -38,6 +51,7 @@ def test_the_command_measures_resumes_and_attacks(tmp_path: Path) -> None:
     assert votes.split(b"\n", 1)[1] in (results / "votes.jsonl").read_bytes()
     text = (results / "answers.md").read_text()
     assert "| 0.1 | 1 R | 1 | 0.0% (0.0 to 79.3) |" in text
+    assert "1.5 R" not in text
 
     changed = run_here(*more, "--seed", "3")
     assert changed.returncode == 2
@@ -70,6 +84,7 @@ def test_own_questions(tmp_path: Path) -> None:
         (["--sigmas", "0"], "--sigmas must be positive"),
         (["--sigmas", "1e-5"], "--sigmas must be at least 0.001"),
         (["--samples", "8,32"], "--samples must be at least 16, not 8: 8 only choose"),
+        (["--attack-sizes", "1,0"], "--attack-sizes must be positive"),
         (["--confidence", "1"], "strictly between 0 and 1"),
         (["--attack", "1", "--attack-sigma", "0.3"], "0.3 is not among --sigmas"),
         (["--model", "/no/such/model"], "give yours with --items"),

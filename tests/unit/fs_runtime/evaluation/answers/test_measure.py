@@ -5,8 +5,8 @@ import pytest
 from fs_runtime.certificate import VoteCount
 from fs_runtime.evaluation.answers.ask import CopyAsker
 from fs_runtime.evaluation.answers.measure import VoteRun, settings_of
-from fs_runtime.evaluation.answers.plan import ATTACK_RATIOS, VotePlan
-from fs_runtime.evaluation.answers.records import Turn, TurnFile, TurnKey, VoteFile, VoteKey
+from fs_runtime.evaluation.answers.plan import VotePlan
+from fs_runtime.evaluation.answers.records import VoteAttack, VoteAttackFile, VoteAttackKey, VoteFile, VoteKey
 
 from .conftest import item, votes_of
 
@@ -40,7 +40,7 @@ def files(tmp_path):
     def opened(count=4):
         settings = {"items": {str(number): "sha256:0" for number in range(count)}}
         votes = VoteFile(tmp_path / "votes.jsonl", PLAN.vote_settings() | settings)
-        return votes, TurnFile(tmp_path / "attacks.jsonl", PLAN.attack_settings() | settings)
+        return votes, VoteAttackFile(tmp_path / "attacks.jsonl", PLAN.attack_settings() | settings)
 
     return opened
 
@@ -82,7 +82,9 @@ def test_the_first_certified_items_are_attacked_until_they_are_turned(files, mon
         def attack(self, key, image, question, answer, winner, reading, radius, advance):
             made.append((key.item, key.ratio, answer, winner, radius))
             advance(8, 16)
-            return Turn(key, radius, key.ratio * radius, "vote-margin", 100, 0, key.item == 1 and key.ratio == 2.0)
+            return VoteAttack(
+                key, radius, key.ratio * radius, "vote-margin", 100, 0, key.item == 1 and key.ratio == 2.0
+            )
 
     monkeypatch.setattr("fs_runtime.evaluation.answers.measure.VoteAttacker", Attacker)
     votes, turns = files()
@@ -93,7 +95,7 @@ def test_the_first_certified_items_are_attacked_until_they_are_turned(files, mon
     # The first item's pilot is split; the second is turned at 2 R; the third, which is wrong, never.
     assert [(number, ratio) for number, ratio, *_ in made] == [
         *((1, ratio) for ratio in (1.0, 1.5, 2.0)),
-        *((2, ratio) for ratio in ATTACK_RATIOS),
+        *((2, ratio) for ratio in PLAN.attack_sizes),
     ]
     count = VoteCount[str](0.999)
     for copy in COPIES[2][:64]:
@@ -105,7 +107,7 @@ def test_the_first_certified_items_are_attacked_until_they_are_turned(files, mon
     assert again.seconds == 0
     again.measure()
     assert made == []
-    assert TurnKey(2, 0.25, 4.0) in files()[1].results
+    assert VoteAttackKey(2, 0.25, 4.0) in files()[1].results
 
 
 def test_settings_name_every_part(asker, questions):

@@ -7,7 +7,7 @@ import pytest
 from fs_runtime.certificate import most_vote_radius, vote_radius
 from fs_runtime.evaluation.answers.plan import VotePlan
 from fs_runtime.evaluation.answers.plots import steps, write_plots
-from fs_runtime.evaluation.answers.records import Turn, TurnKey
+from fs_runtime.evaluation.answers.records import VoteAttack, VoteAttackKey
 from fs_runtime.evaluation.answers.report import markdown, write_report
 from fs_runtime.evaluation.answers.summary import Outcomes, turn_summaries, turning_distances
 from fs_runtime.evaluation.intervals import proportion
@@ -83,7 +83,9 @@ def test_reports_and_plots(outcomes, tmp_path):
 
 def turned(number, ratios, last):
     return [
-        Turn(TurnKey(number, 0.25, ratio), 0.2, 0.2 * ratio, "vote-margin", 100, 30, last and ratio == ratios[-1])
+        VoteAttack(
+            VoteAttackKey(number, 0.25, ratio), 0.2, 0.2 * ratio, "vote-margin", 100, 30, last and ratio == ratios[-1]
+        )
         for ratio in ratios
     ]
 
