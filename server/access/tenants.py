@@ -79,9 +79,7 @@ class Tenant:
         if not self.overrides:
             return model
         merged = model.model_copy(update=self.overrides)
-        capped: dict[str, float] = {
-            name: min(getattr(merged, name), merged.max_samples) for name in ("samples", "answer_samples")
-        }
+        capped: dict[str, float] = {"samples": min(merged.samples, merged.max_samples)}
         if merged.sigma is not None:
             capped["sigma"] = min(merged.sigma, merged.max_sigma)
         return merged.model_copy(update=capped)

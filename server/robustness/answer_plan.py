@@ -77,7 +77,7 @@ def answer_plan_of(
             "robustness.sigma",
             "policy_conflict",
         )
-    samples = settings.answer_samples if options.samples is None else options.samples
+    samples = min(settings.answer_samples, settings.max_samples) if options.samples is None else options.samples
     if samples > settings.max_samples:
         raise invalid(
             f"samples {samples} is above this server's limit of {settings.max_samples}", "robustness.answer.samples"
