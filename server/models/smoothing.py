@@ -124,8 +124,9 @@ class SmoothingService:
     ) -> tuple[list[ImagePayload], Robustness]:
         """Smooths all images of one request together, and has each noisy copy of them asked about if there is a vote.
 
-        The tenant is charged for images and samples before any work is done, and gets back samples that an early end
-        saved. What fails or is cancelled stays charged: else failing on purpose would be a way around the limits.
+        The tenant is charged for images, samples and votes before any work is done, and gets back samples and votes
+        that an early end saved. What fails or is cancelled stays charged: else failing on purpose would be a way around
+        the limits.
 
         Returns:
             Payloads of all images, those to be withheld included, and what is known about them.
@@ -149,8 +150,9 @@ class SmoothingService:
             nothing = Robustness.of([])
             caller.headers.update(robustness_headers(nothing))
             return [], nothing
+        votes = 0 if vote is None else vote.plan.samples  # however many images each of them is about
         charge = await self._limiter.charge(
-            caller.tenant, {"images": len(images), "samples": len(images) * plan.samples}
+            caller.tenant, {"images": len(images), "samples": len(images) * plan.samples, "votes": votes}
         )
         caller.headers.update(charge.headers)
         copies = vote.copies_for(len(images)) if vote is not None else [None] * len(images)
@@ -167,7 +169,8 @@ class SmoothingService:
                 task.cancel()
         done = [task.result() for task in tasks]
         unused = sum(plan.samples - min(plan.samples, image.result.drawn) for image in done)
-        await self._limiter.give_back(charge, {"samples": unused})
+        taken = 0 if vote is None else vote.copies
+        await self._limiter.give_back(charge, {"samples": unused, "votes": votes - taken})
         robustness = await self._decide(done, plan, caller, vote)
         return [image.result.payload for image in done], robustness
 
