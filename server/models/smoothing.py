@@ -135,17 +135,10 @@ class SmoothingService:
             ApiError: An image or an option is invalid, a limit is used up, the server is too busy, or a certificate
                 was rejected.
         """
-        settings = caller.tenant.settings_for(self._settings)
         plan = self.plan(options, caller)
         if vote is not None:
             plan = plan.beside_votes(vote.plan.samples)
-        most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
-        if len(images) > most:
-            raise invalid(
-                f"the request holds {len(images)} images; at most {most} are allowed",
-                "messages",
-                "too_many_images",
-            )
+        self.check_number(len(images), caller)
         if not images:
             nothing = Robustness.of([])
             caller.headers.update(robustness_headers(nothing))
@@ -173,6 +166,15 @@ class SmoothingService:
         await self._limiter.give_back(charge, {"samples": unused, "votes": votes - taken})
         robustness = await self._decide(done, plan, caller, vote)
         return [image.result.payload for image in done], robustness
+
+    def check_number(self, images: int, caller: Caller) -> None:
+        """Raises :class:`ApiError` if a request may not have so many images."""
+        settings = caller.tenant.settings_for(self._settings)
+        most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
+        if images > most:
+            raise invalid(
+                f"the request holds {images} images; at most {most} are allowed", "messages", "too_many_images"
+            )
 
     def plan(self, options: RobustnessOptions, caller: Caller) -> SmoothingPlan:
         """How a request's images are smoothed.

@@ -21,6 +21,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "strict": {"min_answer_radius": 2.0, "on_answer_failure": "reject"},
     "counted": {"votes_per_minute": 100, "samples_per_minute": 1000},
     "failing": {"votes_per_minute": 100},
+    "estimating": {"votes_per_minute": 64},
     "narrow": {"votes_per_minute": 40},
 }
 
@@ -133,3 +134,52 @@ def test_votes_on_what_fails_stay_charged(gateway: Gateway, circle: Image.Image)
     body["messages"][0]["content"].append({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}})
     replies = [gateway.post("/v1/chat/completions", body, headers=bearer("failing")) for _ in range(2)]
     assert [reply.status_code for reply in replies] == [415, 429]
+
+
+def test_an_estimate_beforehand(gateway: Gateway, circle: Image.Image) -> None:
+    ask(gateway, circle, samples=16)  # so that the rate is known
+    before = figures(gateway)
+    reply = ask(gateway, circle, circle, radius=0.125, estimate=True)
+    estimate = reply.json()
+    assert reply.status_code == 200
+    assert (estimate["object"], estimate["model"], estimate["images"]) == ("answer.estimate", MODEL, 2)
+    assert estimate["max_samples"] == 64
+    assert estimate["expected_samples"] == 32
+    assert 0.125 < estimate["most_radius"] < 0.375
+    assert estimate["waiting_votes"] == 0
+    assert estimate["copy_bytes"] > 2 * 1000
+    assert estimate["seconds"] == max(estimate["smoothing_seconds"], estimate["voting_seconds"]) > 0
+    after = figures(gateway)
+    for name in ("fs_samples_total", "fs_votes_total answered", "fs_answers_total certified own"):
+        assert after[name] == before[name]
+    answer = ask(gateway, circle, radius=0.125).json()["robustness"]["answer"]
+    assert answer["samples"] == estimate["expected_samples"]
+    every = ask(gateway, circle, adaptive=False).json()["robustness"]["answer"]
+    assert every["radius"]["model"] <= estimate["most_radius"] + 1e-9
+
+
+def test_an_estimate_costs_no_votes_and_is_refused_as_the_request_would_be(
+    gateway: Gateway, circle: Image.Image
+) -> None:
+    assert ask(gateway, circle, tenant="estimating", samples=64, estimate=True).status_code == 200
+    assert remaining(ask(gateway, circle, tenant="estimating", estimate=True)) == 64
+    assert ask(gateway, circle, tenant="estimating", samples=64).status_code == 200
+    for pictures, asked, param in (
+        ([circle], {"certify": False}, "robustness.answer.estimate"),
+        ([circle], {"choices": ["a"]}, "robustness.answer.choices"),
+        ([circle] * 9, {}, "messages"),
+        ([], {}, "messages"),
+    ):
+        refused = ask(gateway, *pictures, estimate=True, **asked)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_the_interface_for_machines_has_the_answer(gateway: Gateway) -> None:
+    document = httpx.get(f"{gateway.url}/openapi.json", timeout=30).json()
+    schemas = document["components"]["schemas"]
+    content = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]["application/json"]
+    completion, estimate = content["schema"]["anyOf"]
+    assert completion["properties"]["robustness"]["$ref"].removeprefix("#/components/schemas/") in schemas
+    assert "answer" in schemas["Robustness"]["properties"]
+    assert estimate["$ref"].removeprefix("#/components/schemas/") == "AnswerEstimate"
+    assert {"expected_samples", "seconds"} <= schemas["AnswerEstimate"]["properties"].keys()
