@@ -23,6 +23,23 @@ def test_the_ceiling_of_samples_lowers_the_default_number_of_copies() -> None:
     assert plan(**few).samples == 20
 
 
+@pytest.mark.parametrize(
+    ("samples", "settings", "full"),
+    [
+        (None, {"min_answer_radius": 0.1}, True),
+        (128, {"min_answer_radius": 0.1}, True),
+        (127, {"min_answer_radius": 0.1}, False),
+        (20, {"min_answer_radius": 0.1, "samples": 16, "max_samples": 20}, True),
+        (16, {"min_answer_radius": 0.1, "policy_binds": False}, True),
+        (16, {}, True),
+    ],
+)
+def test_fewer_copies_than_usual_are_no_full_budget_where_the_operator_binds(
+    samples: int | None, settings: dict[str, Any], full: bool
+) -> None:
+    assert plan({} if samples is None else {"samples": samples}, **settings).full_budget is full
+
+
 @pytest.mark.parametrize("asked", [{"samples": 16}, {"radius": 0.1}, {"choices": ["a", "b"]}, {"adaptive": False}])
 def test_who_chooses_what_the_radius_depends_on_has_own_parameters(asked: dict[str, Any]) -> None:
     assert plan(asked).own_parameters
