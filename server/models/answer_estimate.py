@@ -12,11 +12,12 @@ from server.models.vote_rate import VoteRate
 from server.robustness.answer_plan import AnswerPlan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerEstimate:
     """The answer to a request for an estimate.
 
     Attributes:
+        object: What this is.
         model: That would answer.
         images: Of the request; each copy holds all of them.
         max_samples: Copies that would be asked about at most.
@@ -31,9 +32,9 @@ class AnswerEstimate:
             that is not known.
         voting_seconds: Until all that waits and they are voted on, likewise.
         seconds: Until the answer: the larger of both, since they go on at once. None where one is not known.
-        object: What this is.
     """
 
+    object: Literal["answer.estimate"] = "answer.estimate"
     model: str
     images: int
     max_samples: int
@@ -44,7 +45,6 @@ class AnswerEstimate:
     smoothing_seconds: float | None
     voting_seconds: float | None
     seconds: float | None
-    object: Literal["answer.estimate"] = "answer.estimate"
 
 
 def estimate_answer(
