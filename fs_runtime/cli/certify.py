@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fs_runtime.cli.change_in_words import change_in_words
 from fs_runtime.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -137,11 +138,11 @@ def certify(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(certificate), indent=2))
     else:
-        _print(certificate, image.name, min_similarity)
+        _print(certificate, image.name, pixels.shape[0] * pixels.shape[1], min_similarity)
     raise typer.Exit(1 if certificate.satisfied is False else 0)
 
 
-def _print(certificate: ImageRobustness, name: str, min_similarity: float | None) -> None:
+def _print(certificate: ImageRobustness, name: str, pixels: int, min_similarity: float | None) -> None:
     from fs_runtime.certificate.bounds import BOUNDS  # imported here, since it loads scipy and help should be quick
 
     console = Console()
@@ -165,6 +166,7 @@ def _print(certificate: ImageRobustness, name: str, min_similarity: float | None
         facts.add_row("fidelity of g, lower bound", "none" if fidelity.lower is None else at_least(fidelity.lower))
     asked = certificate.radius
     facts.add_row("ℓ2 radius asked (model / client)", f"{at_least(asked.model)} / {at_least(asked.client)}")
+    facts.add_row("the latter is, for example", change_in_words(asked.client, pixels))
     if certificate.floor is not None:
         facts.add_row(
             "floor: similarity of different images", f"{certificate.floor.mean:.4f} (95%: {certificate.floor.high:.4f})"

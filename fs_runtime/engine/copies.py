@@ -21,12 +21,17 @@ class CopyBudget:
     Args:
         max_bytes: Above it copies are drawn only for images that have hardly any.
         changed: Guards it, and all :class:`Copies` of the engine.
+
+    Attributes:
+        used: Bytes of the copies that are alive.
+        copy_bytes: Of one copy, of the image that was begun last; None before any.
     """
 
     def __init__(self, max_bytes: int, changed: threading.Condition) -> None:
         self.max_bytes = max_bytes
         self.changed = changed
         self.used = 0
+        self.copy_bytes: int | None = None
 
 
 class Copies:
@@ -142,6 +147,7 @@ class Copies:
                 return
             if not self._bytes:
                 self._bytes = max(1, sum(array.nbytes for array in payloads[0].values()))
+                self._budget.copy_bytes = self._bytes
             self._drawn += len(payloads)
             self._alive += len(payloads)
             self._budget.used += len(payloads) * self._bytes

@@ -146,6 +146,19 @@ class SmoothingEngine:
         with self._worker.changed:
             return self._worker.rate.seconds(self._worker.queue.cost)
 
+    def seconds_for(self, samples: int) -> float | None:
+        """Seconds until all that is queued and so many samples more, of images of the model's usual shape, are done.
+
+        None before any batch was run.
+        """
+        with self._worker.changed:
+            return self._worker.rate.seconds(self._worker.queue.cost + samples * self._full_batch // self._batch_size)
+
+    @property
+    def copy_bytes(self) -> int | None:
+        """Memory of one copy of the image that copies were drawn of last; None before any."""
+        return self._copies.copy_bytes
+
     @property
     def batches(self) -> int:
         """Batches run so far."""

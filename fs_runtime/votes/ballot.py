@@ -5,7 +5,8 @@ from __future__ import annotations
 from fs_runtime.certificate import VoteCount
 from fs_runtime.votes.reading import Reading, Value
 
-_FIRST_LOOK = 32
+FIRST_LOOK = 32
+"""Copies, at most, after which it is looked for the first time whether a vote is settled."""
 
 
 class Ballot:
@@ -72,7 +73,7 @@ class Ballot:
     def next_look(self, radius: float) -> int:
         """Copies in all after which to look whether it is :meth:`settled`: twice as many as there are, at most."""
         unsettled = [count for count in self.counts.values() if count.radius(self.sigma) < radius]
-        most = min(self.samples, max(_FIRST_LOOK, 2 * self.copies))
+        most = min(self.samples, max(FIRST_LOOK, 2 * self.copies))
         return max((count.copies_for(radius, self.sigma, most) for count in unsettled), default=self.copies)
 
     def settled(self, radius: float) -> bool:

@@ -80,8 +80,6 @@ class Tenant:
             return model
         merged = model.model_copy(update=self.overrides)
         capped: dict[str, float] = {"samples": min(merged.samples, merged.max_samples)}
-        if merged.answer_samples is not None:
-            capped["answer_samples"] = min(merged.answer_samples, merged.max_samples)
         if merged.sigma is not None:
             capped["sigma"] = min(merged.sigma, merged.max_sigma)
         return merged.model_copy(update=capped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import ExitStack, aclosing
@@ -22,11 +23,12 @@ from server.api.dependencies import (
     read_body,
     while_connected,
 )
-from server.api.openapi import ERRORS, request_body
+from server.api.openapi import ERRORS, reference, request_body
 from server.api.schemas import TEXT_PART_FIELDS, TEXT_PARTS, ChatCompletionRequest, ContentPart
 from server.errors import ApiError, internal_error, invalid
 from server.http.event_stream import EventStream
 from server.language_models.base import IMAGE_PART, ChatRequest
+from server.models.answer_estimate import AnswerEstimate
 from server.models.answering import Answering
 from server.models.served import ServedModel
 from server.models.smoothing import ImageSource
@@ -53,14 +55,35 @@ _EXAMPLE = {
     ],
     "robustness": {"sigma": 0.1, "samples": 64, "radius": 0.05},
 }
-_COMPLETION = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
+_COMPLETION = {
+    "application/json": {
+        "schema": {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "description": "OpenAI's chat completion.",
+                    "properties": {"robustness": reference(Robustness)},
+                    "required": ["robustness"],
+                },
+                reference(AnswerEstimate),
+            ]
+        }
+    },
+    "text/event-stream": {},
+}
 
 
 @router.post(
     "/v1/chat/completions",
     dependencies=[Depends(admit)],
     openapi_extra={"requestBody": request_body(ChatCompletionRequest, _EXAMPLE)},
-    responses={200: {"description": "The answer, with `robustness`.", "content": _COMPLETION}, **ERRORS},
+    responses={
+        200: {
+            "description": "The answer, with `robustness`; what a certified one would cost, where that is asked for.",
+            "content": _COMPLETION,
+        },
+        **ERRORS,
+    },
     summary="Answer a conversation; its images are smoothed and certified first.",
 )
 async def chat_completions(request: Request) -> Response:
@@ -91,6 +114,9 @@ async def _answer(
     await model.language_model.admit()
     answering = Answering(model, ChatRequest(body, [], caller.request_id, cache_salt, caller.tenant.name))
     vote = answering.vote(chat.robustness, caller, images=len(sources))
+    if chat.robustness.answer is not None and chat.robustness.answer.estimate:
+        estimate = answering.estimate(chat.robustness, caller, vote, images=len(sources))
+        return JSONResponse(dataclasses.asdict(estimate))
     smoothing = answering.smooth(sources, chat.robustness, caller, vote)
     if vote is not None and chat.stream and not vote.plan.may_reject:
         return await _stream_votes(request, answering, vote, smoothing, resources)

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+from server.errors import invalid
 from server.language_models.base import ChatRequest
+from server.models.answer_estimate import AnswerEstimate, estimate_answer
 from server.models.served import ServedModel
 from server.models.smoothing import Caller, ImageSource
 from server.models.voting import Vote
@@ -52,6 +54,29 @@ class Answering:
             self._model.language_model,
             self._model.settings,
             self._model.metrics,
+            rate=self._model.votes,
+        )
+
+    def estimate(self, options: RobustnessOptions, caller: Caller, vote: Vote | None, *, images: int) -> AnswerEstimate:
+        """What the vote would cost, without taking it.
+
+        Raises:
+            ApiError: There is none, or the request would be refused.
+        """
+        if vote is None:
+            raise invalid(
+                "there is nothing to estimate, since no answer is to be certified; set certify",
+                "robustness.answer.estimate",
+            )
+        smoothing = self._model.smoothing
+        smoothing.check_number(images, caller)
+        return estimate_answer(
+            vote.plan,
+            smoothing.plan(options, caller).terms,
+            images,
+            model=self._model.name,
+            engine=self._model.engine,
+            rate=self._model.votes,
         )
 
     async def smooth(

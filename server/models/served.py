@@ -20,6 +20,7 @@ from server.language_models.vllm.model import VllmLanguageModel
 from server.language_models.vllm.upstreams import Upstreams
 from server.models.loading import LoadedModel
 from server.models.smoothing import SmoothingService
+from server.models.vote_rate import VoteRate
 from server.observability.metrics import Metrics
 from server.observability.model_metrics import ModelMetrics
 from server.prompt_safety.control_tokens import ControlTokens
@@ -53,6 +54,7 @@ class ServedModel:
         smoothing: Turns image parts into embeddings and certificates.
         control_tokens: Neutralises image tokens in texts, and turn tokens unless the operator allows them.
         metrics: Metrics of this model.
+        votes: How fast votes on its answers are.
         created: When it was loaded, in seconds since 1970.
     """
 
@@ -63,6 +65,7 @@ class ServedModel:
         turns = loaded.turn_tokens if self.settings.neutralise_turn_tokens else ()
         self.control_tokens = ControlTokens((*self.engine.encoder.control_tokens, *turns))
         self.metrics = shared.metrics.models.of_model(self.name)
+        self.votes = VoteRate()
         self.language_model = ObservedLanguageModel(
             _language_model(loaded, self.metrics), self.metrics, self.name, self.settings.language_model
         )

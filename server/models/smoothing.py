@@ -124,8 +124,9 @@ class SmoothingService:
     ) -> tuple[list[ImagePayload], Robustness]:
         """Smooths all images of one request together, and has each noisy copy of them asked about if there is a vote.
 
-        The tenant is charged for images and samples before any work is done, and gets back samples that an early end
-        saved. What fails or is cancelled stays charged: else failing on purpose would be a way around the limits.
+        The tenant is charged for images, samples and votes before any work is done, and gets back samples and votes
+        that an early end saved. What fails or is cancelled stays charged: else failing on purpose would be a way around
+        the limits.
 
         Returns:
             Payloads of all images, those to be withheld included, and what is known about them.
@@ -134,23 +135,17 @@ class SmoothingService:
             ApiError: An image or an option is invalid, a limit is used up, the server is too busy, or a certificate
                 was rejected.
         """
-        settings = caller.tenant.settings_for(self._settings)
         plan = self.plan(options, caller)
         if vote is not None:
             plan = plan.beside_votes(vote.plan.samples)
-        most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
-        if len(images) > most:
-            raise invalid(
-                f"the request holds {len(images)} images; at most {most} are allowed",
-                "messages",
-                "too_many_images",
-            )
+        self.check_number(len(images), caller)
         if not images:
             nothing = Robustness.of([])
             caller.headers.update(robustness_headers(nothing))
             return [], nothing
+        votes = 0 if vote is None else vote.plan.samples  # however many images each of them is about
         charge = await self._limiter.charge(
-            caller.tenant, {"images": len(images), "samples": len(images) * plan.samples}
+            caller.tenant, {"images": len(images), "samples": len(images) * plan.samples, "votes": votes}
         )
         caller.headers.update(charge.headers)
         copies = vote.copies_for(len(images)) if vote is not None else [None] * len(images)
@@ -167,9 +162,19 @@ class SmoothingService:
                 task.cancel()
         done = [task.result() for task in tasks]
         unused = sum(plan.samples - min(plan.samples, image.result.drawn) for image in done)
-        await self._limiter.give_back(charge, {"samples": unused})
+        taken = 0 if vote is None else vote.copies
+        await self._limiter.give_back(charge, {"samples": unused, "votes": votes - taken})
         robustness = await self._decide(done, plan, caller, vote)
         return [image.result.payload for image in done], robustness
+
+    def check_number(self, images: int, caller: Caller) -> None:
+        """Raises :class:`ApiError` if a request may not have so many images."""
+        settings = caller.tenant.settings_for(self._settings)
+        most = min(settings.max_images, self._engine.encoder.max_images or settings.max_images)
+        if images > most:
+            raise invalid(
+                f"the request holds {images} images; at most {most} are allowed", "messages", "too_many_images"
+            )
 
     def plan(self, options: RobustnessOptions, caller: Caller) -> SmoothingPlan:
         """How a request's images are smoothed.

@@ -13,16 +13,16 @@ from typing import Any
 
 from fs_runtime.certificate.vote_bound import PILOT
 from fs_runtime.engine import Copies
-from fs_runtime.votes import Ballot, Value
+from fs_runtime.votes import FIRST_LOOK, Ballot, Value
 from server.errors import ApiError
 from server.language_models.base import ChatRequest, CopyAnswer, ImagePayload, LanguageModel
+from server.models.vote_rate import VoteRate
 from server.observability.model_metrics import ModelMetrics
 from server.robustness.answer_entry import AnswerEntry, AnswerUsage, model_radius
 from server.robustness.answer_plan import AnswerPlan
 from server.settings.model import PerModelSettings
 
 _MOST_FAILED = 0.1  # of all copies: above it, what fails is the language model, not the vote
-_FIRST_LOOK = 32  # copies, where it is not known yet how many the radius takes
 _MOST_COMPLETIONS = 64  # answers that are kept until it is known which is returned
 
 
@@ -83,6 +83,7 @@ class Vote:
         settings: Of the model.
         metrics: Counts votes.
         progress: Called at each vote.
+        rate: Of all votes of the model.
 
     Attributes:
         completion: Of the answer that is returned; None until the vote has ended.
@@ -95,6 +96,7 @@ class Vote:
     settings: PerModelSettings
     metrics: ModelMetrics
     progress: Callable[[], None] = lambda: None
+    rate: VoteRate = field(default_factory=VoteRate)
     completion: dict[str, Any] | None = None
     _digests: dict[int, str] = field(default_factory=dict)
     _all_known: asyncio.Event = field(default_factory=asyncio.Event)
@@ -142,7 +144,8 @@ class Vote:
         kept: dict[tuple[Value | None, ...], dict[str, Any]] = {}
         try:
             async with asyncio.timeout(self.settings.answer_timeout):
-                await self._count(reader, ballot, kept)
+                with self.rate.running(lambda: plan.samples - ballot.copies):
+                    await self._count(reader, ballot, kept)
         except TimeoutError:
             self._in_time = False
         finally:
@@ -165,7 +168,7 @@ class Vote:
         radius = plan.radius if plan.space == "model" else None
         look = plan.samples
         if plan.adaptive:
-            look = min(_FIRST_LOOK, plan.samples) if radius is None else ballot.next_look(radius)
+            look = min(FIRST_LOOK, plan.samples) if radius is None else ballot.next_look(radius)
         reader.want(look)
         async with aclosing(self.model.answers(self.request, reader, plan.choices)) as answers:
             async for answer in answers:
@@ -177,6 +180,7 @@ class Vote:
                         raise answer
                 else:
                     self._add(ballot, answer, kept)
+                self.rate.count()
                 self.progress()
                 if ballot.copies >= plan.samples or ballot.split:
                     return

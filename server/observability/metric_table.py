@@ -60,8 +60,8 @@ class MetricTable(Table):
     rate_limited = Counted(
         Counter,
         "fs_rate_limited",
-        "Requests answered 429 by a tenant's limit: requests, images, samples.",
-        {"limit": ("requests", "images", "samples")},
+        "Requests answered 429 by a tenant's limit: requests, images, samples, votes.",
+        {"limit": ("requests", "images", "samples", "votes")},
     )
     # Only where a Redis is set: elsewhere 0 would look like a fault, and 1 be untrue.
     limits_shared = Counted(

@@ -1,1 +1,1 @@
-"""Rate limits of tenants: requests, images and noise samples in a minute."""
+"""Rate limits of tenants: requests, images, noise samples and votes in a minute."""

@@ -22,7 +22,7 @@ from server.rate_limits.redis import REDIS_SECONDS, redis_storage
 from server.rate_limits.window import WINDOW_SECONDS, Window, rate_limit_headers
 
 T = TypeVar("T")
-Limit = Literal["requests", "images", "samples"]
+Limit = Literal["requests", "images", "samples", "votes"]
 
 log = structlog.get_logger("server.limits")
 
@@ -31,6 +31,7 @@ _REDIS_ERRORS = (StorageError, TimeoutError, OSError)
 _REMEDY: dict[Limit, tuple[str, str]] = {
     "images": ("send fewer images in one request", "messages"),
     "samples": ("send fewer images, or ask for fewer samples", "robustness.samples"),
+    "votes": ("let fewer copies vote on the answer", "robustness.answer.samples"),
 }
 
 
@@ -118,7 +119,7 @@ class RateLimiter:
 
         It gives nothing back after a whole window: by then the charge weighs less than the units would.
         """
-        units = {limit: min(count, charge.cost.get(limit, 0)) for limit, count in units.items()}
+        units = {limit: min(count, charge.cost[limit]) for limit, count in units.items() if charge.cost.get(limit)}
         if not any(units.values()) or time.monotonic() - charge.time > WINDOW_SECONDS:
             return
         bounds = _bounds(charge.tenant)
@@ -202,6 +203,7 @@ def _bounds(tenant: Tenant) -> dict[Limit, int]:
         "requests": settings.requests_per_minute,
         "images": settings.images_per_minute,
         "samples": settings.samples_per_minute,
+        "votes": settings.votes_per_minute,
     }
     return {limit: bound for limit, bound in bounds.items() if bound is not None}
 

@@ -57,7 +57,7 @@ class Window:
 
 
 def rate_limit_headers(name: str, window: Window) -> dict[str, str]:
-    """OpenAI's headers for one limit: ``requests``, ``images`` or ``samples``."""
+    """OpenAI's headers for one limit: ``requests``, ``images``, ``samples`` or ``votes``."""
     return {
         f"x-ratelimit-limit-{name}": str(window.limit),
         f"x-ratelimit-remaining-{name}": str(window.remaining),

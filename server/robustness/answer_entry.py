@@ -166,7 +166,7 @@ class AnswerEntry:
             max_samples=plan.samples,
             failed=ballot.failed,
             returned=returned,
-            verdicts=tuple(_verdict(requirement, ballot, scale) for requirement in plan.requirements),
+            verdicts=tuple(_verdict(requirement, ballot, plan, scale) for requirement in plan.requirements),
             values=values,
             usage=usage,
         )
@@ -238,9 +238,11 @@ def _within_reach(count: VoteCount[Value], ballot: Ballot, radius: float) -> boo
     return not count.split and count.likely_radius(ballot.sigma, 1_000 * max(ballot.samples, 1)) >= radius
 
 
-def _verdict(requirement: AnswerRequirement, ballot: Ballot, scale: float) -> Verdict:
+def _verdict(requirement: AnswerRequirement, ballot: Ballot, plan: AnswerPlan, scale: float) -> Verdict:
     radius = model_radius(requirement.radius, requirement.space, [scale])
     if ballot.reached(radius):
         return "met"
+    if not plan.full_budget:  # who asks for few copies would be undecided, which may be milder
+        return "failed"
     short = [count for count in ballot.counts.values() if count.radius(ballot.sigma) < radius]
     return "undecided" if all(_within_reach(count, ballot, radius) for count in short) else "failed"

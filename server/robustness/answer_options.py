@@ -59,6 +59,11 @@ class AnswerOptions(BaseModel):
         description="The same where the votes would reach the radius with more copies; by default as on_failure.",
     )
 
+    estimate: bool = Field(
+        False,
+        description="Say what the certified answer would cost, and answer nothing: no copy is drawn, no vote taken.",
+    )
+
     @property
     def own_parameters(self) -> bool:
         """Whether the request itself chose what is voted on, how often, or which radius is to be reached."""

@@ -13,7 +13,6 @@ from server.robustness.answer_options import AnswerOptions
 from server.robustness.policy import AnswerRequirement, stricter
 from server.settings.request import RequestSettings
 
-_COPIES = 128  # that are asked about where nobody says
 _FUNCTIONS: dict[str, Callable[[Any], Reading]] = {"choices": Choices, "pattern": Pattern, "fields": Fields}
 
 
@@ -28,6 +27,7 @@ class AnswerPlan:
         space: Of ``radius``.
         adaptive: Whether the votes end at it.
         requirements: What the answer must reach.
+        full_budget: Whether no fewer copies are asked about than the server asks about by default, where it binds.
         own_parameters: Whether the request chose anything that the certified radius depends on.
     """
 
@@ -37,6 +37,7 @@ class AnswerPlan:
     space: Space
     adaptive: bool
     requirements: list[AnswerRequirement]
+    full_budget: bool = True
     own_parameters: bool = False
 
     @property
@@ -78,7 +79,8 @@ def answer_plan_of(
             "robustness.sigma",
             "policy_conflict",
         )
-    samples = options.samples or settings.answer_samples or min(_COPIES, settings.max_samples)
+    usual = min(settings.answer_samples, settings.max_samples)
+    samples = usual if options.samples is None else options.samples
     if samples > settings.max_samples:
         raise invalid(
             f"samples {samples} is above this server's limit of {settings.max_samples}", "robustness.answer.samples"
@@ -93,7 +95,16 @@ def answer_plan_of(
     adaptive = bool(requirements) if options.adaptive is None else options.adaptive
     # Two spaces, neither of which implies the other: all copies are asked about.
     adaptive = adaptive and len({space for _, space in named}) == 1
-    return AnswerPlan(reading, samples, radius, space, adaptive, requirements, options.own_parameters)
+    return AnswerPlan(
+        reading,
+        samples,
+        radius,
+        space,
+        adaptive,
+        requirements,
+        full_budget=samples >= usual or not binding,
+        own_parameters=options.own_parameters,
+    )
 
 
 def _reading_of(options: AnswerOptions) -> Reading:

@@ -102,11 +102,11 @@ class CertificateSettings(BaseModel):
         "flag",
         description="Below min_fidelity: answer and say so (flag), or answer without the image (withhold).",
     )
-    answer_samples: int | None = Field(
-        None,
+    answer_samples: int = Field(
+        128,
         ge=1,
-        description="Noisy copies that are asked about for a certified answer when the request does not say; by "
-        "default 128, or max_samples if that is less.",
+        description="Noisy copies that are asked about for a certified answer when the request does not say; no more "
+        "than max_samples.",
     )
     min_answer_radius: float | None = Field(
         None,
@@ -133,17 +133,17 @@ class CertificateSettings(BaseModel):
     policy_binds: bool = Field(
         True,
         description="min_similarity, its radius, on_failure, on_undecided, min_fidelity, on_low_fidelity, confidence, "
-        "stage, centred and granularity bind: requests may add to them, not take away. Without: they are defaults that "
-        "a request may override.",
+        "stage, centred and granularity bind: requests may add to them, not take away. So do min_answer_radius, "
+        "on_answer_failure, on_answer_undecided, answer_functions and, beside them, sigma. Without: they are defaults "
+        "that a request may override.",
     )
 
     def contradiction(self) -> str | None:
         """Describes a default that exceeds its limit, or that nothing can reach; None if there is none."""
         if self.sigma is not None and self.sigma > self.max_sigma:
             return f"sigma {self.sigma} is above max_sigma {self.max_sigma}"
-        for name in ("samples", "answer_samples"):
-            if (getattr(self, name) or 0) > self.max_samples:
-                return f"{name} {getattr(self, name)} is above max_samples {self.max_samples}"
+        if self.samples > self.max_samples:
+            return f"samples {self.samples} is above max_samples {self.max_samples}"
         for function in self.answer_functions:
             if function not in ("text", "choices", "fields") and not function.startswith("pattern:"):
                 return f"answer_functions: {function!r} is none of text, choices, fields and pattern:REGEX"

@@ -37,3 +37,9 @@ class RequestSettings(CertificateSettings):
         ge=1,
         description="Noise samples that a tenant may ask for in a minute: the limit that follows what requests cost.",
     )
+    votes_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Noisy copies that a tenant may have the language model asked about in a minute, for certified "
+        "answers: each costs as much as an answer.",
+    )

@@ -20,6 +20,7 @@ from tests.forked_process import forks_with_libraries
 
 COMMAND = [sys.executable, "-m", "server.cli"]
 IMAGE = str(example_images()["red-circle"])
+RED = "What colour is the circle?"
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +72,7 @@ def test_the_request_that_serve_prints_works_when_pasted(served: tuple[str, str]
 
 @pytest.mark.parametrize("remote", [True, False])
 def test_ask(served: tuple[str, str], remote: bool) -> None:
-    arguments = ["ask", IMAGE, "What colour is the circle?"] + (["--url", served[0]] if remote else [])
+    arguments = ["ask", IMAGE, RED] + (["--url", served[0]] if remote else [])
     people = run(*arguments)
     assert people.returncode == 0, people.stderr
     assert "red" in people.stdout.lower()
@@ -79,6 +80,39 @@ def test_ask(served: tuple[str, str], remote: bool) -> None:
     program = run(*arguments, "--json", "--samples", "288")  # a gateway that has 256 in its cache adds to them
     answer: dict[str, Any] = json.loads(program.stdout)
     assert answer["robustness"]["images"][0]["samples"] == 288
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_ask_certifies_the_answer(served: tuple[str, str], remote: bool) -> None:
+    arguments = ["ask", "--certify", "--samples", "64", IMAGE, RED] + (["--url", served[0]] if remote else [])
+    people = run(*arguments)
+    assert people.returncode == 0, people.stderr
+    shown = " ".join(people.stdout.split())
+    assert shown.startswith("The circle is red. Certified: 64 noisy copies were asked about; 100.0% of the votes")
+    assert re.search(
+        r"within an ℓ2 distance of 0\.\d{4} of this one as the model reads it, or \d\.\d{4} as sent", shown
+    )
+    assert re.search(r"for example, 1/255 in each colour of [\d,]+ pixels, or \d+/255 of \d", shown)
+    choices = [part for colour in ("red", "blue") for part in ("--choices", f"The circle is {colour}.")]
+    program = run(*arguments, *choices, "--radius", "0.125", "--json")
+    reply: dict[str, Any] = json.loads(program.stdout)
+    assert reply["choices"][0]["message"]["content"] == "The circle is red."
+    assert reply["usage"]["completion_tokens"] > 0
+    assert (reply["robustness"]["answer"]["function"], reply["robustness"]["answer"]["samples"]) == ("choices", 32)
+
+
+def test_ask_says_why_an_answer_is_not_certified(served: tuple[str, str]) -> None:
+    far = run("ask", "--certify", "--pattern", r"is (\w+)", "--radius", "1", IMAGE, RED, "--url", served[0])
+    assert far.returncode == 1
+    assert "What counts of it: red" in far.stdout
+    assert re.search(
+        r"\d noisy copies were asked about; [\d.]+% of the votes agree\. Not certified at radius 1: ", far.stdout
+    )
+    refused = run("ask", "--certify", "--choices", "one", IMAGE, RED, "--url", served[0])
+    assert (refused.returncode, "error 400: robustness.answer.choices" in refused.stderr) == (1, True)
+    alone = run("ask", "--pattern", "a", IMAGE, RED)
+    assert alone.returncode == 2
+    assert "add --certify" in alone.stderr
 
 
 def test_ask_reports_errors(served: tuple[str, str], tmp_path: Path) -> None:

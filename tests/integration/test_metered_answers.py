@@ -19,6 +19,10 @@ MODEL = "fs-reference"
 TENANTS: dict[str, dict[str, Any]] = {
     "free": {},
     "strict": {"min_answer_radius": 2.0, "on_answer_failure": "reject"},
+    "counted": {"votes_per_minute": 100, "samples_per_minute": 1000},
+    "failing": {"votes_per_minute": 100},
+    "estimating": {"votes_per_minute": 64},
+    "narrow": {"votes_per_minute": 40},
 }
 
 
@@ -96,3 +100,86 @@ def test_headers_say_whether_the_answer_is_certified(gateway: Gateway, circle: I
     for other in (ask(gateway, circle), ask(gateway, circle, samples=64, stream=True)):
         assert other.status_code == 200
         assert not {name for name in other.headers if name.startswith("x-robustness-answer")}
+
+
+def remaining(reply: httpx.Response, limit: str = "votes") -> int:
+    return int(reply.headers[f"x-ratelimit-remaining-{limit}"])
+
+
+def test_votes_are_charged_once_for_each_copy_and_given_back(gateway: Gateway, circle: Image.Image) -> None:
+    first = ask(gateway, circle, circle, tenant="counted", radius=0.125)  # the most is 64; it ends at 32
+    assert first.json()["robustness"]["answer"]["samples"] == 32
+    assert (remaining(first), remaining(first, "samples")) == (100 - 64, 1000 - 2 * 64)
+    second = ask(gateway, circle, tenant="counted", samples=68)
+    assert second.status_code == 200, second.text
+    assert remaining(second) == 0  # the other 32 of the first were given back
+    third = ask(gateway, circle, tenant="counted", samples=16)
+    assert (third.status_code, third.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert "100 votes in a minute" in third.json()["error"]["message"]
+    assert int(third.headers["retry-after"]) >= 1
+    assert ask(gateway, circle, tenant="counted").status_code == 200  # without a vote
+
+
+def test_more_votes_than_the_limit_are_refused_with_the_remedy(gateway: Gateway, circle: Image.Image) -> None:
+    reply = ask(gateway, circle, tenant="narrow", samples=41)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "request_above_rate_limit")
+    assert error["param"] == "robustness.answer.samples"
+    assert "let fewer copies vote" in error["message"]
+    assert ask(gateway, circle, tenant="narrow", samples=40).status_code == 200
+
+
+def test_votes_on_what_fails_stay_charged(gateway: Gateway, circle: Image.Image) -> None:
+    body = chat(circle, text="What is it?") | {"model": MODEL, "robustness": {"answer": {"certify": True}}}
+    body["messages"][0]["content"].append({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}})
+    replies = [gateway.post("/v1/chat/completions", body, headers=bearer("failing")) for _ in range(2)]
+    assert [reply.status_code for reply in replies] == [415, 429]
+
+
+def test_an_estimate_beforehand(gateway: Gateway, circle: Image.Image) -> None:
+    ask(gateway, circle, samples=16)  # so that the rate is known
+    before = figures(gateway)
+    reply = ask(gateway, circle, circle, radius=0.125, estimate=True)
+    estimate = reply.json()
+    assert reply.status_code == 200
+    assert (estimate["object"], estimate["model"], estimate["images"]) == ("answer.estimate", MODEL, 2)
+    assert estimate["max_samples"] == 64
+    assert estimate["expected_samples"] == 32
+    assert 0.125 < estimate["most_radius"] < 0.375
+    assert estimate["waiting_votes"] == 0
+    assert estimate["copy_bytes"] > 2 * 1000
+    assert estimate["seconds"] == max(estimate["smoothing_seconds"], estimate["voting_seconds"]) > 0
+    after = figures(gateway)
+    for name in ("fs_samples_total", "fs_votes_total answered", "fs_answers_total certified own"):
+        assert after[name] == before[name]
+    answer = ask(gateway, circle, radius=0.125).json()["robustness"]["answer"]
+    assert answer["samples"] == estimate["expected_samples"]
+    every = ask(gateway, circle, adaptive=False).json()["robustness"]["answer"]
+    assert every["radius"]["model"] <= estimate["most_radius"] + 1e-9
+
+
+def test_an_estimate_costs_no_votes_and_is_refused_as_the_request_would_be(
+    gateway: Gateway, circle: Image.Image
+) -> None:
+    assert ask(gateway, circle, tenant="estimating", samples=64, estimate=True).status_code == 200
+    assert remaining(ask(gateway, circle, tenant="estimating", estimate=True)) == 64
+    assert ask(gateway, circle, tenant="estimating", samples=64).status_code == 200
+    for pictures, asked, param in (
+        ([circle], {"certify": False}, "robustness.answer.estimate"),
+        ([circle], {"choices": ["a"]}, "robustness.answer.choices"),
+        ([circle] * 9, {}, "messages"),
+        ([], {}, "messages"),
+    ):
+        refused = ask(gateway, *pictures, estimate=True, **asked)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_the_interface_for_machines_has_the_answer(gateway: Gateway) -> None:
+    document = httpx.get(f"{gateway.url}/openapi.json", timeout=30).json()
+    schemas = document["components"]["schemas"]
+    content = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]["application/json"]
+    completion, estimate = content["schema"]["anyOf"]
+    assert completion["properties"]["robustness"]["$ref"].removeprefix("#/components/schemas/") in schemas
+    assert "answer" in schemas["Robustness"]["properties"]
+    assert estimate["$ref"].removeprefix("#/components/schemas/") == "AnswerEstimate"
+    assert {"expected_samples", "seconds"} <= schemas["AnswerEstimate"]["properties"].keys()

@@ -64,6 +64,7 @@ def voted(model: Answers, **options: Any) -> tuple[Vote, AnswerEntry]:
         options.pop("space", "model"),
         options.pop("adaptive", False),
         options.pop("requirements", []),
+        full_budget=options.pop("full_budget", True),
     )
 
     async def run() -> tuple[Vote, AnswerEntry]:
@@ -190,6 +191,15 @@ def test_more_copies_would_do() -> None:
     assert entry.values[0].shortfall == "samples"
     assert entry.verdicts == ("undecided",)
     assert entry.decision([requirement]) == "flag"
+
+
+def test_who_asks_for_few_copies_is_not_undecided() -> None:
+    requirement = AnswerRequirement("server", 0.4, "model", "reject", "flag")
+    options = {"radius": 0.4, "samples": 32, "requirements": [requirement], "full_budget": False}
+    entry = voted(Answers(lambda _: "red"), **options)[1]
+    assert entry.values[0].shortfall == "samples"
+    assert entry.verdicts == ("failed",)
+    assert entry.decision([requirement]) == "reject"
 
 
 def test_time_that_is_over_leaves_what_was_counted() -> None:

@@ -85,6 +85,20 @@ async def test_what_no_waiting_would_help_is_a_400() -> None:
     assert (error.status, error.code, error.param) == (400, "request_above_rate_limit", "robustness.samples")
 
 
+async def test_votes_have_a_limit_of_their_own() -> None:
+    limiter, who = RateLimiter(None, Metrics()), tenant(votes_per_minute=100)
+    error = await refusal(limiter, who, images=1, samples=101, votes=101)
+    assert (error.status, error.code, error.param) == (400, "request_above_rate_limit", "robustness.answer.samples")
+    assert "let fewer copies vote" in error.message
+    charge = await limiter.charge(who, {"images": 3, "samples": 300, "votes": 100})
+    assert charge.headers["x-ratelimit-remaining-votes"] == "0"
+    await refusal(limiter, who, votes=1)
+    without = await limiter.charge(who, {"images": 1, "samples": 256, "votes": 0})
+    await limiter.give_back(without, {"samples": 10, "votes": 5})  # neither was charged
+    await limiter.give_back(charge, {"samples": 10, "votes": 60})
+    assert (await limiter.charge(who, {"votes": 60})).headers["x-ratelimit-remaining-votes"] == "0"
+
+
 async def test_requests_that_come_together_do_not_pass_together() -> None:
     limiter = RateLimiter(None, Metrics())
     who = tenant(samples_per_minute=1000)
