@@ -122,6 +122,7 @@ def test_text_only_says_that_there_was_nothing_to_certify(gateway: Gateway) -> N
         "decision": None,
         "detail": "nothing to certify: the request holds no image",
         "requirements": [],
+        "answer": None,
         "images": [],
     }
     assert response.headers["x-robustness-certified"] == "none"
@@ -349,8 +350,8 @@ def test_centring_needs_statistics(gateway: Gateway) -> None:
         ({"prompt_embeds": "AA"}, 400, "prompt_embeds"),
         ({"stream": "perhaps"}, 400, "stream"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
-        ({"tool_choice": "required"}, 400, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format.type"),
+        ({"response_format": {"type": "grammar"}}, 400, "response_format"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages.0.content.0.text"),
         (
