@@ -208,6 +208,11 @@ class ImageRobustness:
     psm: PsmUse | None
     timings: Timings
 
+    @property
+    def statements(self) -> int:
+        """How many statements with an α each this holds: of g, of what is served, of fidelity, of the token map."""
+        return 2 + sum(part is not None for part in (self.fidelity, self.token_map))
+
 
 def certify(
     result: SmoothingResult,

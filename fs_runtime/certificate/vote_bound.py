@@ -56,7 +56,8 @@ def vote_radius(share: float, sigma: float) -> float:
         raise ValueError(f"share must lie in [0, 1], got {share}")
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be a finite number of at least 0, got {sigma}")
-    return 0.0 if share <= 0.5 else float(sigma * ndtri(min(share, 1 - 2**-53)) * _ROUNDED)
+    below = math.nextafter(min(share, 1 - 2**-53), 0)  # who halved and added may have rounded up
+    return 0.0 if below <= 0.5 else float(sigma * ndtri(below) * _ROUNDED)
 
 
 def most_vote_radius(copies: int, confidence: float, sigma: float) -> float:

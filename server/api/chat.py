@@ -164,18 +164,10 @@ async def _stream_votes(
                 first = await anext(chunks)
                 async for chunk in _with_robustness(first, _until_drained(gateway, chunks), work.result(), voted=True):
                     yield _event(chunk)
-        except ApiError as error:
-            gateway.metrics.count_error(error)
-            yield _event(error.body())
-        except Exception:
-            log.exception("stream failed")
-            gateway.metrics.count_error(internal_error())
-            yield _event(internal_error().body())
         finally:
             work.cancel()
-        yield "data: [DONE]\n\n"
 
-    return EventStream(events(), gateway.settings.client_write_timeout, resources.pop_all())
+    return _event_stream(gateway, events(), resources)
 
 
 async def _first_of(work: asyncio.Task[Any], progress: asyncio.Event) -> None:
@@ -204,9 +196,20 @@ async def _start_stream(
 
     async def events() -> AsyncGenerator[str, None]:
         async with aclosing(chunks):  # type: ignore[type-var] # back ends are async generators
+            async for chunk in _with_robustness(first, _until_drained(gateway, chunks), robustness, voted=voted):
+                yield _event(chunk)
+
+    return _event_stream(gateway, events(), resources)
+
+
+def _event_stream(gateway: Gateway, events: AsyncGenerator[str, None], resources: ExitStack) -> EventStream:
+    """A stream of events that tells of whatever ends it early, and takes over ``resources``."""
+
+    async def told() -> AsyncGenerator[str, None]:
+        async with aclosing(events):
             try:
-                async for chunk in _with_robustness(first, _until_drained(gateway, chunks), robustness, voted=voted):
-                    yield _event(chunk)
+                async for event in events:
+                    yield event
             except ApiError as error:
                 gateway.metrics.count_error(error)
                 yield _event(error.body())
@@ -216,7 +219,7 @@ async def _start_stream(
                 yield _event(internal_error().body())
             yield "data: [DONE]\n\n"
 
-    return EventStream(events(), gateway.settings.client_write_timeout, resources.pop_all())
+    return EventStream(told(), gateway.settings.client_write_timeout, resources.pop_all())
 
 
 async def _until_drained(gateway: Gateway, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:

@@ -195,8 +195,8 @@ class SmoothingService:
         if not has_images and not asked:
             return None
         settings = caller.tenant.settings_for(self._settings)
-        default_sigma = self._engine.smoother.sigma_for(settings.sigma)
-        return answer_plan_of(options.answer, settings, self.plan(options, caller).terms.sigma, default_sigma)
+        default = self.plan(RobustnessOptions(), caller)
+        return answer_plan_of(options.answer, settings, self.plan(options, caller).terms.sigma, default.terms.sigma)
 
     @staticmethod
     async def _vote(vote: Vote | None, plan: SmoothingPlan) -> None:
@@ -213,7 +213,7 @@ class SmoothingService:
         robustness = Robustness.of([image.entry for image in images], requirements, decision)
         if vote is not None:
             norms = [image.result.spectral_norm for image in images]
-            answer = vote.entry(norms, plan.terms.confidence)
+            answer = vote.entry(norms, plan.terms.confidence, sum(image.entry.statements for image in images))
             self._metrics.observe_answer(
                 answer.outcome,
                 answer.radius.model,

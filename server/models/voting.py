@@ -200,8 +200,14 @@ class Vote:
         for number, name in enumerate(("prompt_tokens", "completion_tokens")):
             self._usage[number] += int(usage.get(name) or 0)
 
-    def entry(self, spectral_norms: Sequence[float], confidence: float) -> AnswerEntry:
-        """What is certified, once the vote has ended."""
+    def entry(self, spectral_norms: Sequence[float], confidence: float, beside: int) -> AnswerEntry:
+        """What is certified, once the vote has ended.
+
+        Args:
+            spectral_norms: ‖A‖₂ from each image as sent to the encoder's.
+            confidence: 1 - α of each statement.
+            beside: Statements about the images, with an α each.
+        """
         assert self._ballot is not None  # noqa: S101 (run comes first)
         prompt, completion = self._usage
         return AnswerEntry.of(
@@ -210,6 +216,7 @@ class Vote:
             spectral_norms,
             confidence,
             AnswerUsage(prompt, completion, prompt + completion),
+            beside=beside,
             in_time=self._in_time,
             returned=self._returned,
         )

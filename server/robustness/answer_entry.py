@@ -94,8 +94,8 @@ class AnswerEntry:
         radius: Certified for all values at once.
         asked_radius: That was to be reached.
         confidence: Of each value by itself.
-        confidence_together: That everything stated in this answer of the server holds: each value, and each image's
-            certificate.
+        confidence_together: That everything stated in this answer of the server holds: each value, and of each image
+            its certificate, what is served, fidelity and token map.
         sigma: Standard deviation of the noise.
         samples: Copies that were asked about, the pilot included.
         max_samples: Copies that would have been asked about at most.
@@ -132,6 +132,7 @@ class AnswerEntry:
         confidence: float,
         usage: AnswerUsage,
         *,
+        beside: int,
         in_time: bool,
         returned: bool,
     ) -> AnswerEntry:
@@ -143,6 +144,7 @@ class AnswerEntry:
             spectral_norms: ‖A‖₂ from each image as sent to the encoder's.
             confidence: 1 - α of each statement.
             usage: Of all votes.
+            beside: Statements about the images, with an α each.
             in_time: Whether the votes ended by themselves.
             returned: Whether the response carries the winners.
         """
@@ -151,7 +153,7 @@ class AnswerEntry:
         values = tuple(
             _value(name, count, ballot, asked, scale, in_time=in_time) for name, count in ballot.counts.items()
         )
-        statements = len(values) + len(spectral_norms)
+        statements = len(values) + beside
         return cls(
             certified=all(value.certified for value in values),
             satisfied=all(value.satisfied for value in values),
@@ -166,7 +168,9 @@ class AnswerEntry:
             max_samples=plan.samples,
             failed=ballot.failed,
             returned=returned,
-            verdicts=tuple(_verdict(requirement, ballot, plan, scale) for requirement in plan.requirements),
+            verdicts=tuple(
+                _verdict(requirement, ballot, plan, scale, in_time=in_time) for requirement in plan.requirements
+            ),
             values=values,
             usage=usage,
         )
@@ -238,11 +242,13 @@ def _within_reach(count: VoteCount[Value], ballot: Ballot, radius: float) -> boo
     return not count.split and count.likely_radius(ballot.sigma, 1_000 * max(ballot.samples, 1)) >= radius
 
 
-def _verdict(requirement: AnswerRequirement, ballot: Ballot, plan: AnswerPlan, scale: float) -> Verdict:
+def _verdict(
+    requirement: AnswerRequirement, ballot: Ballot, plan: AnswerPlan, scale: float, *, in_time: bool
+) -> Verdict:
     radius = model_radius(requirement.radius, requirement.space, [scale])
     if ballot.reached(radius):
         return "met"
-    if not plan.full_budget:  # who asks for few copies would be undecided, which may be milder
-        return "failed"
+    if not plan.full_budget or (plan.binds and not in_time):
+        return "failed"  # who asks for few copies, or for long answers, would be undecided, which may be milder
     short = [count for count in ballot.counts.values() if count.radius(ballot.sigma) < radius]
     return "undecided" if all(_within_reach(count, ballot, radius) for count in short) else "failed"

@@ -28,6 +28,7 @@ class AnswerPlan:
         adaptive: Whether the votes end at it.
         requirements: What the answer must reach.
         full_budget: Whether no fewer copies are asked about than the server asks about by default, where it binds.
+        binds: Whether a radius that the server requires binds.
         own_parameters: Whether the request chose anything that the certified radius depends on.
     """
 
@@ -38,6 +39,7 @@ class AnswerPlan:
     adaptive: bool
     requirements: list[AnswerRequirement]
     full_budget: bool = True
+    binds: bool = False
     own_parameters: bool = False
 
     @property
@@ -65,7 +67,7 @@ def answer_plan_of(
     Raises:
         ApiError: The request asks for what the operator does not allow, or for what does not fit together.
     """
-    binding = settings.policy_binds and settings.min_answer_radius is not None
+    binding = settings.answers_bind
     if options is None or not options.certify:
         if not binding:
             return None
@@ -103,6 +105,7 @@ def answer_plan_of(
         adaptive,
         requirements,
         full_budget=samples >= usual or not binding,
+        binds=binding,
         own_parameters=options.own_parameters,
     )
 

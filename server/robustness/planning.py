@@ -90,7 +90,8 @@ def plan_of(
     if features["centred"] and smoother.statistics is None:
         raise invalid("this model has no feature statistics to centre with; leave centred out", "robustness.centred")
     confidence = settings.confidence if options.confidence is None else options.confidence
-    if server.is_binding:
+    binding = server.is_binding or settings.answers_bind
+    if binding:
         confidence = max(confidence, settings.confidence)  # whatever holds with more confidence holds with less
     adaptive = settings.adaptive if options.adaptive is None else options.adaptive
     return SmoothingPlan(
@@ -111,7 +112,7 @@ def plan_of(
         full_budget=samples >= settings.samples or not server.is_binding,
         receipt=settings.receipts if options.receipt is None else options.receipt,
         own_parameters=options.own_parameters,
-        cache=options.cache or server.is_binding,  # a request sent again keeps its draws
+        cache=options.cache or binding,  # a request sent again keeps its draws
     )
 
 

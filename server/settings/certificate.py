@@ -134,9 +134,14 @@ class CertificateSettings(BaseModel):
         True,
         description="min_similarity, its radius, on_failure, on_undecided, min_fidelity, on_low_fidelity, confidence, "
         "stage, centred and granularity bind: requests may add to them, not take away. So do min_answer_radius, "
-        "on_answer_failure, on_answer_undecided, answer_functions and, beside them, sigma. Without: they are defaults "
-        "that a request may override.",
+        "on_answer_failure, on_answer_undecided, answer_functions and, beside them, confidence and sigma. Without: "
+        "they are defaults that a request may override.",
     )
+
+    @property
+    def answers_bind(self) -> bool:
+        """Whether there is a radius that requests cannot do without."""
+        return self.policy_binds and self.min_answer_radius is not None
 
     def contradiction(self) -> str | None:
         """Describes a default that exceeds its limit, or that nothing can reach; None if there is none."""

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 from fs_runtime.engine import SmoothingEngine
 from fs_runtime.loading.engine import EngineOptions, load_engine
+from fs_runtime.receipts import parse_receipt
+from fs_runtime.receipts.verify import verify
 from fs_runtime.reference import example_images, reference_model_path
 from server.robustness.withholding import NOTICE
 
@@ -27,6 +30,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "far": {"min_answer_radius": 2.0, "on_answer_failure": "reject", "on_answer_undecided": "reject"},
     "withholding": {"min_answer_radius": 2.0, "on_answer_failure": "withhold"},
     "mild": {"min_answer_radius": 2.0, "on_answer_failure": "flag", "policy_binds": False},
+    "low": {"min_answer_radius": 0.05, "max_sigma": 0.2},
     "choosy": {"min_answer_radius": 0.125, "answer_functions": ["text", "pattern:is (\\w+)"]},
 }
 
@@ -289,6 +293,43 @@ def test_a_binding_radius_pins_sigma_and_function(gateway: Gateway, circle: Imag
     assert listed.json()["robustness"]["answer"]["text"] == "red"
     other = ask(gateway, circle, tenant="choosy", answer={"pattern": r"(\w+)"})
     assert other.json()["error"]["code"] == "policy_conflict"
+
+
+def test_a_binding_radius_pins_confidence_and_draws(gateway: Gateway, circle: Image.Image) -> None:
+    """A small confidence would certify anything, and fresh draws at every request would be further attempts."""
+    plain = ask(gateway, circle, tenant="far", robustness=RECEIPT).json()["robustness"]
+    weak = ask(gateway, circle, tenant="far", robustness={"confidence": 0.01, **RECEIPT}).json()["robustness"]
+    again = ask(gateway, circle, tenant="far", robustness={"cache": False, **RECEIPT}).json()["robustness"]
+    assert plain["answer"]["confidence"] == weak["answer"]["confidence"] == 0.999
+    assert plain["answer"]["radius"] == weak["answer"]["radius"] == again["answer"]["radius"]
+    seeds = {answer["images"][0]["receipt"]["draws"]["seed"] for answer in (plain, weak, again)}
+    assert len(seeds) == 1
+    free = ask(gateway, circle, answer={}, robustness={"confidence": 0.9}).json()["robustness"]["answer"]
+    assert free["confidence"] == 0.9  # where nothing binds, it is the caller's
+
+
+def test_a_tenants_ceiling_lowers_the_sigma_that_binds(gateway: Gateway, circle: Image.Image) -> None:
+    answer = ask(gateway, circle, tenant="low").json()["robustness"]["answer"]
+    assert (answer["sigma"], answer["satisfied"]) == (0.2, True)
+
+
+def test_all_that_is_stated_holds_together(gateway: Gateway, circle: Image.Image) -> None:
+    plain = ask(gateway, circle, answer={}).json()["robustness"]["answer"]
+    mapped = ask(gateway, circle, answer={}, robustness={"token_map": True}).json()["robustness"]["answer"]
+    two = ask(gateway, circle, circle, answer={"samples": 16}).json()["robustness"]["answer"]
+    # The answer; and of each image g, what is served, fidelity, and the map.
+    for answer, statements in ((plain, 1 + 3), (mapped, 1 + 4), (two, 1 + 2 * 3)):
+        assert answer["confidence_together"] == pytest.approx(1 - statements * 0.001)
+
+
+def test_a_receipt_of_an_image_that_was_voted_about_verifies(
+    gateway: Gateway, circle: Image.Image, engine: SmoothingEngine
+) -> None:
+    body = ask(gateway, circle, answer={"radius": 0.125}, robustness={**RECEIPT, "samples": 200}).json()["robustness"]
+    image = body["images"][0]
+    assert (image["ended"], image["samples"]) == ("samples", 64) or image["ended"] == "votes"
+    found = verify(parse_receipt(json.dumps(image["receipt"]).encode()), np.asarray(circle), lambda: engine.smoother)
+    assert found.verdict == "reproduced", found.problems
 
 
 def test_reject(gateway: Gateway, circle: Image.Image) -> None:

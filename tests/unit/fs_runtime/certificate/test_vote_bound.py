@@ -25,6 +25,7 @@ def test_radius_is_inside_the_law_of_the_vote() -> None:
         radius = vote_radius(share, 0.25)
         assert 0 < radius < 0.25 * float(ndtri(share))
     assert ndtr(ndtri(0.9) - vote_radius(0.9, 0.25) / 0.25) > 0.5
+    assert vote_radius(float(np.nextafter(0.5, 1)), 0.25) == 0.0  # it may be a half that was rounded up
     assert vote_radius(0.5, 0.25) == vote_radius(0.2, 0.25) == vote_radius(0.9, 0.0) == 0.0
 
 

@@ -65,6 +65,7 @@ def voted(model: Answers, **options: Any) -> tuple[Vote, AnswerEntry]:
         options.pop("adaptive", False),
         options.pop("requirements", []),
         full_budget=options.pop("full_budget", True),
+        binds=options.pop("binds", False),
     )
 
     async def run() -> tuple[Vote, AnswerEntry]:
@@ -82,7 +83,7 @@ def voted(model: Answers, **options: Any) -> tuple[Vote, AnswerEntry]:
             await vote.run(0.25, 0.999, go_on=False)
         finally:
             draw.cancel()
-        return vote, vote.entry([options.get("norm", 1.0)], 0.999)
+        return vote, vote.entry([options.get("norm", 1.0)], 0.999, beside=3)
 
     return asyncio.run(run())
 
@@ -114,7 +115,7 @@ def test_agreement_is_certified() -> None:
     assert entry.samples == 64
     assert 0.125 < entry.radius.model < 0.375
     assert (entry.usage.prompt_tokens, entry.usage.completion_tokens) == (640, 128)
-    assert entry.confidence_together == pytest.approx(0.998)
+    assert entry.confidence_together == pytest.approx(1 - 4 * 0.001)  # the value, and three about the image
 
 
 def test_votes_enter_in_the_order_of_the_copies() -> None:
@@ -195,7 +196,7 @@ def test_more_copies_would_do() -> None:
 
 def test_who_asks_for_few_copies_is_not_undecided() -> None:
     requirement = AnswerRequirement("server", 0.4, "model", "reject", "flag")
-    options = {"radius": 0.4, "samples": 32, "requirements": [requirement], "full_budget": False}
+    options = {"radius": 0.4, "samples": 32, "requirements": [requirement], "full_budget": False, "binds": True}
     entry = voted(Answers(lambda _: "red"), **options)[1]
     assert entry.values[0].shortfall == "samples"
     assert entry.verdicts == ("failed",)
@@ -208,6 +209,12 @@ def test_time_that_is_over_leaves_what_was_counted() -> None:
     assert entry.satisfied  # what the votes so far certify holds
     short = voted(Answers(lambda _: "red", lambda number: 0.0 if number < 16 else 60.0), timeout=1.0)[1]
     assert short.values[0].shortfall == "time"
+    requirement = AnswerRequirement("server", 0.125, "model", "reject", "flag")
+    late = Answers(lambda _: "red", lambda number: 0.0 if number < 16 else 60.0)
+    for binds, verdict in ((False, "undecided"), (True, "failed")):  # long answers are no way around what binds
+        entry = voted(late, timeout=1.0, requirements=[requirement], binds=binds)[1]
+        late.asked.clear()
+        assert entry.verdicts == (verdict,)
     with pytest.raises(ApiError, match="no copy was answered") as raised:
         voted(Answers(lambda _: "red", lambda _: 60.0), timeout=0.2)
     assert raised.value.status == 504
