@@ -1,4 +1,4 @@
-"""Prints a certified answer: what the votes say, which change cannot turn it, and what would certify more."""
+"""Prints a certified answer: what the votes say, which change cannot turn them, and what would certify more."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class AnswerOptions(BaseModel):
         le=MAX_RADIUS,
         strict=True,
         allow_inf_nan=False,
-        description="l2 size of a change of the images, all together, that must not turn the answer; by default half "
+        description="l2 size of a change of the images, all together, that must not turn the vote; by default half "
         "of sigma.",
     )
     space: Space = Field(
